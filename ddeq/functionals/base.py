@@ -1,0 +1,192 @@
+"""`Functional`: energies on measures; from one `forward`, the first variation and the Wasserstein gradient."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ddeq.held import store
+from ddeq.iteration.derivatives import gradient
+from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
+
+__all__ = ["Functional", "Scaled", "Smoothness", "Sum"]
+
+
+class Smoothness(enum.IntEnum):
+    """Where a functional is twice differentiable in the points; a sum is as smooth as its least smooth part."""
+
+    SMOOTH = 0
+    """Everywhere."""
+    AS_POTENTIAL = 1
+    """Where the function is that the user gave."""
+    OFF_DIAGONAL = 2
+    """Where no two different atoms coincide; at coincident ones derivatives of distances are zero by convention."""
+    ALMOST_EVERYWHERE = 3
+    """Outside a set of measure zero."""
+
+
+class Functional(nn.Module):
+    r"""An energy :math:`F(\mu)` on measures.
+
+    A new functional writes `forward` alone, as a function of points and weights that is measure consistent (T1).
+    `first_variation` and `wasserstein_gradient` then follow by automatic differentiation (T2), and are differentiable
+    again. Closed forms may override `first_variation` where they are faster; the Wasserstein gradient follows it.
+    Functionals add, subtract and scale: ``F + 0.1 * G``.
+
+    Examples
+    --------
+    >>> class Spread(Functional):
+    ...     def forward(self, mu):
+    ...         return 0.5 * mu.mass() * mu.covariance().diagonal(dim1=-2, dim2=-1).sum(-1)
+    >>> mu = DiscreteMeasure(torch.tensor([[0.0], [2.0]]))
+    >>> Spread()(mu), Spread().wasserstein_gradient(mu).squeeze()
+    (tensor(0.5000), tensor([-1.,  1.]))
+    """
+
+    smoothness: Smoothness = Smoothness.ALMOST_EVERYWHERE
+    reads_marks: bool = False
+    """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        """The energy of each measure of the batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define `forward(mu)`")
+
+    def __call__(self, mu: DiscreteMeasure) -> Tensor:
+        """`forward`, once ``mu`` is known to be a measure, and its result to be one number for each."""
+        if not isinstance(mu, DiscreteMeasure):
+            raise TypeError(f"mu: expected a DiscreteMeasure, got {type(mu).__name__}; use DiscreteMeasure(points)")
+        value: Any = super().__call__(mu)
+        if not isinstance(value, Tensor) or value.shape != mu.batch_shape:
+            seen = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{type(self).__name__}.forward: expected one number per measure, shape {mu.batch_shape}, got {seen}"
+            )
+        return value
+
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+        r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant.
+
+        By default the derivative of the energy in the weights, at ``x`` in those of atoms of mass zero placed there (T2).
+
+        Parameters
+        ----------
+        mu
+            The measures.
+        x
+            Points ``(*batch, m, d)``; default: the atoms of ``mu``.
+
+        Raises
+        ------
+        ValueError
+            If ``x`` is given and the functional reads the marks of atoms, which points do not have.
+        """
+        if x is None:
+            return gradient(lambda w: self(mu.with_weights(w)), mu.weights)
+        if self.reads_marks and mu.marks is not None:
+            raise ValueError(f"x: {type(self).__name__} reads marks, which points do not have; leave x out for the atoms")
+        unmarked = mu.with_marks(None)
+        return gradient(lambda w: self(unmarked + unchecked(x, w)), x.new_zeros(x.shape[:-1]))
+
+    def wasserstein_gradient(
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
+    ) -> Float[Tensor, "*batch m d"]:
+        r"""Wasserstein gradient :math:`\nabla \frac{\delta F}{\delta\mu}(x)`.
+
+        At the atoms of positive mass this is :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}` (T2).
+
+        Parameters
+        ----------
+        mu
+            The measures.
+        x
+            Points ``(*batch, m, d)``; default: the atoms of ``mu``, those of mass zero included.
+        """
+        if type(self).first_variation is not Functional.first_variation:
+            return gradient(lambda p: self.first_variation(mu, p), mu.points if x is None else x)
+        if x is not None:
+            return gradient(lambda p: self.first_variation(mu, p), x)
+        dead = ~mu.support()
+        force = gradient(lambda p: self(mu.with_points(p)), mu.points)
+        at_atoms = force / torch.where(dead, 1.0, mu.weights).unsqueeze(-1)
+        if values_are_known(dead) and not bool(dead.any()):
+            return at_atoms
+
+        def of_dead_atoms(points: Tensor) -> Tensor:  # only its own first variation sees where a dead atom lies
+            return torch.where(dead, self.first_variation(mu.with_points(points)), 0.0)
+
+        return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
+
+    def __add__(self, other: Functional) -> Sum:
+        return Sum(self, other) if isinstance(other, Functional) else NotImplemented
+
+    def __mul__(self, factor: float | Tensor) -> Scaled:
+        return Scaled(self, factor) if isinstance(factor, int | float | Tensor) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float | Tensor) -> Scaled:
+        return self * (1.0 / divisor)
+
+    def __neg__(self) -> Scaled:
+        return self * -1.0
+
+    def __sub__(self, other: Functional) -> Sum:
+        return self + -other if isinstance(other, Functional) else NotImplemented
+
+
+class Sum(Functional):
+    """Sum of two functionals, as ``F + G`` makes it; closed forms of its parts are used."""
+
+    def __init__(self, first: Functional, second: Functional) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.smoothness = max(first.smoothness, second.smoothness)
+        self.reads_marks = first.reads_marks or second.reads_marks
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return self.first(mu) + self.second(mu)
+
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+        return self.first.first_variation(mu, x) + self.second.first_variation(mu, x)
+
+    def wasserstein_gradient(
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
+    ) -> Float[Tensor, "*batch m d"]:
+        return self.first.wasserstein_gradient(mu, x) + self.second.wasserstein_gradient(mu, x)
+
+
+class Scaled(Functional):
+    """Multiple of a functional, as ``c * F`` makes it: ``c`` is a number, or a tensor of shape ``()`` or ``(*batch,)``.
+
+    An ``nn.Parameter`` trains; another tensor is a buffer and keeps its history.
+    """
+
+    def __init__(self, functional: Functional, factor: float | Tensor) -> None:
+        super().__init__()
+        self.factor: float | Tensor
+        self.functional = functional
+        self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
+        store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return self._factor(0) * self.functional(mu)
+
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+        return self._factor(1) * self.functional.first_variation(mu, x)
+
+    def wasserstein_gradient(
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
+    ) -> Float[Tensor, "*batch m d"]:
+        return self._factor(2) * self.functional.wasserstein_gradient(mu, x)
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+    def _factor(self, dims: int) -> float | Tensor:
+        """The factor with as many dimensions behind the batch."""
+        c = self.factor
+        return c[(...,) + (None,) * dims] if isinstance(c, Tensor) else c

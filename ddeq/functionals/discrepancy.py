@@ -1,0 +1,80 @@
+"""What functionals that compare a measure with a target share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Self
+
+from ddeq.functionals.base import Functional
+from ddeq.held import HeldMeasure
+from ddeq.measures import DiscreteMeasure
+
+__all__ = ["Discrepancy", "DiscrepancyLike", "against"]
+
+
+class Discrepancy(Functional):
+    """A functional that compares measures with a ``target``: one for all, or one for each measure of the batch.
+
+    The target is held as buffers; gradients reach it.
+    """
+
+    def __init__(self, target: DiscreteMeasure) -> None:
+        super().__init__()
+        if not isinstance(target, DiscreteMeasure):
+            raise ValueError(f"target: expected a DiscreteMeasure, got {type(target).__name__}")
+        self._target = HeldMeasure(target)
+
+    @property
+    def target(self) -> DiscreteMeasure:
+        """The measure with which others are compared."""
+        target: DiscreteMeasure = self._target()
+        return target
+
+    def with_target(self, target: DiscreteMeasure) -> Self:
+        """The same discrepancy, settings and parameters shared, from another target."""
+        other = copy.copy(self)
+        object.__setattr__(other, "_modules", {**self._modules, "_target": HeldMeasure(target)})
+        return other
+
+    def _target_for(self, mu: DiscreteMeasure) -> DiscreteMeasure:
+        """The target in the batch shape of ``mu``, once they are known to fit."""
+        target = self.target
+        if mu.dim != target.dim:
+            raise ValueError(f"mu: expected points of dimension {target.dim} as of the target, got {mu.dim}")
+        if (mu.dtype, mu.device) != (target.dtype, target.device):
+            raise ValueError(
+                f"mu: expected {target.dtype} on {target.device} as of the target, got {mu.dtype} on {mu.device}; "
+                "use .to(...) on the measure or the functional"
+            )
+        try:
+            return target.expand(*mu.batch_shape)
+        except RuntimeError:
+            raise ValueError(f"mu: batch {mu.batch_shape} does not fit targets of batch {target.batch_shape}") from None
+
+    def extra_repr(self) -> str:
+        return f"target={self.target}"
+
+
+DiscrepancyLike = Callable[[DiscreteMeasure], Functional] | Discrepancy
+"""A function from a target to a functional, such as the class ``MMD`` or ``lambda nu: MMD(nu, Gaussian(1.0))``, or an
+instance of a discrepancy, whose own target does not matter then."""
+
+
+def against(discrepancy: DiscrepancyLike, target: DiscreteMeasure) -> Functional:
+    """The functional that measures the discrepancy from ``target``.
+
+    Raises
+    ------
+    ValueError
+        If ``discrepancy`` is neither a `Discrepancy` nor a function from a measure to a functional.
+    """
+    if isinstance(discrepancy, Discrepancy):
+        return discrepancy.with_target(target)
+    functional = discrepancy(target) if callable(discrepancy) and not isinstance(discrepancy, Functional) else None
+    if not isinstance(functional, Functional):
+        raise ValueError(
+            "discrepancy: expected a Discrepancy such as MMD(target, kernel) or a function from a target to a Functional "
+            f"such as `lambda nu: MMD(nu, kernel)`, got {discrepancy!r}"
+        )
+    return functional

@@ -1,0 +1,57 @@
+"""Potential energies: each atom by itself in a landscape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ddeq.functionals.base import Functional, Smoothness
+from ddeq.measures import DiscreteMeasure
+from ddeq.reductions import integrate
+
+__all__ = ["PotentialEnergy"]
+
+
+class PotentialEnergy(Functional):
+    r"""Potential energy of a measure.
+
+    .. math:: F(\mu) = \int V \,\mathrm d\mu, \qquad \frac{\delta F}{\delta \mu} = V, \qquad \nabla_W F(\mu) = \nabla V .
+
+    Parameters
+    ----------
+    potential
+        Function :math:`V`, points ``(*batch, n, d)`` to energies ``(*batch, n)``; an ``nn.Module`` trains.
+
+    Raises
+    ------
+    ValueError
+        If ``potential`` returns another shape; the message shows both.
+
+    Examples
+    --------
+    >>> import torch
+    >>> F = PotentialEnergy(lambda x: 0.5 * x.square().sum(-1))
+    >>> F.wasserstein_gradient(DiscreteMeasure(torch.tensor([[1.0, 2.0]])))
+    tensor([[1., 2.]])
+    """
+
+    smoothness = Smoothness.AS_POTENTIAL
+
+    def __init__(self, potential: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return integrate(self.first_variation(mu), mu)
+
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+        x = mu.points if x is None else x
+        energies = self.potential(x)
+        if energies.shape != x.shape[:-1]:
+            raise ValueError(
+                f"potential: expected points {tuple(x.shape)} to go to energies {tuple(x.shape[:-1])}, "
+                f"got {tuple(energies.shape)}"
+            )
+        return energies

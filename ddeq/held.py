@@ -1,0 +1,29 @@
+"""How modules hold numbers, tensors and measures: they follow ``.to()``, are saved, and keep their history in autograd."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ddeq.measures import DiscreteMeasure, unchecked
+
+__all__ = ["HeldMeasure", "store"]
+
+
+def store(module: nn.Module, name: str, value: float | Tensor | None) -> None:
+    """Hold a number as it is, an ``nn.Parameter`` as a parameter and another tensor as a buffer."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)
+
+
+class HeldMeasure(nn.Module):
+    """A measure as part of a module; calling it gives the measure as it is now."""
+
+    def __init__(self, measure: DiscreteMeasure) -> None:
+        super().__init__()
+        for name in ("points", "weights", "marks"):
+            store(self, name, getattr(measure, name))
+
+    def forward(self) -> DiscreteMeasure:
+        return unchecked(self.points, self.weights, self.marks)

@@ -1,0 +1,269 @@
+"""The one loop: per-sample stop, best iterate, freezing and removal of finished samples, traces, callbacks, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from ddeq.iteration.status import Status, Stop
+
+__all__ = ["Evaluation", "Outcome", "Process", "Report", "iterate"]
+
+DIVERGENCE = 1e8
+"""An iterate this many times larger than the first one has diverged; it would take long to become infinite."""
+PATIENCE = 100
+"""A sample whose residual has had no new minimum for so many steps stagnates; Anderson's plateaus are shorter."""
+FILL = 0.875
+"""Finished samples are removed when at most this share of the current batch is still running."""
+
+
+class Evaluation(NamedTuple):
+    """What a process sees at an iterate, before it steps on."""
+
+    residual: Tensor
+    """How far the iterate is from a solution, ``(*batch,)``, as the tolerance measures it."""
+    absolute: Tensor
+    """The same in the units of the problem, ``(*batch,)``."""
+    growth: Tensor
+    """By how much the last step of the method would grow if it were repeated, ``(*batch,)``; 0 where unknown."""
+    size: Tensor
+    """How large the next iterate threatens to be, ``(*batch,)``; not finite: diverged."""
+    found: Any
+    """What `Process.advance` needs of it."""
+
+
+class Process(Protocol):
+    """An iterative method on batches of tensors ``(*batch, ...)``."""
+
+    def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
+        """Look at an iterate; also returns the memory, which it may change."""
+        ...
+
+    def advance(self, value: Tensor, memory: Any, found: Any, step: int) -> tuple[Tensor, Any]:
+        """Take a step."""
+        ...
+
+    def select(self, keep: Tensor) -> Self:
+        """The same process for the entries ``keep`` of the first batch dimension."""
+        ...
+
+
+class Report(NamedTuple):
+    """What a callback is told at every step."""
+
+    step: int
+    value: Tensor
+    """The current iterates ``(*batch, ...)``, those of finished samples where they stopped."""
+    residual: Tensor
+    """The last residuals ``(*batch,)``."""
+    active: Tensor
+    """Which samples still run, ``(*batch,)``."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an iteration gives: ``(*batch, ...)`` each, ``trace`` with a first dimension of evaluations, NaN once finished."""
+
+    value: Tensor
+    residual: Tensor
+    steps: Tensor
+    status: Tensor
+    absolute: Tensor
+    """Absolute residual of ``value``."""
+    growth: Tensor
+    """Largest growth that was seen."""
+    trace: Tensor | None
+
+
+def iterate(
+    process: Process,
+    value: Tensor,
+    memory: Any,
+    *,
+    stop: Stop,
+    batch_shape: tuple[int, ...],
+    converging: bool = True,
+    best: bool = True,
+    removable: bool = False,
+    trace: bool = False,
+    callback: Callable[[Report], object] | None = None,
+    progress: bool = False,
+) -> Outcome:
+    """Run ``process`` from ``value`` until every sample of the batch has converged, diverged or stagnated.
+
+    Parameters
+    ----------
+    process, value, memory
+        The method, its first iterate ``(*batch, ...)`` and its memory, a pytree of tensors ``(*batch, ...)``.
+    stop
+        Tolerance and most steps; the last iterate is evaluated too, so that its residual is known.
+    converging
+        If false, all steps are taken, the last iterate is not evaluated, and samples end as COMPLETED.
+    best
+        Return each sample's iterate of least residual instead of its last one.
+    removable
+        Whether finished samples may leave the computation through `Process.select`.
+    trace, callback, progress
+        Keep the residuals of all evaluations; call at each of them; show a bar.
+    """
+    device, rows = value.device, batch_shape[0] if batch_shape else 1
+    full = _Samples.start(value, batch_shape, Status.MAX_STEPS if converging else Status.COMPLETED)
+    now, index, traces = full, torch.arange(rows, device=device), []
+    with _Bar(progress, stop.max_steps) as bar:
+        for step in range(stop.max_steps + converging):
+            evaluation, memory = process.evaluate(now.value, memory)
+            now = now.judge(evaluation, step, stop, converging)
+            last = step == stop.max_steps
+            if trace or callback is not None:
+                full = _scatter(full, now, index, rows)
+                shown = torch.where(full.running | (full.checked == step), full.seen, torch.nan)
+                traces.append(shown.detach())
+                if callback is not None:
+                    callback(Report(step, full.value, full.seen, full.running))
+            if last:
+                break
+            if step % stop.check_every == 0:
+                left = _running_rows(now.running)
+                if not len(left):
+                    break
+                if removable and len(left) <= FILL * len(index):
+                    full = _scatter(full, now, index, rows)
+                    now, index, process = now.select(left), index[left], process.select(left)
+                    memory, evaluation = pytree.tree_map_only(Tensor, itemgetter(left), (memory, evaluation))
+            proposal, memory = process.advance(now.value, memory, evaluation.found, step)
+            now = now.move(proposal)
+            bar.update()
+    full = _scatter(full, now, index, rows)
+    return Outcome(
+        value=full.best if best else full.value,
+        residual=full.least if best else full.seen,
+        steps=full.steps,
+        status=full.status,
+        absolute=full.distance,
+        growth=full.growth,
+        trace=torch.stack(traces) if trace else None,
+    )
+
+
+class _Samples(NamedTuple):
+    """The state of every sample: what the loop knows of it, ``(*batch, ...)`` each."""
+
+    value: Tensor
+    seen: Tensor  # residual at the last evaluation while running
+    best: Tensor
+    least: Tensor  # residual of the best iterate
+    distance: Tensor  # the same, absolute
+    growth: Tensor
+    improved: Tensor  # step of that iterate
+    checked: Tensor  # step of the last evaluation while running
+    limit: Tensor  # size from which the sample counts as diverged
+    steps: Tensor
+    status: Tensor
+    running: Tensor
+
+    @classmethod
+    def start(cls, value: Tensor, batch_shape: tuple[int, ...], status: Status) -> _Samples:
+        zeros = torch.zeros(batch_shape, dtype=torch.long, device=value.device)
+        infinite = value.new_full(batch_shape, torch.inf)
+        running = torch.ones(batch_shape, dtype=torch.bool, device=value.device)
+        none = torch.zeros_like(infinite)
+        return cls(
+            value,
+            infinite,
+            value,
+            infinite,
+            infinite,
+            none,
+            zeros,
+            zeros,
+            infinite,
+            zeros,
+            zeros + status.value,
+            running,
+        )
+
+    def judge(self, evaluation: Evaluation, step: int, stop: Stop, converging: bool) -> _Samples:
+        residual, size = evaluation.residual.detach(), evaluation.size.detach()
+        limit = DIVERGENCE * size if step == 0 else self.limit
+        valid = torch.isfinite(size) & (size <= limit)
+        diverged = self.running & ~valid
+        better = self.running & valid & (residual < self.least)
+        improved = torch.where(better, step, self.improved)
+        status = torch.where(diverged, Status.DIVERGED.value, self.status)
+        finished = diverged
+        if converging:
+            converged = self.running & valid & (residual <= stop.rtol)
+            stagnated = self.running & valid & ~converged & (step - improved >= PATIENCE)
+            status = torch.where(converged, Status.CONVERGED.value, status)
+            status = torch.where(stagnated, Status.STAGNATED.value, status)
+            finished = finished | converged | stagnated
+        return self._replace(
+            seen=torch.where(self.running, residual, self.seen),
+            best=torch.where(_as(better, self.value), self.value, self.best),
+            least=torch.where(better, residual, self.least),
+            distance=torch.where(better, evaluation.absolute.detach(), self.distance),
+            growth=torch.where(self.running, torch.maximum(self.growth, evaluation.growth.detach()), self.growth),
+            improved=improved,
+            checked=torch.where(self.running, step, self.checked),
+            limit=limit,
+            status=status,
+            running=self.running & ~finished,
+        )
+
+    def move(self, proposal: Tensor) -> _Samples:
+        """To the proposed iterates, where they are finite; the others stay where they were, and have diverged."""
+        finite = torch.isfinite(proposal.detach()).flatten(self.running.ndim).all(-1)
+        moving = self.running & finite
+        return self._replace(
+            value=torch.where(_as(moving, proposal), proposal, self.value),
+            steps=self.steps + moving,
+            status=torch.where(self.running & ~finite, Status.DIVERGED.value, self.status),
+            running=moving,
+        )
+
+    def select(self, keep: Tensor) -> _Samples:
+        return _Samples(*(t[keep] for t in self))
+
+
+def _scatter(full: _Samples, now: _Samples, index: Tensor, rows: int) -> _Samples:
+    """What is known of the samples that are left, put back among all."""
+    return now if len(index) == rows else _Samples(*(f.index_copy(0, index, t) for f, t in zip(full, now, strict=True)))
+
+
+def _running_rows(running: Tensor) -> Tensor:
+    """Entries of the first batch dimension in which a sample still runs."""
+    return running.reshape(running.shape[0] if running.ndim else 1, -1).any(-1).nonzero().squeeze(-1)
+
+
+def _as(mask: Tensor, value: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
+
+
+class _Bar:
+    """A progress bar, or none; tqdm is asked for only where one is shown."""
+
+    def __init__(self, shown: bool, total: int) -> None:
+        self._bar: Any = None
+        if shown:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                raise ImportError("progress=True needs tqdm: pip install tqdm, or leave progress out") from None
+            self._bar = tqdm(total=total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self) -> None:
+        if self._bar is not None:
+            self._bar.update()

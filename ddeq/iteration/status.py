@@ -1,0 +1,75 @@
+"""When to stop, and how it ended."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ConvergenceError", "ConvergenceWarning", "Status", "Stop"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When an iteration stops, for each sample of a batch by itself.
+
+    Parameters
+    ----------
+    rtol
+        A sample has converged when its relative residual is at most ``rtol``.
+    atol
+        The scale below which residuals count as absolute: they are measured relative to a size plus ``atol / rtol``.
+    max_steps
+        Most steps to take; 0 only evaluates the start.
+    check_every
+        Look every so many steps whether all samples have finished: on a GPU each look waits for the device. Results
+        do not depend on it.
+
+    Raises
+    ------
+    ValueError
+        If a tolerance is negative or not finite, ``rtol`` is zero, or a number of steps is not a whole one in its range.
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-8
+    max_steps: int = 100
+    check_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("rtol", "positive"), ("atol", "non-negative")):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0 and (value > 0 or name == "atol")):
+                raise ValueError(f"{name}: expected a {least} finite number, got {value}")
+        for name, smallest in (("max_steps", 0), ("check_every", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+                raise ValueError(f"{name}: expected a whole number >= {smallest}, got {value!r}")
+
+
+class Status(enum.IntEnum):
+    """How an iteration ended for a sample."""
+
+    CONVERGED = 0
+    """The residual is at most the tolerance."""
+    MAX_STEPS = 1
+    """All steps were taken and the residual is still above the tolerance."""
+    DIVERGED = 2
+    """The iterates became NaN, infinite, or larger than anything that belongs to the problem."""
+    STAGNATED = 3
+    """The residual has stopped falling above the tolerance."""
+    COMPLETED = 4
+    """All steps asked for were done, and nothing was to converge."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A solve did not converge; the message says by how much and what may help."""
+
+
+class ConvergenceError(RuntimeError):
+    """A solve did not converge and the caller wanted an exception; ``solution`` is what was found."""
+
+    def __init__(self, message: str, solution: Any = None) -> None:
+        super().__init__(message)
+        self.solution = solution

@@ -1,0 +1,21 @@
+"""Sums over atoms: the only place of the library where work of order N x M happens.
+
+`integrate` sums over the atoms of one measure; `integrate_kernel` and `integrate_pairs` integrate a function of pairs
+against a measure without ever storing more of it than `block_size` allows. Which code does it, `backend` decides:
+``dense`` (PyTorch, in blocks), ``keops`` (symbolic, compiled at first use) or ``auto``. All give the same numbers and
+the same derivatives of every order.
+"""
+
+from ddeq.reductions.backend import BackendWarning, Choice, backend, block_size, choose
+from ddeq.reductions.integrals import integrate, integrate_kernel, integrate_pairs
+
+__all__ = [
+    "BackendWarning",
+    "Choice",
+    "backend",
+    "block_size",
+    "choose",
+    "integrate",
+    "integrate_kernel",
+    "integrate_pairs",
+]

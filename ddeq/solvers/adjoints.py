@@ -1,0 +1,221 @@
+"""How gradients flow through a fixed point."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ddeq.iteration import ConvergenceError, ConvergenceWarning, Status, Stop, implicit_function, iterate
+from ddeq.solvers.anderson import Anderson
+from ddeq.solvers.bound_map import BoundMap
+from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
+
+__all__ = ["Adjoint", "Implicit", "OneStep", "Phantom", "Unrolled"]
+
+
+@runtime_checkable
+class Adjoint(Protocol):
+    """A frozen set of options that ties a solution to what it depends on."""
+
+    def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
+        """``z``, the same numbers, as a differentiable function of ``bound.tensors``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Implicit:
+    r"""Exact derivatives of every order by the implicit-function rule (T7), at constant memory.
+
+    .. math:: \bar\theta = (\partial_\theta \Phi)^\top u, \qquad u = J^\top u + \bar z, \quad J = \partial_z \Phi(z^*),
+
+    the adjoint equation being solved as a fixed-point problem of its own. Samples that did not converge are
+    differentiated at their best iterate, with a `ConvergenceWarning`; those that diverged get zero, with another.
+
+    Parameters
+    ----------
+    solver
+        Solver of the adjoint equation; default ``Anderson()``.
+    stop
+        Its tolerance and steps; default: those of the forward solve.
+    on_failure
+        Whether an adjoint equation that was not solved warns, or raises a `ConvergenceError`.
+    """
+
+    solver: Solver | None = None
+    stop: Stop | None = None
+    on_failure: Literal["warn", "raise"] = "warn"
+
+    def __post_init__(self) -> None:
+        if self.on_failure not in ("warn", "raise"):
+            raise ValueError(f"on_failure: expected 'warn' or 'raise', got {self.on_failure!r}")
+
+    def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
+        diverged = status == Status.DIVERGED.value
+        if bound.removable and bool(diverged.any()):
+            # Zero times NaN is NaN: what diverged must not take part in backward at all.
+            rows = (~diverged).reshape(len(diverged), -1).any(-1).nonzero().squeeze(-1)
+            solved = self.attach(bound.select(rows), z[rows], status[rows], stop) if len(rows) else z[rows]
+            return _WarnOfDiverged.apply(z.index_copy(0, rows, solved), diverged)  # type: ignore[no-any-return,no-untyped-call]
+        solve = _AdjointSolve(self, bound.mu.weights.detach(), status, self.stop or stop)
+        return implicit_function(lambda z, *t: bound.image_of(z, *t) - z, solve, z, *bound.tensors)
+
+
+class _AdjointSolve:
+    """``x = A(x) + x + b`` by a solver of fixed points, for each sample in units of its ``b``."""
+
+    def __init__(self, options: Implicit, weights: Tensor, status: Tensor, stop: Stop) -> None:
+        self._options, self._status = options, status
+        self._solver = options.solver or Anderson()
+        self._stop = stop
+        live = weights > 0
+        mean = weights.mean(-1, keepdim=True)
+        # Cotangents carry the mass of their atoms, so their inner product divides by it. Atoms of mass zero count as
+        # average ones: their cotangents vanish unless the loss looks at them, and then their equations must hold too.
+        inverse = 1.0 / torch.where(live, weights, torch.where(mean > 0, mean, 1.0))
+        self._inverse, self._weights = inverse, torch.where(live, weights, mean)
+
+    def __call__(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> Tensor:
+        failed = (self._status != Status.CONVERGED.value) & (self._status != Status.DIVERGED.value)
+        if bool(failed.any()):
+            warnings.warn(
+                f"{int(failed.sum())} of {failed.numel()} fixed points did not converge; their gradients are taken at the best "
+                "iterate. More steps, another solver or a stabler map may help",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        diverged = self._status == Status.DIVERGED.value
+        if bool(diverged.any()):
+            _warn_of_diverged(diverged)
+            b = torch.where(diverged[..., None, None], 0.0, b)
+        problem = FixedPoint(_Affine(operator, b), self._inverse if dual else self._weights)
+        size = problem.norm(b)[..., None, None]
+        size = torch.where(size > 0, size, 1.0)
+        problem = replace(problem, function=_Affine(operator, b / size))
+        iteration = FixedPointIteration(problem, self._solver, self._stop)
+        outcome = iterate(iteration, b / size, iteration.start(b), stop=self._stop, batch_shape=tuple(b.shape[:-2]))
+        self._judge(outcome.status, outcome.residual)
+        return outcome.value * size
+
+    def _judge(self, status: Tensor, residual: Tensor) -> None:
+        failed = status != Status.CONVERGED.value
+        if not bool(failed.any()):
+            return
+        message = (
+            f"{int(failed.sum())} of {failed.numel()} adjoint equations were not solved (largest relative residual "
+            f"{float(residual[failed].max()):.1e}, wanted {self._stop.rtol:.1e}): gradients are inexact, or the system is "
+            "singular. Give the adjoint more steps, Implicit(stop=Stop(...)), or make the map contract more"
+        )
+        if self._options.on_failure == "raise":
+            raise ConvergenceError(message)
+        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+
+
+def _warn_of_diverged(diverged: Tensor) -> None:
+    warnings.warn(
+        f"{int(diverged.sum())} of {diverged.numel()} fixed points diverged; their gradients are set to zero",
+        ConvergenceWarning,
+        stacklevel=2,
+    )
+
+
+class _WarnOfDiverged(torch.autograd.Function):
+    """The identity; warns in backward, when gradients of samples that diverged are dropped."""
+
+    @staticmethod
+    def forward(ctx: object, z: Tensor, diverged: Tensor) -> Tensor:
+        ctx.diverged = diverged  # type: ignore[attr-defined]
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: object, cotangent: Tensor) -> tuple[Tensor, None]:
+        _warn_of_diverged(ctx.diverged)  # type: ignore[attr-defined]
+        return cotangent, None
+
+
+@dataclass(frozen=True)
+class Phantom:
+    r"""Derivatives through ``steps`` damped applications of the map at the solution: a truncated Neumann series.
+
+    The value stays that of the solution. With ``steps`` :math:`= K` and no damping, :math:`(I - J)^{-1}` is replaced by
+    :math:`\sum_{k < K} J^k`; the error falls like the spectral radius of :math:`J` to the power :math:`K`.
+
+    Parameters
+    ----------
+    steps
+        Number of applications, at least one.
+    damping
+        Share of the old iterate in each.
+
+    References
+    ----------
+    Geng et al. (2021), On training implicit models.
+    """
+
+    steps: int = 5
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.steps, int) and self.steps >= 1):
+            raise ValueError(f"steps: expected a whole number >= 1, got {self.steps!r}")
+        if not 0.0 <= self.damping < 1.0:
+            raise ValueError(f"damping: expected 0 <= damping < 1, got {self.damping}")
+
+    def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
+        y = z
+        for _ in range(self.steps):
+            y = torch.lerp(bound.image(y), y, self.damping)
+        # The value must not move: training and evaluation see the same solution.
+        good = (status != Status.DIVERGED.value)[..., None, None]
+        return z + torch.where(good, y - y.detach(), 0.0)
+
+
+@dataclass(frozen=True)
+class OneStep:
+    r"""Derivatives of one application of the map at the solution, :math:`(I - J)^{-1} \approx I`: cheap and biased.
+
+    References
+    ----------
+    Fung et al. (2022), JFB: Jacobian-free backpropagation for implicit networks.
+    """
+
+    def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
+        return Phantom(steps=1).attach(bound, z, status, stop)
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """Autograd records the solve itself: right for what was computed, converged or not, at memory that grows with steps.
+
+    The only adjoint in which gradients reach ``mu0.points``, and tensors that the map captures.
+
+    Parameters
+    ----------
+    steps
+        Most steps to take; default: those of ``stop``.
+    """
+
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not (isinstance(self.steps, int) and self.steps >= 0):
+            raise ValueError(f"steps: expected a whole number >= 0 or None, got {self.steps!r}")
+
+    def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
+        return z
+
+
+@dataclass(frozen=True)
+class _Affine:
+    operator: Callable[[Tensor], Tensor]
+    b: Tensor
+
+    def image(self, z: Tensor) -> Tensor:
+        return self.operator(z) + z + self.b
+
+    def select(self, keep: Tensor) -> Self:
+        raise AssertionError("adjoint equations are solved for all samples together")

@@ -1,0 +1,153 @@
+"""`fixed_point`: the driver of solvers and adjoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from ddeq.iteration import ConvergenceError, Report, Stop, iterate
+from ddeq.measures import DiscreteMeasure
+from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled
+from ddeq.solvers.anderson import Anderson
+from ddeq.solvers.bound_map import BoundMap, Map
+from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
+from ddeq.solvers.solution import Solution
+
+__all__ = ["fixed_point"]
+
+
+def fixed_point(
+    map: Map,
+    mu0: DiscreteMeasure,
+    *args: Any,
+    in_dims: Any = None,
+    solver: Solver = Anderson(),
+    stop: Stop = Stop(),
+    adjoint: Adjoint = Implicit(),
+    throw: bool = False,
+    trace: bool = False,
+    callback: Callable[[Report], object] | None = None,
+) -> Solution:
+    r"""A fixed point :math:`\mu^* = \Phi(\mu^*)` of a map on measures, as a differentiable function of what enters it.
+
+    Each sample of a batch stops by itself; its result is the one that it gets alone, to rounding.
+
+    Parameters
+    ----------
+    map
+        ``map(mu, *args)``, a function or an ``nn.Module``, gives a measure with the same weights, marks and number of
+        atoms. It should be measure consistent (`ddeq.testing.check_map`).
+    mu0
+        The start.
+    args
+        What the map takes besides; any pytrees.
+    in_dims
+        Which dimension of the tensors in ``args`` is the first one of the batch, as in ``torch.vmap`` (None: it carries no
+        batch). Given this, samples that have finished leave the computation.
+    solver
+        How to step: `Picard`, `Anderson`, `ParticleFlow`.
+    stop
+        Tolerances and most steps. CONVERGED iff the residual is at most ``rtol``.
+    adjoint
+        How gradients flow: `Implicit`, `Phantom`, `OneStep`, `Unrolled`. They reach the parameters of the module, tensors
+        in ``args``, ``mu0.weights`` and ``mu0.marks``.
+    throw
+        Raise a `ConvergenceError`, which carries the solution, unless all samples converged.
+    trace
+        Keep the residuals of all evaluations.
+    callback
+        Called with a `ddeq.iteration.Report` at every evaluation.
+
+    Returns
+    -------
+    Solution
+        Iterates of least residual, with residuals, steps and status of each sample.
+
+    Raises
+    ------
+    ValueError
+        If the map changes the number of atoms, their dimension, dtype, weights or marks; if ``mu0.points`` require grad
+        and the adjoint is not `Unrolled`; if a tensor that requires grad enters the map unseen; if an option is unknown.
+
+    Examples
+    --------
+    >>> mu = DiscreteMeasure(torch.tensor([[0.0]]))
+    >>> b = torch.tensor(1.0, requires_grad=True)
+    >>> solution = fixed_point(lambda mu, b: mu.push_forward(lambda z: 0.5 * z + b), mu, b)
+    >>> z = solution.measure.points.squeeze()
+    >>> (gradient,) = torch.autograd.grad(z.square(), b)
+    >>> round(z.item(), 3), round(gradient.item(), 3)
+    (2.0, 8.0)
+    """
+    _check_options(map, mu0, solver, stop, adjoint)
+    bound = BoundMap(map, mu0, args, in_dims)
+    unrolled = isinstance(adjoint, Unrolled) and torch.is_grad_enabled()
+    if isinstance(adjoint, Unrolled) and adjoint.steps is not None:
+        stop = replace(stop, max_steps=adjoint.steps)
+    watched = torch.is_grad_enabled() and not unrolled
+    if watched and mu0.points.requires_grad:
+        raise ValueError(
+            "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "
+            "detached points, mu0.with_points(mu0.points.detach()), or differentiate the solve with adjoint=Unrolled()"
+        )
+    with torch.set_grad_enabled(unrolled):
+        problem = FixedPoint(_CheckedAtFirst(bound, "watch" if watched else "compare"), mu0.weights, mu0)
+        iteration = FixedPointIteration(problem, solver, stop)
+        outcome = iterate(
+            iteration,
+            mu0.points,
+            iteration.start(mu0.points),
+            stop=stop,
+            batch_shape=mu0.batch_shape,
+            removable=bound.removable,
+            trace=trace,
+            callback=callback,
+        )
+    z = outcome.value
+    if watched and any(t.requires_grad for t in bound.tensors):
+        z = adjoint.attach(bound, z, outcome.status, stop)
+    solution = Solution(
+        measure=mu0.with_points(z),
+        residual=outcome.residual.detach(),
+        steps=outcome.steps,
+        status=outcome.status,
+        evaluations=problem.counter.count,
+        error_bound=torch.where(outcome.growth > 0, outcome.absolute / (1.0 - outcome.growth).clamp_min(0.0), torch.inf),
+        trace=outcome.trace,
+        args=args,
+    )
+    if throw and not bool(solution.converged.all()):
+        raise ConvergenceError(f"the fixed point was not found: {solution.summary()}", solution)
+    return solution
+
+
+class _CheckedAtFirst:
+    """A bound map whose first image is checked: what holds there holds later."""
+
+    def __init__(self, bound: BoundMap, check: Literal["watch", "compare", "done"]) -> None:
+        self._bound, self._check = bound, check
+
+    def image(self, z: Tensor) -> Tensor:
+        check, self._check = self._check, "done"
+        return self._bound.watched_image(z) if check == "watch" else self._bound.image(z, compare=check == "compare")
+
+    def select(self, keep: Tensor) -> Self:
+        return type(self)(self._bound.select(keep), "done")
+
+
+def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, adjoint: Adjoint) -> None:
+    if not isinstance(mu0, DiscreteMeasure):
+        raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(mu0).__name__}")
+    if not callable(map):
+        raise ValueError(f"map: expected a function of a measure, got {type(map).__name__}")
+    for name, value, kind, example in (
+        ("solver", solver, Solver, "Anderson()"),
+        ("stop", stop, Stop, "Stop(rtol=1e-4)"),
+        ("adjoint", adjoint, Adjoint, "Implicit()"),
+    ):
+        if not isinstance(value, kind) or isinstance(value, type):
+            raise ValueError(f"{name}: expected an instance such as {example}, got {value!r}")

@@ -1,0 +1,52 @@
+"""`Solution`: a fixed point with all that is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ddeq.iteration import Status
+from ddeq.measures import DiscreteMeasure
+
+__all__ = ["Solution"]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What `fixed_point` found, for each sample of the batch."""
+
+    measure: DiscreteMeasure
+    """The iterate of least residual; gradients flow as the adjoint says."""
+    residual: Tensor
+    r"""``(*batch,)``: :math:`|\Phi(\mu) - \mu| / (|\Phi(\mu)| + \text{atol}/\text{rtol})` in :math:`L^2(\mu)` at `measure`."""
+    steps: Tensor
+    """``(*batch,)``: steps taken until the sample finished."""
+    status: Tensor
+    """``(*batch,)``: `ddeq.iteration.Status` as whole numbers."""
+    evaluations: int
+    """Evaluations of the map on the batch, those for derivatives within a solver included."""
+    error_bound: Tensor
+    r"""``(*batch,)``: estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - \hat L)` of the distance to the fixed point (T8).
+
+    :math:`\hat L` is the largest growth of differences between successive iterates that was seen: a lower estimate of
+    the Lipschitz constant, so this is an estimate, not a bound. Infinite where :math:`\hat L \ge 1` or unknown.
+    """
+    trace: Tensor | None = None
+    """``(evaluations of the solver, *batch)``: residuals on request; NaN once a sample has finished."""
+    args: tuple[Any, ...] = ()
+    """What the map was solved with, for diagnostics: ``spectral_radius(map, solution.measure, *solution.args)``."""
+
+    @property
+    def converged(self) -> Tensor:
+        """``(*batch,)``: which samples ended as CONVERGED."""
+        return self.status == Status.CONVERGED.value
+
+    def summary(self) -> str:
+        """One line: how many samples ended how, and the largest residual."""
+        counts = [f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())]
+        return f"{', '.join(counts)}; largest residual {float(self.residual.max()):.1e}; {self.evaluations} evaluations"
+
+    def __repr__(self) -> str:
+        return f"Solution({self.measure}; {self.summary()})"
