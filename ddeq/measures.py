@@ -76,9 +76,9 @@ class DiscreteMeasure:
     @classmethod
     def from_clouds(
         cls,
-        clouds: Sequence[Float[Tensor, "?n d"]],
-        weights: Sequence[Float[Tensor, "?n"]] | None = None,
-        marks: Sequence[Float[Tensor, "?n q"]] | None = None,
+        clouds: Sequence[Float[Tensor, "_ d"]],
+        weights: Sequence[Float[Tensor, "_"]] | None = None,
+        marks: Sequence[Float[Tensor, "_ q"]] | None = None,
     ) -> DiscreteMeasure:
         """One batch of ragged clouds, padded with atoms of mass zero.
 
@@ -365,7 +365,7 @@ class DiscreteMeasure:
         return self.weights / mass.unsqueeze(-1)
 
 
-def _fill(mu: DiscreteMeasure, points: Tensor, weights: Tensor, marks: Tensor | None) -> None:
+def _fill(mu: DiscreteMeasure, points: Any, weights: Any, marks: Any) -> None:  # transforms fill in placeholders
     object.__setattr__(mu, "points", points)
     object.__setattr__(mu, "weights", weights)
     object.__setattr__(mu, "marks", marks)
@@ -442,11 +442,11 @@ def _smallest(t: Tensor) -> float:
     return float(t.detach().min())
 
 
-def _flatten(mu: DiscreteMeasure) -> tuple[list[Tensor], bool]:
+def _flatten(mu: DiscreteMeasure) -> tuple[list[Any], bool]:
     return [mu.points, mu.weights] + ([] if mu.marks is None else [mu.marks]), mu.marks is not None
 
 
-def _flatten_with_keys(mu: DiscreteMeasure) -> tuple[list[tuple[Any, Tensor]], bool]:
+def _flatten_with_keys(mu: DiscreteMeasure) -> tuple[list[tuple[Any, Any]], bool]:
     tensors, marked = _flatten(mu)
     names = ("points", "weights", "marks")
     return [(pytree.GetAttrKey(name), t) for name, t in zip(names, tensors, strict=False)], marked

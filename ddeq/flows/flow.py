@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,7 +152,7 @@ class _Flow:
     def advance(self, value: Tensor, memory: Any, found: Tensor, step: int) -> tuple[Tensor, Any]:
         return self._stepper.step(self._problem, value, found, memory, step)
 
-    def select(self, keep: Tensor) -> Self:
+    def select(self, keep: Tensor) -> _Flow:
         raise AssertionError("the samples of a flow are frozen, not removed")
 
 

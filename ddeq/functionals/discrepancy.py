@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Self
 
 from ddeq.functionals.base import Functional
 from ddeq.held import HeldMeasure
@@ -31,7 +30,7 @@ class Discrepancy(Functional):
         target: DiscreteMeasure = self._target()
         return target
 
-    def with_target(self, target: DiscreteMeasure) -> Self:
+    def with_target(self, target: DiscreteMeasure) -> Discrepancy:
         """The same discrepancy, settings and parameters shared, from another target."""
         other = copy.copy(self)
         object.__setattr__(other, "_modules", {**self._modules, "_target": HeldMeasure(target)})

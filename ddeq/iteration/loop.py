@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.utils._pytree as pytree
@@ -38,6 +38,7 @@ class Evaluation(NamedTuple):
     """What `Process.advance` needs of it."""
 
 
+@runtime_checkable
 class Process(Protocol):
     """An iterative method on batches of tensors ``(*batch, ...)``."""
 
@@ -49,7 +50,7 @@ class Process(Protocol):
         """Take a step."""
         ...
 
-    def select(self, keep: Tensor) -> Self:
+    def select(self, keep: Tensor) -> Process:
         """The same process for the entries ``keep`` of the first batch dimension."""
         ...
 
@@ -257,7 +258,7 @@ class _Bar:
                 raise ImportError("progress=True needs tqdm: pip install tqdm, or leave progress out") from None
             self._bar = tqdm(total=total)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import warnings
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class _Setting:
         self._name, self._before = name, getattr(_Settings, name)
         setattr(_Settings, name, value)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> _Setting:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -217,5 +217,5 @@ class _Affine:
     def image(self, z: Tensor) -> Tensor:
         return self.operator(z) + z + self.b
 
-    def select(self, keep: Tensor) -> Self:
+    def select(self, keep: Tensor) -> _Affine:
         raise AssertionError("adjoint equations are solved for all samples together")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -135,7 +135,7 @@ class _CheckedAtFirst:
         check, self._check = self._check, "done"
         return self._bound.watched_image(z) if check == "watch" else self._bound.image(z, compare=check == "compare")
 
-    def select(self, keep: Tensor) -> Self:
+    def select(self, keep: Tensor) -> _CheckedAtFirst:
         return type(self)(self._bound.select(keep), "done")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ class Counter:
     count: int = 0
 
 
+@runtime_checkable
 class Function(Protocol):
     """A map of points ``(*batch, n, d)`` that can be restricted to some entries of its first batch dimension."""
 
     def image(self, z: Tensor) -> Tensor: ...
 
-    def select(self, keep: Tensor) -> Self: ...
+    def select(self, keep: Tensor) -> Function: ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,8 @@
+"""Data sets of point clouds as measures: pairs of a `DiscreteMeasure` and a label."""
+
+from ddeq.data.augmentation import RandomAffine
+from ddeq.data.dataset import MeasureDataset
+from ddeq.data.digits import load_digits
+from ddeq.data.mnist import load_mnist_pc
+
+__all__ = ["MeasureDataset", "RandomAffine", "load_digits", "load_mnist_pc"]

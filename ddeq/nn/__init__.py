@@ -1,0 +1,42 @@
+"""Measure-consistent networks: attention, pooling, encoders, the equilibrium cell, and DDEQs.
+
+Every layer is a function of measures (T1): it weighs atoms by their mass, so that splitting an atom, or padding with
+atoms of mass zero, changes nothing. `DDEQ` puts an encoder, a cell and a reference together; `Classifier` reads its
+equilibrium.
+"""
+
+from ddeq.nn.attention import KeysAndValues, MeasureAttention, measure_attention
+from ddeq.nn.cell import EquilibriumCell
+from ddeq.nn.context import Context
+from ddeq.nn.ddeq import DDEQ, CollapseWarning
+from ddeq.nn.dropout import Dropout
+from ddeq.nn.encoder import InducedSetEncoder
+from ddeq.nn.heads import Classifier
+from ddeq.nn.layers import MLP, AttentionBlock, FourierEmbedding
+from ddeq.nn.pooling import MaxPooling, MeanPooling
+from ddeq.nn.reference import GaussianReference, LearnedReference, Reference
+from ddeq.solvers.diagnostics import effective_support, jacobian_penalty, spectral_radius
+
+__all__ = [
+    "DDEQ",
+    "MLP",
+    "AttentionBlock",
+    "Classifier",
+    "CollapseWarning",
+    "Context",
+    "Dropout",
+    "EquilibriumCell",
+    "FourierEmbedding",
+    "GaussianReference",
+    "InducedSetEncoder",
+    "KeysAndValues",
+    "LearnedReference",
+    "MaxPooling",
+    "MeanPooling",
+    "MeasureAttention",
+    "Reference",
+    "effective_support",
+    "jacobian_penalty",
+    "measure_attention",
+    "spectral_radius",
+]

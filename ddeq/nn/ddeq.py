@@ -1,0 +1,123 @@
+"""`DDEQ`: a network whose output is the equilibrium measure of a cell in the context of its input."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddeq.iteration import Stop
+from ddeq.measures import DiscreteMeasure
+from ddeq.nn.dropout import draw_masks
+from ddeq.nn.reference import Reference
+from ddeq.solvers import Anderson, Implicit, Solution, Solver, fixed_point, jacobian_penalty
+from ddeq.solvers.adjoints import Adjoint
+
+__all__ = ["DDEQ", "CollapseWarning"]
+
+STRANGERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+"""Layers that are not functions of one measure: they draw anew in each evaluation, or look at the rest of the batch."""
+
+
+class CollapseWarning(UserWarning):
+    """Atoms without marks end in one point where the cell contracts (T5)."""
+
+
+class DDEQ(nn.Module):
+    r"""Distributional deep equilibrium model: :math:`\mu^* = \Phi_\theta(\mu^*, \rho)` for an input measure :math:`\rho`.
+
+    ``context = encoder(rho)`` runs once per input; only ``cell(mu, context)`` runs inside the solve. Training and
+    evaluation return the same equilibrium for the same input, but for `ddeq.nn.Dropout`.
+
+    Parameters
+    ----------
+    encoder
+        Module from a `DiscreteMeasure` to a context: any pytree of tensors, each with the batch first.
+    cell
+        Module from a measure and a context to a measure of the same atoms at other points.
+    reference
+        Where the state starts and which marks its atoms bear.
+    solver, stop, adjoint
+        As in `ddeq.fixed_point`. The default tolerance suits single precision.
+
+    Raises
+    ------
+    ValueError
+        If the cell holds a layer that is random in each evaluation or depends on other samples: use `ddeq.nn.Dropout`
+        and ``nn.LayerNorm``.
+
+    Warns
+    -----
+    CollapseWarning
+        If the atoms of the reference bear no marks.
+
+    References
+    ----------
+    Geuter, Bonet, Korba and Alvarez-Melis (2025), DDEQs: Distributional deep equilibrium models through Wasserstein
+    gradient flows. Bai, Kolter and Koltun (2019), Deep equilibrium models.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        cell: nn.Module,
+        reference: Reference,
+        *,
+        solver: Solver = Anderson(),
+        stop: Stop = Stop(rtol=1e-3, max_steps=50),
+        adjoint: Adjoint = Implicit(),
+    ) -> None:
+        super().__init__()
+        for name, layer in cell.named_modules():
+            if isinstance(layer, STRANGERS):
+                raise ValueError(
+                    f"cell: its layer {name!r} is a {type(layer).__name__}, which is no function of one measure; use "
+                    "ddeq.nn.Dropout (one mask for all atoms and evaluations) or nn.LayerNorm"
+                )
+        if reference.mark_dim == 0:
+            warnings.warn(
+                "the reference has no marks: where the cell contracts, all atoms of the equilibrium lie in one point. "
+                "Give the reference and the cell a mark_dim, or watch ddeq.nn.effective_support",
+                CollapseWarning,
+                stacklevel=2,
+            )
+        self.encoder, self.cell, self.reference = encoder, cell, reference
+        self.solver, self.stop, self.adjoint = solver, stop, adjoint
+
+    def forward(self, rho: DiscreteMeasure, n: int | None = None, generator: torch.Generator | None = None) -> Solution:
+        """The equilibrium for each input measure.
+
+        Parameters
+        ----------
+        rho
+            Input measures, each of positive mass.
+        n
+            Number of atoms of the state, where the reference allows another than its own.
+        generator
+            Randomness of the reference and of dropout.
+        """
+        if rho.mass().numel() and not torch.compiler.is_compiling() and not bool((rho.mass() > 0).all()):
+            raise ValueError("rho: expected measures of positive mass; an input without mass has no context")
+        context = self.encoder(rho)
+        if self.training:
+            context = _with_masks(self.cell, context, rho, generator)
+        start = self.reference(rho.batch_shape, rho.points, n, generator)
+        in_dims = 0 if rho.batch_shape else None
+        return fixed_point(self.cell, start, context, in_dims=in_dims, solver=self.solver, stop=self.stop, adjoint=self.adjoint)
+
+    def penalty(self, solution: Solution, **options: Any) -> Tensor:
+        """`ddeq.nn.jacobian_penalty` of the cell at a solution that `forward` gave, ``(*batch,)``; ``options`` as there."""
+        return jacobian_penalty(self.cell, solution.measure, *solution.args, **options)
+
+
+def _with_masks(cell: nn.Module, context: Any, rho: DiscreteMeasure, generator: torch.Generator | None) -> Any:
+    masks = draw_masks(cell, rho.batch_shape, rho.points, generator)
+    if not masks:
+        return context
+    replace: Callable[..., Any] | None = getattr(context, "_replace", None)
+    if replace is None or not hasattr(context, "masks"):
+        raise ValueError(f"encoder: a cell with Dropout needs a ddeq.nn.Context, which carries its masks; got {type(context)}")
+    return replace(masks=masks)

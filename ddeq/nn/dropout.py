@@ -1,0 +1,57 @@
+"""Dropout for equilibrium cells: one mask for all atoms and all evaluations of a solve."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ddeq.nn.context import Context
+
+__all__ = ["Dropout", "draw_masks"]
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask comes from the context: one for each sample and feature, the same for all atoms.
+
+    A mask that changed between evaluations would leave no fixed point to find; one that differed between atoms would
+    not be a function of the measure. `DDEQ` draws the masks once per forward pass, in training only.
+
+    Parameters
+    ----------
+    features
+        Size of the last dimension.
+    p
+        Probability of dropping a feature.
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is not in [0, 1).
+    """
+
+    def __init__(self, features: int, p: float = 0.1) -> None:
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"p: expected 0 <= p < 1, got {p}")
+        self.features, self.p, self.name = features, p, ""
+
+    def forward(self, x: Float[Tensor, "*batch n c"], context: Context) -> Float[Tensor, "*batch n c"]:
+        mask = context.masks.get(self.name)
+        return x if mask is None else x * mask.unsqueeze(-2)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, p={self.p}"
+
+
+def draw_masks(
+    cell: nn.Module, batch_shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """A mask for each `Dropout` of a cell, scaled so that its mean is one."""
+    masks = {}
+    for name, layer in cell.named_modules():
+        if isinstance(layer, Dropout) and layer.p > 0:
+            layer.name = name
+            keep = torch.rand(*batch_shape, layer.features, generator=generator, dtype=like.dtype, device=like.device) >= layer.p
+            masks[name] = keep.to(like.dtype) / (1.0 - layer.p)
+    return masks

@@ -1,0 +1,25 @@
+"""From features of atoms to features of the measure."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ddeq.measures import DiscreteMeasure
+
+__all__ = ["MaxPooling", "MeanPooling"]
+
+
+class MeanPooling(nn.Module):
+    r"""Mean of features under the measure, :math:`\int f \,\mathrm d\mu / \mu(\mathbb R^d)`."""
+
+    def forward(self, features: Float[Tensor, "*batch n c"], mu: DiscreteMeasure) -> Float[Tensor, "*batch c"]:
+        return (mu.normalized().weights.unsqueeze(-2) @ features).squeeze(-2)
+
+
+class MaxPooling(nn.Module):
+    """Supremum of features over the support: atoms of mass zero do not count. It has no derivative in the weights (T2)."""
+
+    def forward(self, features: Float[Tensor, "*batch n c"], mu: DiscreteMeasure) -> Float[Tensor, "*batch c"]:
+        return features.masked_fill(~mu.support().unsqueeze(-1), -torch.inf).amax(-2)

@@ -1,0 +1,99 @@
+"""References: where the state of a DDEQ starts and which marks its atoms bear."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ddeq.measures import DiscreteMeasure, unchecked
+
+__all__ = ["GaussianReference", "LearnedReference", "Reference"]
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Gives the start of a solve; the equilibrium depends on its marks and weights, not on its points."""
+
+    dim: int
+    mark_dim: int
+
+    def __call__(
+        self, batch_shape: tuple[int, ...], like: Tensor, n: int | None = None, generator: torch.Generator | None = None
+    ) -> DiscreteMeasure:
+        """A batch of measures with ``n`` atoms, in the dtype and on the device of ``like``."""
+        ...
+
+
+class LearnedReference(nn.Module):
+    """``n`` atoms at the origin with learned marks (T6): each atom learns what to look for.
+
+    Parameters
+    ----------
+    n
+        Number of atoms.
+    dim
+        Dimension of the points.
+    mark_dim
+        Dimension of the marks; 0 for none, and then an equivariant contraction collapses to one point (T5).
+    """
+
+    def __init__(self, n: int, dim: int, mark_dim: int) -> None:
+        super().__init__()
+        if n < 1 or dim < 1 or mark_dim < 0:
+            raise ValueError(f"n, dim, mark_dim: expected n >= 1, dim >= 1, mark_dim >= 0, got {n}, {dim}, {mark_dim}")
+        self.n, self.dim, self.mark_dim = n, dim, mark_dim
+        self.marks = nn.Parameter(torch.randn(n, mark_dim)) if mark_dim else None
+
+    def forward(
+        self, batch_shape: tuple[int, ...], like: Tensor, n: int | None = None, generator: torch.Generator | None = None
+    ) -> DiscreteMeasure:
+        if n not in (None, self.n):
+            raise ValueError(f"n: a LearnedReference has {self.n} marks, got {n}; use a GaussianReference for other numbers")
+        points = like.new_zeros(*batch_shape, self.n, self.dim)
+        marks = None if self.marks is None else self.marks.to(like.dtype).expand(*batch_shape, *self.marks.shape)
+        return unchecked(points, like.new_full(points.shape[:-1], 1.0 / self.n), marks)
+
+    def extra_repr(self) -> str:
+        return f"n={self.n}, dim={self.dim}, mark_dim={self.mark_dim}"
+
+
+class GaussianReference(nn.Module):
+    """Atoms at the origin with independent standard Gaussian marks, any number of them (T6).
+
+    Without a generator the marks are drawn from ``seed`` each time, so that the same input gives the same result; all
+    samples of a batch share them, so that none depends on its neighbours.
+
+    Parameters
+    ----------
+    dim
+        Dimension of the points.
+    mark_dim
+        Dimension of the marks, at least 1.
+    n
+        Number of atoms where the caller names none.
+    seed
+        Seed of the marks where the caller gives no generator.
+    """
+
+    def __init__(self, dim: int, mark_dim: int, n: int = 16, seed: int = 0) -> None:
+        super().__init__()
+        if n < 1 or dim < 1 or mark_dim < 1:
+            raise ValueError(f"dim, mark_dim, n: expected numbers >= 1, got {dim}, {mark_dim}, {n}")
+        self.dim, self.mark_dim, self.n, self.seed = dim, mark_dim, n, seed
+
+    def forward(
+        self, batch_shape: tuple[int, ...], like: Tensor, n: int | None = None, generator: torch.Generator | None = None
+    ) -> DiscreteMeasure:
+        n = self.n if n is None else n
+        if n < 1:
+            raise ValueError(f"n: expected a number of atoms >= 1, got {n}")
+        generator = torch.Generator().manual_seed(self.seed) if generator is None else generator
+        drawn = torch.randn(n, self.mark_dim, generator=generator, device=generator.device)
+        points = like.new_zeros(*batch_shape, n, self.dim)
+        marks = drawn.to(like).expand(*batch_shape, n, self.mark_dim)
+        return unchecked(points, like.new_full(points.shape[:-1], 1.0 / n), marks)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, mark_dim={self.mark_dim}, n={self.n}, seed={self.seed}"

@@ -1,0 +1,76 @@
+"""`check_map`: is a map of arrays one of measures?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ddeq.measures import DiscreteMeasure
+from ddeq.testing.close import assert_close
+from ddeq.testing.samples import changed_neighbour, dtype_of, trial_measures
+
+__all__ = ["check_map"]
+
+
+def check_map(
+    map: Callable[..., DiscreteMeasure],
+    measures: DiscreteMeasure | Sequence[DiscreteMeasure] | None = None,
+    *args: Any,
+    dim: int = 2,
+    mark_dim: int = 0,
+    units: float = 2e3,
+) -> None:
+    """Hold ``map(mu, *args)`` to T1: a push-forward of each measure by a map that depends on the measure alone.
+
+    Checked: weights, marks and number of atoms stay; two evaluations agree; permuting the atoms permutes the image,
+    copies of an atom go to one place, dead atoms change nothing; no measure depends on another of the batch.
+
+    Parameters
+    ----------
+    map
+        A function or module.
+    measures
+        Measures to try; default: small ones of dimension ``dim`` with marks of dimension ``mark_dim``.
+    args
+        What the map takes besides.
+    units
+        Rounding units of the dtype that are allowed.
+
+    Raises
+    ------
+    AssertionError
+        Saying which law broke, with numbers.
+    """
+    if measures is None:
+        measures = trial_measures(dim, mark_dim=mark_dim, dtype=dtype_of(map))
+    for mu in [measures] if isinstance(measures, DiscreteMeasure) else measures:
+        with torch.no_grad():
+            _check(map, mu, args, units)
+
+
+def _check(map: Callable[..., DiscreteMeasure], mu: DiscreteMeasure, args: tuple[Any, ...], units: float) -> None:
+    image = map(mu, *args)
+    if not isinstance(image, DiscreteMeasure):
+        raise AssertionError(f"the map gives a {type(image).__name__}; expected a DiscreteMeasure")
+    if image.points.shape[:-1] != mu.points.shape[:-1]:
+        raise AssertionError(f"the map changes the number of atoms: {tuple(mu.points.shape)} to {tuple(image.points.shape)}")
+    for name in ("weights", "marks"):
+        before, after = getattr(mu, name), getattr(image, name)
+        if before is not after and (None in (before, after) or not torch.equal(before, after)):
+            raise AssertionError(f"the map changes the {name} of its argument: {before} to {after}")
+    law = "randomness: two evaluations of the map differ; draw once per forward pass (ddeq.nn.Dropout)"
+    assert_close(map(mu, *args).points, image.points, law, units=0.0)
+    order = torch.randperm(mu.n, generator=torch.Generator().manual_seed(0)).to(mu.device)
+    law = "T1 (measure consistency): permuting the atoms does not permute their images"
+    assert_close(map(mu.permute_atoms(order), *args).points, image.permute_atoms(order).points, law, units=units)
+    law = "T1 (measure consistency): splitting an atom moves the images"
+    split = map(mu.split_atom(mu.n // 2, 0.3), *args).points
+    assert_close(split, image.split_atom(mu.n // 2, 0.3).points, law, units=units)
+    law = "T1 (measure consistency): adding atoms of mass zero moves the images"
+    assert_close(map(mu.pad_atoms(2), *args).points[..., : mu.n, :], image.points, law, units=units)
+    neighbour = changed_neighbour(mu)
+    if neighbour is not None:
+        law = "T1 (one measure at a time): the image depends on another measure of the batch"
+        assert_close(map(neighbour, *args).points[1:], image.points[1:], law, units=units)

@@ -1,0 +1,54 @@
+"""Measures on which checks try a user's work when the user gives none."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ddeq.measures import DiscreteMeasure
+
+__all__ = ["changed_neighbour", "same_measure", "trial_measures"]
+
+
+def trial_measures(
+    dim: int, *, batch_shape: tuple[int, ...] = (2,), mark_dim: int = 0, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list[DiscreteMeasure]:
+    """Generic weights; a dead atom and two coincident ones; a single atom."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> DiscreteMeasure:
+        points = torch.randn(*batch_shape, n, dim, generator=g, dtype=dtype)
+        weights = torch.rand(*batch_shape, n, generator=g, dtype=dtype) + 0.2
+        marks = torch.randn(*batch_shape, n, mark_dim, generator=g, dtype=dtype) if mark_dim else None
+        return DiscreteMeasure(points, weights / weights.sum(-1, keepdim=True), marks)
+
+    generic = draw(4)
+    return [generic, draw(3).pad_atoms(1).split_atom(1, 0.3), draw(1)]
+
+
+def same_measure(mu: DiscreteMeasure, seed: int = 0) -> dict[str, DiscreteMeasure]:
+    """The same measure stored in other ways, each with the name of what was done (T1)."""
+    order = torch.randperm(mu.n, generator=torch.Generator().manual_seed(seed))
+    return {
+        "permuting the atoms": mu.permute_atoms(order.to(mu.device)),
+        "splitting an atom": mu.split_atom(mu.n // 2, 0.3),
+        "adding atoms of mass zero": mu.pad_atoms(2),
+    }
+
+
+def changed_neighbour(mu: DiscreteMeasure) -> DiscreteMeasure | None:
+    """The batch with another first entry, or None where there is no second one."""
+    if not mu.batch_shape or mu.batch_shape[0] < 2:
+        return None
+    points = mu.points.clone()
+    points[0] = 1.7 * points[0] + 0.3
+    return mu.with_points(points)
+
+
+def dtype_of(module: object) -> torch.dtype:
+    """Floating type of a module's tensors; double where it has none."""
+    if isinstance(module, nn.Module):
+        for t in [*module.parameters(), *module.buffers()]:
+            if t.is_floating_point():
+                return t.dtype
+    return torch.float64

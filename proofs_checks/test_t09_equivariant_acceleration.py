@@ -1,0 +1,141 @@
+"""T9 Equivariant acceleration: Anderson and Broyden steps commute with permutations, splits and mass-zero atoms.
+
+They do if their coefficients depend on the residuals through L2(mu) inner products only: B_0 a multiple of the
+identity and transposes in L2(mu). On cotangents the inner product is sum_i a_i . b_i / w_i over live atoms.
+
+Verified: one Anderson step of memory 2 with ridge (undetermined residuals) and three steps of Broyden's good method
+(rational residuals) commute with the three moves for symbolic masses; Anderson on cotangents commutes with them for
+1/w_i; unweighted inner products fail for splits and mass-zero atoms; a Gram matrix without ridge is singular for
+collinear differences.
+Assumed: residuals follow the moves, that is, the map is measure consistent (T1).
+"""
+
+from itertools import pairwise
+
+import pytest
+import sympy as sp
+
+pytestmark = pytest.mark.theorem("T9")
+
+w = sp.symbols("w1 w2", positive=True)
+share = sp.Symbol("s", positive=True)
+ridge = sp.Symbol("rho", positive=True)
+point = sp.Matrix(sp.symbols("x1 x2"))
+history = [sp.Matrix(sp.symbols(f"r{k}_1:3")) for k in range(3)]
+
+# Each move as a matrix on the atoms, and the weights after it.
+MOVES = {
+    "swap": (sp.Matrix([[0, 1], [1, 0]]), (w[1], w[0])),
+    "split": (sp.Matrix([[1, 0], [1, 0], [0, 1]]), (share * w[0], (1 - share) * w[0], w[1])),
+    "append": (sp.Matrix([[1, 0], [0, 1], [0, 0]]), (w[0], w[1], sp.S.Zero)),
+}
+every_move = pytest.mark.parametrize("move", MOVES)
+
+
+def weighted(weights):
+    return sp.diag(*weights)
+
+
+def unweighted(weights):
+    return sp.eye(len(weights))
+
+
+def inner(left, right, metric):
+    return sp.expand((left.T * metric * right)[0])
+
+
+def anderson(x, residuals, metric, ridge):
+    """The next point, of memory 2: the newest residual is last, and the earlier steps were Picard steps."""
+    newest = residuals[-1]
+    differences = [newest - residuals[0], newest - residuals[1]]
+    steps = [residuals[0] + residuals[1], residuals[1]]
+    gram = sp.Matrix(2, 2, lambda i, j: inner(differences[i], differences[j], metric) + (ridge if i == j else 0))
+    right = sp.Matrix([inner(difference, newest, metric) for difference in differences])
+    coefficients = gram.adjugate() * right / gram.det()
+    return x + newest - sum((c * (s + d) for c, s, d in zip(coefficients, steps, differences, strict=True)), 0 * x)
+
+
+def broyden(x, residuals, metric):
+    """Three steps of Broyden's good method for r(x) = 0, the inverse Jacobian starting at minus the identity."""
+    inverse = -sp.eye(len(x))
+    step = -inverse * residuals[0]
+    for before, after in pairwise(residuals):
+        change = inverse * (after - before)
+        row = step.T * metric * inverse  # the transpose of the step is taken in the metric
+        inverse = (inverse + (step - change) * row / (row * (after - before))[0]).applyfunc(sp.cancel)
+        x, step = x + step, -inverse * after
+    return x + step
+
+
+def carried(move, vector, label):
+    """The vector after the move; a mass-zero atom may have any value."""
+    lift, weights = MOVES[move]
+    free = sp.Matrix([sp.Symbol(f"z_{label}") if mass == 0 else 0 for mass in weights])
+    return lift * vector + free
+
+
+def is_zero(expression):
+    """One set of numbers refutes an identity much faster than algebra does."""
+    symbols = sorted(expression.free_symbols, key=str)
+    values = {s: sp.Rational(k + 1, k + 3) for k, s in enumerate(symbols)}
+    return expression.subs(values) == 0 and sp.cancel(expression) == 0
+
+
+def commutes(step, move, metric, residuals):
+    lift, weights = MOVES[move]
+    plain = lift * step(point, residuals, metric(w))
+    moved = step(carried(move, point, "x"), [carried(move, r, k) for k, r in enumerate(residuals)], metric(weights))
+    return all(is_zero(moved[i] - plain[i]) for i, mass in enumerate(weights) if mass != 0)
+
+
+def with_ridge(x, residuals, metric):
+    return anderson(x, residuals, metric, ridge)
+
+
+numbers = [sp.Matrix(r) for r in ([3, -2], [sp.Rational(1, 2), 1], [-1, sp.Rational(1, 3)])]
+
+
+@every_move
+@pytest.mark.parametrize(("step", "residuals"), [(with_ridge, history), (broyden, numbers)])
+def test_weighted_steps_commute_with_every_move(step, residuals, move):
+    """Broyden's rational functions are too large for undetermined residuals; masses are symbols in both."""
+    assert commutes(step, move, weighted, residuals)
+
+
+@pytest.mark.parametrize("step", [with_ridge, broyden])
+def test_unweighted_steps_commute_with_permutations_only(step):
+    assert [move for move in MOVES if commutes(step, move, unweighted, numbers)] == ["swap"]
+
+
+def test_the_reason_is_that_a_move_is_an_isometry():
+    for lift, weights in MOVES.values():
+        assert (lift.T * weighted(weights) * lift - weighted(w)).applyfunc(sp.expand) == sp.zeros(2)
+    lift, _ = MOVES["split"]
+    assert lift.T * lift != sp.eye(2)
+
+
+def test_cotangents_need_the_inverse_weights():
+    """The cotangent of a copy is its share of the original's: a_i = w_i (gradient at x_i)."""
+    lift, weights = MOVES["split"]
+    carry = weighted(weights) * lift * weighted(w).inv()
+    assert carry * sp.Matrix([1, 0]) == sp.Matrix([share, 1 - share, 0])
+
+    def is_isometry(metric):
+        return (carry.T * metric(weights) * carry - metric(w)).applyfunc(sp.cancel) == sp.zeros(2)
+
+    assert is_isometry(lambda a: weighted(a).inv())
+    assert not is_isometry(weighted)
+    assert not is_isometry(unweighted)
+    plain = with_ridge(point, history, weighted(w).inv())
+    lifted = with_ridge(carry * point, [carry * r for r in history], weighted(weights).inv())
+    assert all(sp.cancel(gap) == 0 for gap in lifted - carry * plain)
+
+
+def test_without_ridge_collinear_differences_make_the_gram_matrix_singular():
+    """Near a fixed point residuals shrink along the slowest direction: r_k = rate^k v."""
+    rate, vector = sp.Symbol("q", positive=True), sp.Matrix(sp.symbols("v1 v2"))
+    shrinking = [rate**k * vector for k in range(3)]
+    differences = [shrinking[2] - r for r in shrinking[:2]]
+    gram = sp.Matrix(2, 2, lambda i, j: inner(differences[i], differences[j], weighted(w)))
+    assert sp.expand(gram.det()) == 0
+    assert sp.expand((gram + ridge * sp.eye(2)).det()) != 0

@@ -1,0 +1,35 @@
+"""Shapes in public signatures are checked while the tests run, and hypothesis repeats itself in continuous integration."""
+
+import os
+
+import jaxtyping
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# Before the first import of ddeq: the hook rewrites modules as they load.
+_hook = install_import_hook("ddeq", "shape_checks.typecheck")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
+
+common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("dev", max_examples=25, **common)
+settings.register_profile("ci", max_examples=25, derandomize=True, **common)
+settings.register_profile("thorough", max_examples=300, **common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(autouse=True)
+def _shape_checks(request):
+    """Tests of bad input meet the library's own errors, not those of the shape checker."""
+    off = request.node.get_closest_marker("unchecked") is not None
+    jaxtyping.config.update("jaxtyping_disable", off)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,178 @@
+"""All backends give the same numbers and derivatives, without cancellation, and within a bound on memory."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+
+from ddeq import DiscreteMeasure, reductions
+from ddeq.kernels import IMQ, Gaussian, Laplace, Riesz
+from ddeq.reductions import backend, block_size, choose, integrate_kernel, integrate_pairs
+from ddeq.reductions import backend as backend_module  # noqa: F401
+from ddeq.reductions.recompute import recompute
+from ddeq.testing import assert_close
+from ddeq.testing.strategies import kernels, measures
+
+KEOPS = pytest.mark.xdist_group("keops")  # one process compiles and caches
+KERNELS = [Gaussian(0.7), Laplace(0.8), IMQ(1.0), Riesz(1.0), Riesz(0.5), Gaussian([0.5, 2.0]) + 0.5 * Riesz(1.5)]
+
+
+def value_and_derivatives(kernel, x, mu):
+    """The sum, the gradient of a function of it, and a Hessian-vector product."""
+    x, y, w = (t.detach().clone().requires_grad_() for t in (x, mu.points, mu.weights))
+    total = integrate_kernel(kernel, x, DiscreteMeasure(y, w))
+    gradients = torch.autograd.grad(total.square().sum(), (x, y, w), create_graph=True)
+    second = torch.autograd.grad(sum((g * g.detach().cos()).sum() for g in gradients), (x, y, w))
+    return total, *gradients, *second
+
+
+def problem(dtype, batch=()):
+    x = torch.randn(*batch, 7, 2, dtype=dtype)
+    y = torch.cat([torch.randn(*batch, 4, 2, dtype=dtype), x[..., :2, :]], -2)  # two pairs coincide
+    return x, DiscreteMeasure(y, torch.rand(*batch, 6, dtype=dtype).masked_fill(torch.arange(6) == 1, 0.0))
+
+
+@KEOPS
+@pytest.mark.parametrize("kernel", KERNELS, ids=repr)
+def test_keops_agrees_with_dense(kernel):
+    x, mu = problem(torch.float64, batch=(2,))
+    with backend("dense"):
+        expected = value_and_derivatives(kernel, x, mu)
+    with backend("keops"):
+        actual = value_and_derivatives(kernel, x, mu)
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
+
+
+@KEOPS
+def test_keops_in_single_precision_and_without_a_batch():
+    x, mu = problem(torch.float32)
+    with backend("keops"):
+        actual = integrate_kernel(Gaussian(0.7), x, mu)
+    assert_close(actual, integrate_kernel(Gaussian(0.7), x, mu))
+
+
+@KEOPS
+def test_keops_with_a_learned_bandwidth():
+    x, mu = problem(torch.float64, batch=(2,))
+    for bandwidth in (torch.tensor(0.7), torch.tensor([0.5, 1.5])):
+        h = bandwidth.double().requires_grad_()
+        results = []
+        for name in ("dense", "keops"):
+            with backend(name):
+                value = integrate_kernel(Gaussian(h), x, mu)
+            results.append((value, *torch.autograd.grad(value.sum(), h)))
+        for a, b in zip(*results, strict=True):
+            assert_close(a, b)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=repr)
+def test_blocks_agree_with_the_whole(kernel):
+    x, mu = problem(torch.float64, batch=(2,))
+    with backend("dense"):
+        expected = value_and_derivatives(kernel, x, mu)
+        with block_size(60):
+            actual = value_and_derivatives(kernel, x, mu)
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
+
+
+def test_blocks_of_a_function_with_parameters():
+    x, mu = problem(torch.float64)
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    results = []
+    for size in (20, 2**24):
+        with block_size(size):
+            value = integrate_pairs(lambda d: (-scale * d.square().sum(-1)).exp(), x, mu)
+        results.append((value, *torch.autograd.grad(value.sum(), scale)))
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b)
+
+
+def test_blocks_bound_the_memory_of_backward():
+    """Tensors that autograd keeps are those of the inputs, not of the pairs."""
+    x, mu = torch.randn(200, 2, requires_grad=True), DiscreteMeasure(torch.randn(300, 2))
+    kept = []
+    with (
+        backend("dense"),
+        block_size(6000),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
+    ):
+        integrate_kernel(Gaussian(1.0), x, mu).sum().backward()
+    assert max(kept) <= 6000
+
+
+@given(mu=measures(offsets=(0.0, 1e4), scales=(1.0, 1e-6)), kernel=kernels())
+def test_no_cancellation_far_from_the_origin(mu, kernel):
+    """Points that are exact in single precision give what double precision gives."""
+    single = mu.to(torch.float32)
+    kernel = kernel.double()
+    expected = integrate_kernel(kernel, single.points.double(), single.to(torch.float64))
+    scale = float(expected.abs().max())
+    assert_close(integrate_kernel(kernel.float(), single.points, single).double(), expected, scale=scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=repr)
+def test_derivatives_at_coincident_points_are_finite(kernel):
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    for result in value_and_derivatives(kernel, x, DiscreteMeasure(x)):
+        assert torch.isfinite(result).all()
+    results = value_and_derivatives(kernel, x, DiscreteMeasure(x))
+    assert not results[1].any()
+
+
+def test_recompute_is_right_at_every_order():
+    def f(x, y):
+        return (torch.sin(x) * y, (x * y.exp()).sum(-1))
+
+    x, y = torch.randn(3, 2, dtype=torch.float64, requires_grad=True), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    again = lambda x, y: recompute(f, x, y)
+    assert torch.autograd.gradcheck(again, (x, y))
+    assert torch.autograd.gradgradcheck(again, (x, y))
+
+
+def test_the_choice_is_told():
+    cpu = torch.device("cpu")
+    assert choose(10, 10, cpu).name == "dense"
+    assert "below the size" in choose(10, 10, cpu).reason
+    assert choose(10**5, 10**5, cpu, symbolic=False).name == "dense"
+    with backend("dense"):
+        assert choose(10**5, 10**5, cpu) == ("dense", "asked for")
+
+
+def test_settings_are_restored():
+    with backend("dense"), block_size(10):
+        pass
+    assert choose(10, 10, torch.device("cpu")).reason != "asked for"
+
+
+def test_without_keops_there_is_a_message_and_a_slower_path(monkeypatch):
+    from ddeq.reductions import backend as _  # noqa: F401
+
+    module = __import__("sys").modules["ddeq.reductions.backend"]
+    monkeypatch.setattr(module, "_keops_failure", lambda: "no compiler")
+    x, mu = problem(torch.float64)
+    with backend("keops"), pytest.warns(reductions.BackendWarning, match="no compiler"):
+        value = integrate_kernel(Gaussian(1.0), x, mu)
+    assert_close(value, integrate_kernel(Gaussian(1.0), x, mu))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose(10**5, 10**5, torch.device("cpu")) == ("dense", "no compiler")
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: backend("fast"), "name: .*dense, keops"),
+        (lambda: block_size(0), "numbers: "),
+        (lambda: integrate_kernel(Gaussian(1.0), torch.zeros(2, 3), DiscreteMeasure(torch.zeros(2, 2))), "dimension 2"),
+        (lambda: integrate_kernel(Gaussian(1.0), torch.zeros(2, 2), DiscreteMeasure(torch.zeros(2, 2).double())), "float64"),
+        (lambda: integrate_kernel(Gaussian(1.0), torch.zeros(2, 2), DiscreteMeasure(torch.zeros(3, 2, 2))), "batch"),
+        (lambda: reductions.integrate(torch.zeros(3), DiscreteMeasure(torch.zeros(2, 2))), "values: "),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

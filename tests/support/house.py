@@ -1,0 +1,67 @@
+"""The house rules that no linter knows: imports point one way, and importing ddeq stays light.
+
+Run by `make lint`. Order of the rooms: a room may import those before it; `data` imports `measures` only; nothing
+imports `testing` or `viz`, which may import all.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ORDER = ["measures", "held", "kernels", "reductions", "iteration", "functionals", "flows", "solvers", "nn", "experiments"]
+ALLOWED = {room: set(ORDER[: i + 1]) for i, room in enumerate(ORDER)}
+ALLOWED["data"] = {"measures", "data"}
+ALLOWED["experiments"] |= {"data", "viz"}
+ALLOWED["testing"] = {*ORDER, "data", "testing"} - {"experiments"}
+ALLOWED["viz"] = {*ORDER, "viz"} - {"experiments"}
+HEAVY = ("pykeops", "ot", "geomloss", "lightning", "matplotlib", "sklearn", "scipy", "hypothesis")
+
+PACKAGE = Path(__file__).parents[2] / "ddeq"
+
+
+def imported_rooms(file: Path) -> list[tuple[int, str]]:
+    """Rooms of ddeq that a file imports, with the lines."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ddeq":
+            parts = node.module.split(".")
+            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            found += [(node.lineno, name) for name in names]
+        elif isinstance(node, ast.Import):
+            found += [(node.lineno, a.name.split(".")[1]) for a in node.names if a.name.startswith("ddeq.")]
+    return found
+
+
+def wrong_ways() -> list[str]:
+    wrong = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room.startswith("__"):
+            continue
+        if room not in ALLOWED:
+            wrong.append(f"{file}: {room} is no room of the house; give it a place in {Path(__file__).name}")
+            continue
+        for line, name in imported_rooms(file):
+            if name not in ALLOWED[room] and name in ALLOWED:
+                wrong.append(f"{file}:{line}: {room} must not import {name}")
+    return wrong
+
+
+def heavy_imports() -> list[str]:
+    """Libraries that `import ddeq` and its core rooms must not load."""
+    program = "import ddeq, ddeq.functionals, ddeq.flows, ddeq.solvers, ddeq.nn, sys; print(*sys.modules)"
+    quiet = "import torch, sys; print(*sys.modules)"
+    with_ddeq, without = (
+        set(subprocess.run([sys.executable, "-c", p], check=True, capture_output=True, text=True).stdout.split())
+        for p in (program, quiet)
+    )
+    return [f"import ddeq loads {name}" for name in HEAVY if name in with_ddeq - without]
+
+
+if __name__ == "__main__":
+    problems = wrong_ways() + heavy_imports()
+    print(*problems, sep="\n") if problems else print("house rules: all kept")
+    sys.exit(bool(problems))
