@@ -145,7 +145,7 @@ def plot_convergence(traces: Mapping[str, Tensor], ax: Axes | None = None, *, to
     ax.set_yscale("log")
     ax.set_xlabel("steps + 1")
     ax.set_ylabel("relative residual")
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
     return ax
 
 

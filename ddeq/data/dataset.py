@@ -38,12 +38,7 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
 
     def __init__(self, points: Tensor, weights: Tensor, offsets: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
         DiscreteMeasure(points, weights)  # raises where they are no measure
-        sizes = offsets.diff()
-        if len(offsets) != len(labels) + 1 or int(offsets[0]) != 0 or int(offsets[-1]) != len(points) or bool((sizes < 1).any()):
-            raise ValueError(
-                f"offsets: expected {len(labels) + 1} increasing numbers from 0 to {len(points)}, got {len(offsets)} from "
-                f"{int(offsets[0])} to {int(offsets[-1])} with smallest step {int(sizes.min())}"
-            )
+        check_offsets(offsets, len(points), len(labels))
         if not bool(((labels >= 0) & (labels < len(class_names))).all()):
             raise ValueError(f"labels: expected numbers from 0 to {len(class_names) - 1}, got up to {int(labels.max())}")
         self.points, self.weights, self.offsets, self.labels = points, weights, offsets.long(), labels.long()
@@ -94,6 +89,16 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
 
     def __repr__(self) -> str:
         return f"MeasureDataset({len(self)} measures, {len(self.points)} atoms, {len(self.class_names)} classes)"
+
+
+def check_offsets(offsets: Tensor, total: int, count: int) -> None:
+    """Raise a `ValueError` unless ``offsets`` cut ``total`` atoms into ``count`` clouds of at least one atom."""
+    whole = not offsets.dtype.is_floating_point and offsets.shape == (count + 1,)
+    if not whole or int(offsets[0]) != 0 or int(offsets[-1]) != total or bool((offsets.diff() < 1).any()):
+        raise ValueError(
+            f"offsets: expected {count + 1} increasing whole numbers from 0 to {total}, got shape {tuple(offsets.shape)} of "
+            f"{offsets.dtype}, from {float(offsets.min()):g} to {float(offsets.max()):g}"
+        )
 
 
 def _as_it_is(batch: Any) -> Any:

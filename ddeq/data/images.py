@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddeq.data.dataset import check_offsets
+
 __all__ = ["intensities_to_masses", "pixels_to_points"]
 
 
@@ -16,6 +18,7 @@ def pixels_to_points(pixels: Tensor, size: int) -> Tensor:
 
 def intensities_to_masses(intensities: Tensor, offsets: Tensor) -> Tensor:
     """Intensities ``(total,)`` divided by their sum in each image, so that each measure is a probability."""
+    check_offsets(offsets, len(intensities), len(offsets) - 1)
     sizes = offsets.diff()
     image = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     values = intensities.to(torch.get_default_dtype())

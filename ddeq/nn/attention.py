@@ -13,11 +13,11 @@ LARGEST_EXPONENT = 80.0
 
 
 def measure_attention(
-    query: Float[Tensor, "*batch n k"],
-    key: Float[Tensor, "*batch m k"],
-    value: Float[Tensor, "*batch m c"],
-    weights: Float[Tensor, "*batch m"],
-) -> Float[Tensor, "*batch n c"]:
+    query: Float[Tensor, "*#batch n k"],
+    key: Float[Tensor, "*#batch m k"],
+    value: Float[Tensor, "*#batch m c"],
+    weights: Float[Tensor, "*#batch m"],
+) -> Float[Tensor, "*#batch n c"]:
     r"""Softmax attention over the measure :math:`\sum_j w_j \delta_{(k_j, v_j)}`.
 
     .. math:: \frac{\sum_j w_j e^{\ell_{ij}} v_j}{\sum_j w_j e^{\ell_{ij}}}, \qquad \ell_{ij} = q_i \cdot k_j / \sqrt{k} .

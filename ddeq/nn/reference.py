@@ -27,7 +27,9 @@ class Reference(Protocol):
 
 
 class LearnedReference(nn.Module):
-    """``n`` atoms at the origin with learned marks (T6): each atom learns what to look for.
+    """``n`` atoms with learned marks (T6): each atom learns what to look for.
+
+    They start at standard Gaussian points that are drawn once and stay: not learned, since no equilibrium depends on them.
 
     Parameters
     ----------
@@ -39,19 +41,22 @@ class LearnedReference(nn.Module):
         Dimension of the marks; 0 for none, and then an equivariant contraction collapses to one point (T5).
     """
 
+    points: Tensor
+
     def __init__(self, n: int, dim: int, mark_dim: int) -> None:
         super().__init__()
         if n < 1 or dim < 1 or mark_dim < 0:
             raise ValueError(f"n, dim, mark_dim: expected n >= 1, dim >= 1, mark_dim >= 0, got {n}, {dim}, {mark_dim}")
         self.n, self.dim, self.mark_dim = n, dim, mark_dim
         self.marks = nn.Parameter(torch.randn(n, mark_dim)) if mark_dim else None
+        self.register_buffer("points", torch.randn(n, dim))
 
     def forward(
         self, batch_shape: tuple[int, ...], like: Tensor, n: int | None = None, generator: torch.Generator | None = None
     ) -> DiscreteMeasure:
         if n not in (None, self.n):
             raise ValueError(f"n: a LearnedReference has {self.n} marks, got {n}; use a GaussianReference for other numbers")
-        points = like.new_zeros(*batch_shape, self.n, self.dim)
+        points = self.points.to(like).expand(*batch_shape, self.n, self.dim)
         marks = None if self.marks is None else self.marks.to(like.dtype).expand(*batch_shape, *self.marks.shape)
         return unchecked(points, like.new_full(points.shape[:-1], 1.0 / self.n), marks)
 
@@ -60,9 +65,9 @@ class LearnedReference(nn.Module):
 
 
 class GaussianReference(nn.Module):
-    """Atoms at the origin with independent standard Gaussian marks, any number of them (T6).
+    """Atoms at standard Gaussian points with independent standard Gaussian marks, any number of them (T6).
 
-    Without a generator the marks are drawn from ``seed`` each time, so that the same input gives the same result; all
+    Without a generator they are drawn from ``seed`` each time, so that the same input gives the same result; all
     samples of a batch share them, so that none depends on its neighbours.
 
     Parameters
@@ -90,9 +95,8 @@ class GaussianReference(nn.Module):
         if n < 1:
             raise ValueError(f"n: expected a number of atoms >= 1, got {n}")
         generator = torch.Generator().manual_seed(self.seed) if generator is None else generator
-        drawn = torch.randn(n, self.mark_dim, generator=generator, device=generator.device)
-        points = like.new_zeros(*batch_shape, n, self.dim)
-        marks = drawn.to(like).expand(*batch_shape, n, self.mark_dim)
+        drawn = torch.randn(n, self.dim + self.mark_dim, generator=generator, device=generator.device)
+        points, marks = drawn.to(like).expand(*batch_shape, n, -1).split([self.dim, self.mark_dim], -1)
         return unchecked(points, like.new_full(points.shape[:-1], 1.0 / n), marks)
 
     def extra_repr(self) -> str:

@@ -45,7 +45,8 @@ class Anderson:
     damping
         Share of the plain step that is left out, ``0 <= damping < 1``.
     ridge
-        Relative regularisation; default: ten times the rounding unit.
+        Relative regularisation; default: :math:`10\, \epsilon^{2/3}` for the rounding unit :math:`\epsilon`. Smaller ones let
+        rounding decide the coefficients where differences are nearly parallel.
     restart
         Growth of the residual that clears the history.
 
@@ -98,7 +99,7 @@ class Anderson:
         square = gram.diagonal(dim1=-2, dim2=-1)
         used = square > 0
         scale = torch.where(used, square, 1.0).rsqrt()
-        ridge = 10.0 * torch.finfo(r.dtype).eps if self.ridge is None else self.ridge
+        ridge = 10.0 * torch.finfo(r.dtype).eps ** (2 / 3) if self.ridge is None else self.ridge
         # An empty place in the history has a row of zeros: one on its diagonal makes its coefficient zero.
         system = gram * scale.unsqueeze(-1) * scale.unsqueeze(-2) + torch.diag_embed(torch.where(used, ridge, 1.0))
         solution, _ = torch.linalg.solve_ex(system.double(), (right * scale).double())

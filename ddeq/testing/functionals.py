@@ -75,18 +75,24 @@ def check_value(functional: Functional, mu: DiscreteMeasure) -> None:
 def check_first_variation(functional: Functional, mu: DiscreteMeasure) -> None:
     """T2: weights of atoms, weights of probes, and an override if there is one."""
     by_weights = Functional.first_variation(functional, mu)
-    if not bool(torch.isfinite(by_weights).all()):
-        raise AssertionError(
-            "T2 (first variation): the derivative in the weights is not finite, "
-            f"{by_weights.detach()} at weights {mu.weights.detach()}: is there a logarithm or a root of a weight?"
-        )
+    _assert_finite(by_weights, "the derivative in the weights", mu)
     size = by_weights.detach().abs().max() + 1e-3
     if not functional.reads_marks or mu.marks is None:
+        probed = Functional.first_variation(functional, mu, mu.points)
+        _assert_finite(probed, "the derivative in the weight of a probe of mass zero", mu)
         law = "T2 (first variation): a probe of mass zero at an atom differs from the derivative in the atom's weight"
-        assert_close(Functional.first_variation(functional, mu, mu.points), by_weights, law, scale=size)
+        assert_close(probed, by_weights, law, scale=size)
         given = functional.first_variation(mu, mu.points)
         _assert_equal_up_to_a_constant(given, by_weights, mu, "`first_variation(mu, x)`", size)
     _assert_equal_up_to_a_constant(functional.first_variation(mu), by_weights, mu, "`first_variation(mu)`", size)
+
+
+def _assert_finite(derivative: Tensor, name: str, mu: DiscreteMeasure) -> None:
+    if not bool(torch.isfinite(derivative).all()):
+        raise AssertionError(
+            f"T2 (first variation): {name} is not finite, {derivative.detach()} at weights {mu.weights.detach()}: is there a "
+            "logarithm or a root of a weight?"
+        )
 
 
 def _assert_equal_up_to_a_constant(a: Tensor, b: Tensor, mu: DiscreteMeasure, name: str, size: Tensor) -> None:
