@@ -140,12 +140,14 @@ def plot_convergence(traces: Mapping[str, Tensor], ax: Axes | None = None, *, to
         ax.plot(range(1, len(residual) + 1), residual.cpu(), marker="o", markersize=3, linewidth=1.4, label=name)
     if tolerance is not None:
         ax.axhline(tolerance, color="0.6", linewidth=1, linestyle="--")
-        ax.annotate("tolerance", (1, tolerance), xytext=(0, 3), textcoords="offset points", color="0.45", fontsize=8)
+        ax.text(
+            0.98, tolerance, "tolerance", transform=ax.get_yaxis_transform(), color="0.45", fontsize=8, ha="right", va="bottom"
+        )
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("steps + 1")
     ax.set_ylabel("relative residual")
-    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return ax
 
 
@@ -160,41 +162,48 @@ def plot_plane(mu: DiscreteMeasure, ax: Axes | None = None, **options: Any) -> A
     return ax
 
 
-def plot_attention(
-    rho: DiscreteMeasure, shares: Tensor, *, equilibrium: DiscreteMeasure | None = None, columns: int = 8
-) -> Figure:
-    """How each atom of an equilibrium attends to a planar input: a panel for each atom, and the equilibrium beside them.
+def plot_attention(rho: DiscreteMeasure, shares: Tensor, *, equilibrium: DiscreteMeasure | None = None) -> Figure:
+    """How the atoms of an equilibrium attend to a planar input: a column for each atom, a row for each head.
+
+    The colour of a pixel is its share of the attention divided by its share of the mass: grey where less than its mass.
 
     Parameters
     ----------
     rho
         The input: a single planar measure with ``m`` atoms.
     shares
-        Attention ``(n, m)`` of the ``n`` atoms of the equilibrium, each row adding up to one.
+        Attention ``(heads, n, m)`` of the ``n`` atoms of the equilibrium; each row adds up to one.
     equilibrium
-        Shown in the plane of its principal axes, its atoms numbered like the panels.
-    columns
-        Panels in a row.
+        Shown beside the panels in the plane of its principal axes, its atoms numbered like the columns.
     """
     import matplotlib.pyplot as plt
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    colors = LinearSegmentedColormap.from_list("attention", ["#e4e9ee", "#f2b5a7", ACCENT, "#7a1126"])
-    n = len(shares)
-    rows = -(-n // columns)
-    wide = 2 if equilibrium is not None else 0
-    figure: Figure = plt.figure(figsize=(1.15 * (columns + 2 * wide), 1.3 * rows + 0.5), layout="constrained")
-    grid = figure.add_gridspec(rows, columns + 2 * wide)
+    colors = LinearSegmentedColormap.from_list("attention", ["#dde4ea", "#f2b5a7", ACCENT, "#7a1126"])
+    scale = Normalize(0.0, 4.0)
+    heads, n, _ = shares.shape
+    wide = heads if equilibrium is not None else 0
+    figure: Figure = plt.figure(figsize=(0.95 * (n + wide) + 0.6, heads + 0.8), layout="constrained")
+    grid = figure.add_gridspec(heads, n + wide, hspace=0.12)
     live = rho.support()
-    density = shares.detach() / rho.normalized().weights.clamp_min(torch.finfo(rho.dtype).tiny)
-    for i in range(n):
-        ax = figure.add_subplot(grid[i // columns, 2 * wide + i % columns])
-        atoms = DiscreteMeasure(rho.points[live].detach(), rho.weights[live].detach())
-        plot_measure(atoms, ax, color=density[i][live].cpu(), cmap=colors, area=0.6 * AREA, vmin=0.0, vmax=4.0)
-        ax.set_title(str(i + 1), fontsize=8, pad=1)
+    atoms = DiscreteMeasure(rho.points[live].detach(), rho.weights[live].detach())
+    density = shares.detach()[..., live] / atoms.normalized().weights
+    panels = []
+    for head in range(heads):
+        for i in range(n):
+            ax = figure.add_subplot(grid[head, wide + i])
+            plot_measure(atoms, ax, color=density[head, i].cpu(), cmap=colors, norm=scale, area=0.45 * AREA)
+            panels.append(ax)
+            if head == 0:
+                ax.set_title(str(i + 1), fontsize=9, pad=4)
+            if i == 0:
+                ax.set_ylabel(f"head {head + 1}", fontsize=9)
+    figure.colorbar(ScalarMappable(scale, colors), ax=panels, label="attention / mass", extend="max", aspect=30, pad=0.01)
     if equilibrium is not None:
-        ax = figure.add_subplot(grid[:, : 2 * wide])
-        plot_plane(equilibrium, ax, area=4 * AREA)
+        ax = figure.add_subplot(grid[:, :wide])
+        plot_plane(equilibrium, ax, area=3 * AREA, clip_on=False)
+        ax.margins(0.12)
         for i, place in enumerate(torch.as_tensor(ax.collections[0].get_offsets()).tolist()):
-            ax.annotate(str(i + 1), place, color="white", fontsize=7, ha="center", va="center")
+            ax.annotate(str(i + 1), place, color="white", fontsize=8, ha="center", va="center")
     return figure

@@ -35,10 +35,8 @@ SOLVERS: dict[str, Solver] = {
     "ParticleFlow, moving target": ParticleFlow(MMD, DESCENT, target="moving"),
     "ParticleFlow, frozen target": ParticleFlow(MMD, DESCENT, target="frozen"),
 }
-SHOWN = 0
-"""The test digit whose equilibrium is solved and drawn."""
 FROM, TO = 3, 8
-"""Digits between which the flow runs: the first of each class in the test split."""
+"""Digits between which the flow runs, the first of each class in the test split; the equilibrium shown is that of the former."""
 
 
 def run(output: Path, *, epochs: int | None = None, seed: int = 0) -> dict[str, Any]:
@@ -54,16 +52,15 @@ def run(output: Path, *, epochs: int | None = None, seed: int = 0) -> dict[str, 
     print(_summary(result, len(test), parameters, seconds, same))
 
     print("\n2. One equilibrium by every solver (tolerance 1e-5):")
-    rho, label = test[SHOWN]
-    solutions, times = solve_by_all(classifier, rho)
+    source, target = (first_of_class(test, digit) for digit in (FROM, TO))
+    solutions, times = solve_by_all(classifier, source)
     print(_table(classifier, solutions, times))
 
     print(f"\n3. The flow of 1/2 MMD^2 (Riesz kernel) from a digit {FROM} to a digit {TO}:")
-    source, target = (first_of_class(test, digit) for digit in (FROM, TO))
     trajectory = digit_flow(source, target)
     print(f"   energy {float(trajectory.energies[0]):.4f} at the start, {float(trajectory.energies[-1]):.6f} at the end")
 
-    paths = draw(output, classifier, rho, label, solutions, trajectory, target)
+    paths = draw(output, classifier, source, target, solutions, trajectory)
     numbers = {
         "command": f"python -m ddeq demo --epochs {epochs} --seed {seed}",
         "seconds of training": seconds,
@@ -134,11 +131,10 @@ def first_of_class(data: MeasureDataset, digit: int) -> DiscreteMeasure:
 def draw(
     output: Path,
     classifier: Classifier,
-    rho: DiscreteMeasure,
-    label: int,
+    source: DiscreteMeasure,
+    target: DiscreteMeasure,
     solutions: dict[str, Solution],
     trajectory: Trajectory,
-    target: DiscreteMeasure,
 ) -> list[Path]:
     """The three pictures."""
     import matplotlib as mpl
@@ -150,10 +146,11 @@ def draw(
 
     cell, mu = classifier.model.cell, solutions["Anderson"].measure
     with torch.no_grad():
-        shares: Tensor = cell.attention_shares(mu, classifier.model.encoder(rho))  # type: ignore[operator]
-    figures = {"equilibrium": viz.plot_attention(rho, shares, equilibrium=mu)}
+        shares: Tensor = cell.attention_shares(mu, classifier.model.encoder(source))  # type: ignore[operator]
+    figures = {"equilibrium": viz.plot_attention(source, shares, equilibrium=mu)}
     figures["equilibrium"].suptitle(
-        f"The equilibrium of a digit {label}, and how each of its {mu.n} atoms attends to the pixels", fontsize=11
+        f"The equilibrium of a digit {FROM}, and how its {mu.n} atoms attend to the pixels in each of the cell's heads",
+        fontsize=11,
     )
     figures["convergence"], ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
     traces = {name: solution.trace for name, solution in solutions.items() if solution.trace is not None}

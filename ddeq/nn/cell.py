@@ -79,11 +79,11 @@ class EquilibriumCell(nn.Module):
         h = self.gain * mu.points
         return h if self.mark is None else h + self.mark(mu.marks)
 
-    def attention_shares(self, mu: DiscreteMeasure, context: Context) -> Float[Tensor, "*batch n m"]:
-        """How much each atom attends to each atom of the input in the first layer, averaged over heads."""
+    def attention_shares(self, mu: DiscreteMeasure, context: Context) -> Float[Tensor, "*batch heads n m"]:
+        """How much each atom attends to each atom of the input, in each head of the first layer."""
         layer = self.layers[0]
         assert isinstance(layer, CellLayer)
-        return layer.cross.shares(layer.norm_cross(self.embed(mu)), context.keys[0], context.weights).mean(-3)
+        return layer.cross.shares(layer.norm_cross(self.embed(mu)), context.keys[0], context.weights)
 
 
 class CellLayer(nn.Module):

@@ -88,10 +88,11 @@ def check_first_variation(functional: Functional, mu: DiscreteMeasure) -> None:
 
 
 def _assert_finite(derivative: Tensor, name: str, mu: DiscreteMeasure) -> None:
-    if not bool(torch.isfinite(derivative).all()):
+    bad = int((~torch.isfinite(derivative)).sum())
+    if bad:
         raise AssertionError(
-            f"T2 (first variation): {name} is not finite, {derivative.detach()} at weights {mu.weights.detach()}: is there a "
-            "logarithm or a root of a weight?"
+            f"T2 (first variation): {name} is not finite, at {bad} of {derivative.numel()} atoms of {mu}: is there a logarithm "
+            "or a root of a weight?"
         )
 
 

@@ -86,7 +86,7 @@ def test_broken_files(tmp_path):
         load_mnist_pc(tmp_path / "absent.npz")
     file = tmp_path / "broken.npz"
     mnist_file(file, labels=None)
-    with pytest.raises(ValueError, match="lacks the arrays.*labels"):
+    with pytest.raises(ValueError, match=r"lacks the arrays.*labels"):
         load_mnist_pc(file)
     mnist_file(file, points=np.zeros((78, 2), np.uint8))
     with pytest.raises(ValueError, match="points of shape"):

@@ -125,7 +125,7 @@ def test_wrong_solutions_are_found():
     with pytest.raises(AssertionError, match="residual"):
         check_solution(affine, replace(solution, residual=solution.residual * 0), 0.5, 1.2)
     unfinished = replace(solution, measure=point(1.0), residual=torch.tensor(1 / 3, dtype=torch.float64) / (1 + 1e-4 / 1.5))
-    with pytest.raises(AssertionError, match="converged|residual"):
+    with pytest.raises(AssertionError, match=r"converged|residual"):
         check_solution(affine, unfinished, 0.5, 1.0)
 
 
