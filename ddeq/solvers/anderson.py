@@ -14,13 +14,16 @@ __all__ = ["Anderson"]
 
 
 class History(NamedTuple):
-    """Differences of successive iterates and residuals, newest first, ``(*batch, memory, n, d)``."""
+    """The last differences, in a ring of ``memory`` places; coordinates of all atoms together."""
 
+    step: int
     z: Tensor | None
     residual: Tensor | None
-    steps: Tensor
-    changes: Tensor
-    least: Tensor
+    changes: Tensor  # differences of residuals, (*batch, memory, n * d)
+    moves: Tensor  # differences of damped images, which is what the next iterate is made of
+    gram: Tensor  # inner products of the changes, (*batch, memory, memory)
+    used: Tensor  # which places count, (*batch, memory)
+    least: Tensor  # least norm of a residual so far, (*batch,)
 
 
 @dataclass(frozen=True)
@@ -77,35 +80,57 @@ class Anderson:
             raise ValueError(f"restart: expected a factor > 1, got {self.restart}")
 
     def init(self, problem: FixedPoint, z: Tensor) -> History:
-        empty = z.new_zeros(*z.shape[:-2], self.memory, *z.shape[-2:])
-        return History(None, None, empty, empty, z.new_full(z.shape[:-2], torch.inf))
+        batch = z.shape[:-2]
+        places = z.new_zeros(*batch, self.memory, z.shape[-2] * z.shape[-1])
+        return History(
+            step=0,
+            z=None,
+            residual=None,
+            changes=places,
+            moves=torch.zeros_like(places),
+            gram=z.new_zeros(*batch, self.memory, self.memory),
+            used=torch.zeros(*batch, self.memory, dtype=torch.bool, device=z.device),
+            least=z.new_full(batch, torch.inf),
+        )
 
     def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: History) -> tuple[Tensor, History]:
-        r = image - z
+        r, beta = image - z, 1.0 - self.damping
         size = problem.norm(r.detach())
-        steps, changes = state.steps, state.changes
-        if state.z is not None and state.residual is not None:
-            steps, changes = _push(steps, z - state.z), _push(changes, r - state.residual)
-        keep = (size <= self.restart * state.least)[..., None, None, None]
-        steps, changes = torch.where(keep, steps, 0.0), torch.where(keep, changes, 0.0)
-        gamma = self._coefficients(problem, changes, r)
-        beta = 1.0 - self.damping
-        z_next = z + beta * r - torch.einsum("...m,...mnd->...nd", gamma, steps + beta * changes)
-        return z_next, History(z, r, steps, changes, torch.minimum(size, state.least))
+        following = state._replace(step=state.step + 1, z=z, residual=r, least=torch.minimum(size, state.least))
+        z_next = z + beta * r
+        if state.z is None or state.residual is None:
+            return z_next, following
+        place, filled = (state.step - 1) % self.memory, min(state.step, self.memory)
+        change = r - state.residual
+        changes = _write(state.changes, place, change.flatten(-2))
+        moves = _write(state.moves, place, (z - state.z + beta * change).flatten(-2))
+        used = _write(state.used.unsqueeze(-1), place, torch.ones_like(state.used[..., :1])).squeeze(-1)
+        used = used & (size <= self.restart * state.least).unsqueeze(-1)
+        # The masses weigh the two columns on the right, so that the long history is only read.
+        columns = torch.stack([change, r], -1) * problem.weights[..., None, None]
+        products = changes[..., :filled, :] @ columns.flatten(-3, -2)
+        row = torch.nn.functional.pad(products[..., 0], (0, self.memory - filled))
+        gram = _write(_write(state.gram, place, row).mT, place, row)
+        gamma = self._coefficients(gram[..., :filled, :filled], products[..., 1], used[..., :filled])
+        correction = (gamma.unsqueeze(-2) @ moves[..., :filled, :]).reshape(z.shape)
+        return z_next - correction, following._replace(changes=changes, moves=moves, gram=gram, used=used)
 
-    def _coefficients(self, problem: FixedPoint, changes: Tensor, r: Tensor) -> Tensor:
-        gram = problem.inner_products(changes, changes)
-        right = problem.inner_products(changes, r.unsqueeze(-3)).squeeze(-1)
+    def _coefficients(self, gram: Tensor, right: Tensor, used: Tensor) -> Tensor:
+        """Least-squares coefficients of the used places, zero elsewhere; ``(*batch, filled)``."""
         square = gram.diagonal(dim1=-2, dim2=-1)
-        used = square > 0
-        scale = torch.where(used, square, 1.0).rsqrt()
-        ridge = 10.0 * torch.finfo(r.dtype).eps ** (2 / 3) if self.ridge is None else self.ridge
-        # An empty place in the history has a row of zeros: one on its diagonal makes its coefficient zero.
+        used = used & (square > 0)
+        scale = torch.where(used, torch.where(used, square, 1.0).rsqrt(), 0.0)
+        ridge = 10.0 * torch.finfo(gram.dtype).eps ** (2 / 3) if self.ridge is None else self.ridge
+        # A place that is not used has a row of zeros: one on its diagonal makes its coefficient zero.
         system = gram * scale.unsqueeze(-1) * scale.unsqueeze(-2) + torch.diag_embed(torch.where(used, ridge, 1.0))
         solution, _ = torch.linalg.solve_ex(system.double(), (right * scale).double())
-        coefficients: Tensor = solution.to(r.dtype) * scale
+        coefficients: Tensor = solution.to(gram.dtype) * scale
         return coefficients
 
 
-def _push(history: Tensor, newest: Tensor) -> Tensor:
-    return torch.cat([newest.unsqueeze(-3), history[..., :-1, :, :]], -3)
+def _write(rows: Tensor, place: int, row: Tensor) -> Tensor:
+    """``row`` in its place among ``rows``: in place where autograd does not record, which spares a copy of the history."""
+    if torch.is_grad_enabled():
+        return torch.cat([rows[..., :place, :], row.unsqueeze(-2), rows[..., place + 1 :, :]], -2)
+    rows[..., place, :] = row
+    return rows
