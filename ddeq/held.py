@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ddeq.measures import DiscreteMeasure, unchecked
@@ -24,6 +26,11 @@ class HeldMeasure(nn.Module):
         super().__init__()
         for name in ("points", "weights", "marks"):
             store(self, name, getattr(measure, name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and files hold the measure, not how it was computed.
+        buffers = {k: None if b is None else b.detach() if not b.is_leaf else b for k, b in self._buffers.items()}
+        return self.__dict__ | {"_buffers": buffers}
 
     def forward(self) -> DiscreteMeasure:
         return unchecked(self.points, self.weights, self.marks)

@@ -253,7 +253,7 @@ def _like(s: Symbolic, value: float | Tensor) -> Symbolic:
         return value.to(s)[..., None, None]
     from pykeops.torch import LazyTensor
 
-    return LazyTensor(value[..., None, None, None])
+    return LazyTensor(value[..., None, None, None].to(getattr(torch, s._dtype)))
 
 
 def _positive(name: str, value: float | Tensor) -> float | Tensor:

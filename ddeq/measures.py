@@ -7,6 +7,7 @@ and no function of this library takes a mask.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -108,7 +109,10 @@ class DiscreteMeasure:
                 measures.append(cls(cloud, None if weights is None else weights[i], None if marks is None else marks[i]))
             except ValueError as error:
                 raise ValueError(f"clouds[{i}]: {error}") from None
-        return cls.stack(measures)
+        try:
+            return cls.stack(measures)
+        except ValueError as error:
+            raise ValueError(str(error).replace("measures", "clouds", 1)) from None
 
     @classmethod
     def stack(cls, measures: Sequence[DiscreteMeasure]) -> DiscreteMeasure:
@@ -270,14 +274,19 @@ class DiscreteMeasure:
         if isinstance(factor, Tensor):
             if factor.shape not in ((), self.batch_shape):
                 raise ValueError(f"c * mu: expected c of shape () or {self.batch_shape}, got {tuple(factor.shape)}")
+            if values_are_known(factor) and not bool((factor >= 0).all()):
+                raise ValueError(f"c * mu: expected c >= 0 (weights are non-negative), got {_smallest(factor)}")
             return self.with_weights(self.weights * factor.to(self.weights).unsqueeze(-1))
-        if not isinstance(factor, int | float):
+        try:
+            c = float(factor)  # numbers of NumPy too
+        except TypeError:
             return NotImplemented
-        if not (factor >= 0 and math.isfinite(factor)):
-            raise ValueError(f"c * mu: expected a finite c >= 0 (weights are non-negative), got {factor}")
-        return self.with_weights(self.weights * factor)
+        if not (c >= 0 and math.isfinite(c)):
+            raise ValueError(f"c * mu: expected a finite c >= 0 (weights are non-negative), got {c}")
+        return self.with_weights(self.weights * c)
 
     __rmul__ = __mul__
+    __array_ufunc__ = None  # numbers of NumPy leave the product to us
 
     # --- batches ---
 
@@ -322,7 +331,9 @@ class DiscreteMeasure:
         from safetensors.torch import save_file
 
         tensors = {"points": self.points, "weights": self.weights, "marks": self.marks}
-        save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items() if t is not None}, path)
+        save_file(
+            {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items() if t is not None}, path
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> DiscreteMeasure:
@@ -339,6 +350,10 @@ class DiscreteMeasure:
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError("a DiscreteMeasure is immutable")
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> DiscreteMeasure:
+        # A copy has no history: autograd cannot copy one.
+        return self._map(lambda t, k: copy.deepcopy(t, memo) if t.is_leaf else t.detach().clone())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return unchecked, (self.points, self.weights, self.marks)
@@ -440,6 +455,13 @@ def values_are_known(t: Tensor) -> bool:
 
 def _smallest(t: Tensor) -> float:
     return float(t.detach().min())
+
+
+def check_mass(name: str, mu: DiscreteMeasure) -> None:
+    """Raise a `ValueError` unless every measure of the batch has positive mass, where its values are known."""
+    mass = mu.mass()
+    if values_are_known(mass) and not bool((mass > 0).all()):
+        raise ValueError(f"{name}: expected measures of positive total mass, got {_smallest(mass)}")
 
 
 def _flatten(mu: DiscreteMeasure) -> tuple[list[Any], bool]:

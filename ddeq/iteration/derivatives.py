@@ -18,6 +18,8 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         transformed: Tensor = torch.func.grad(lambda t: f(t).sum())(x)
         return transformed
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("gradients of functionals need autograd, which torch.inference_mode() forbids; use torch.no_grad()")
     record = torch.is_grad_enabled()
     with torch.enable_grad():
         y = alias(x, record)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddeq.iteration.derivatives import alias
+from ddeq.reductions.recompute import autocast_now
 
 __all__ = ["Equation", "LinearSolve", "implicit_function"]
 
@@ -47,7 +48,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, equation: Equation, solve: LinearSolve, dual: bool, z: Tensor, *tensors: Tensor) -> Tensor:
         solution = z.clone()
-        ctx.equation, ctx.solve, ctx.dual = equation, solve, dual
+        ctx.equation, ctx.solve, ctx.dual, ctx.autocast = equation, solve, dual, autocast_now(z.device)
         ctx.save_for_backward(solution, *tensors)
         return solution
 
@@ -56,7 +57,7 @@ class _Implicit(torch.autograd.Function):
         solution, *tensors = ctx.saved_tensors
         record = torch.is_grad_enabled()
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
-        with torch.enable_grad():
+        with torch.enable_grad(), ctx.autocast():
             # On aliases: derivatives in the solution itself would lead back here, for ever.
             z = alias(solution, record)
             inputs = [alias(t, record) if i in wanted else t.detach() for i, t in enumerate(tensors)]

@@ -17,8 +17,8 @@ __all__ = ["Evaluation", "Outcome", "Process", "Report", "iterate"]
 
 DIVERGENCE = 1e8
 """An iterate this many times larger than the first one has diverged; it would take long to become infinite."""
-PATIENCE = 100
-"""A sample whose residual has had no new minimum for so many steps stagnates; Anderson's plateaus are shorter."""
+RARELY = 64
+"""Where nothing is to converge, look only every so many steps whether all samples have diverged."""
 FILL = 0.875
 """Finished samples are removed when at most this share of the current batch is still running."""
 
@@ -90,6 +90,7 @@ def iterate(
     stop: Stop,
     batch_shape: tuple[int, ...],
     converging: bool = True,
+    patient: bool = False,
     best: bool = True,
     removable: bool = False,
     trace: bool = False,
@@ -106,6 +107,8 @@ def iterate(
         Tolerance and most steps; the last iterate is evaluated too, so that its residual is known.
     converging
         If false, all steps are taken, the last iterate is not evaluated, and samples end as COMPLETED.
+    patient
+        Whether samples may go on for ever without a new minimum of the residual.
     best
         Return each sample's iterate of least residual instead of its last one.
     removable
@@ -114,22 +117,23 @@ def iterate(
         Keep the residuals of all evaluations; call at each of them; show a bar.
     """
     device, rows = value.device, batch_shape[0] if batch_shape else 1
+    look = stop.check_every if converging else RARELY
     full = _Samples.start(value, batch_shape, Status.MAX_STEPS if converging else Status.COMPLETED)
     now, index, traces = full, torch.arange(rows, device=device), []
     with _Bar(progress, stop.max_steps) as bar:
         for step in range(stop.max_steps + converging):
             evaluation, memory = process.evaluate(now.value, memory)
-            now = now.judge(evaluation, step, stop, converging)
+            now = now.judge(evaluation, step, stop, converging, patient)
             last = step == stop.max_steps
             if trace or callback is not None:
                 full = _scatter(full, now, index, rows)
-                shown = torch.where(full.running | (full.checked == step), full.seen, torch.nan)
-                traces.append(shown.detach())
+                if trace:
+                    traces.append(torch.where(full.running | (full.checked == step), full.seen, torch.nan))
                 if callback is not None:
                     callback(Report(step, full.value, full.seen, full.running))
             if last:
                 break
-            if step % stop.check_every == 0:
+            if step % look == 0:
                 left = _running_rows(now.running)
                 if not len(left):
                     break
@@ -189,7 +193,7 @@ class _Samples(NamedTuple):
             running,
         )
 
-    def judge(self, evaluation: Evaluation, step: int, stop: Stop, converging: bool) -> _Samples:
+    def judge(self, evaluation: Evaluation, step: int, stop: Stop, converging: bool, patient: bool) -> _Samples:
         residual, size = evaluation.residual.detach(), evaluation.size.detach()
         limit = DIVERGENCE * size if step == 0 else self.limit
         valid = torch.isfinite(size) & (size <= limit)
@@ -200,7 +204,7 @@ class _Samples(NamedTuple):
         finished = diverged
         if converging:
             converged = self.running & valid & (residual <= stop.rtol)
-            stagnated = self.running & valid & ~converged & (step - improved >= PATIENCE)
+            stagnated = self.running & valid & ~converged & (not patient and step - improved >= stop.patience)
             status = torch.where(converged, Status.CONVERGED.value, status)
             status = torch.where(stagnated, Status.STAGNATED.value, status)
             finished = finished | converged | stagnated
@@ -239,7 +243,8 @@ def _scatter(full: _Samples, now: _Samples, index: Tensor, rows: int) -> _Sample
 
 def _running_rows(running: Tensor) -> Tensor:
     """Entries of the first batch dimension in which a sample still runs."""
-    return running.reshape(running.shape[0] if running.ndim else 1, -1).any(-1).nonzero().squeeze(-1)
+    rows = running.reshape(1) if running.ndim == 0 else running
+    return rows.unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
 
 
 def _as(mask: Tensor, value: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ class Stop:
     check_every
         Look every so many steps whether all samples have finished: on a GPU each look waits for the device. Results
         do not depend on it.
+    patience
+        A fixed point whose residual has had no new minimum for so many steps ends as STAGNATED. (Flows may speed up
+        after a long time, and ignore it.)
 
     Raises
     ------
@@ -36,13 +39,14 @@ class Stop:
     atol: float = 1e-8
     max_steps: int = 100
     check_every: int = 1
+    patience: int = 100
 
     def __post_init__(self) -> None:
         for name, least in (("rtol", "positive"), ("atol", "non-negative")):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0 and (value > 0 or name == "atol")):
                 raise ValueError(f"{name}: expected a {least} finite number, got {value}")
-        for name, smallest in (("max_steps", 0), ("check_every", 1)):
+        for name, smallest in (("max_steps", 0), ("check_every", 1), ("patience", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
                 raise ValueError(f"{name}: expected a whole number >= {smallest}, got {value!r}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["recompute"]
+__all__ = ["autocast_now", "recompute"]
 
 Outputs = tuple[Tensor, ...]
 
@@ -26,10 +26,17 @@ def recompute(function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
     return outputs
 
 
+def autocast_now(device: torch.device) -> Callable[[], torch.autocast]:
+    """Makes the autocast that holds now hold again later: backward passes run without it."""
+    kind = device.type
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
+
+
 class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
-        ctx.function = function
+        ctx.function, ctx.autocast = function, autocast_now(inputs[0].device)
         ctx.save_for_backward(*inputs)
         return function(*inputs)
 
@@ -37,11 +44,11 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         inputs = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        function, count = ctx.function, len(inputs)
+        function, autocast, count = ctx.function, ctx.autocast, len(inputs)
 
         def pull_back(*tensors: Tensor) -> Outputs:
             record = torch.is_grad_enabled()
-            with torch.enable_grad():
+            with torch.enable_grad(), autocast():
                 # Fresh leaves, or aliases where a graph is recorded: derivatives in them, and no further back.
                 primal = [t.view_as(t) if record and t.requires_grad else t.detach() for t in tensors[:count]]
                 for i in wanted:

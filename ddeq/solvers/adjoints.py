@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.bound_map import BoundMap
 from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
 
-__all__ = ["Adjoint", "Implicit", "OneStep", "Phantom", "Unrolled"]
+__all__ = ["Adjoint", "Implicit", "OneStep", "Phantom", "Unrolled", "attach"]
 
 
 @runtime_checkable
@@ -55,12 +55,6 @@ class Implicit:
             raise ValueError(f"on_failure: expected 'warn' or 'raise', got {self.on_failure!r}")
 
     def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
-        diverged = status == Status.DIVERGED.value
-        if bound.removable and bool(diverged.any()):
-            # Zero times NaN is NaN: what diverged must not take part in backward at all.
-            rows = (~diverged).reshape(len(diverged), -1).any(-1).nonzero().squeeze(-1)
-            solved = self.attach(bound.select(rows), z[rows], status[rows], stop) if len(rows) else z[rows]
-            return _WarnOfDiverged.apply(z.index_copy(0, rows, solved), diverged)  # type: ignore[no-any-return,no-untyped-call]
         solve = _AdjointSolve(self, bound.mu.weights.detach(), status, self.stop or stop)
         return implicit_function(lambda z, *t: bound.image_of(z, *t) - z, solve, z, *bound.tensors)
 
@@ -80,18 +74,6 @@ class _AdjointSolve:
         self._inverse, self._weights = inverse, torch.where(live, weights, mean)
 
     def __call__(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> Tensor:
-        failed = (self._status != Status.CONVERGED.value) & (self._status != Status.DIVERGED.value)
-        if bool(failed.any()):
-            warnings.warn(
-                f"{int(failed.sum())} of {failed.numel()} fixed points did not converge; their gradients are taken at the best "
-                "iterate. More steps, another solver or a stabler map may help",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        diverged = self._status == Status.DIVERGED.value
-        if bool(diverged.any()):
-            _warn_of_diverged(diverged)
-            b = torch.where(diverged[..., None, None], 0.0, b)
         problem = FixedPoint(_Affine(operator, b), self._inverse if dual else self._weights)
         size = problem.norm(b)[..., None, None]
         size = torch.where(size > 0, size, 1.0)
@@ -102,7 +84,7 @@ class _AdjointSolve:
         return outcome.value * size
 
     def _judge(self, status: Tensor, residual: Tensor) -> None:
-        failed = status != Status.CONVERGED.value
+        failed = (status != Status.CONVERGED.value) & (self._status != Status.DIVERGED.value)
         if not bool(failed.any()):
             return
         message = (
@@ -113,28 +95,6 @@ class _AdjointSolve:
         if self._options.on_failure == "raise":
             raise ConvergenceError(message)
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
-
-
-def _warn_of_diverged(diverged: Tensor) -> None:
-    warnings.warn(
-        f"{int(diverged.sum())} of {diverged.numel()} fixed points diverged; their gradients are set to zero",
-        ConvergenceWarning,
-        stacklevel=2,
-    )
-
-
-class _WarnOfDiverged(torch.autograd.Function):
-    """The identity; warns in backward, when gradients of samples that diverged are dropped."""
-
-    @staticmethod
-    def forward(ctx: object, z: Tensor, diverged: Tensor) -> Tensor:
-        ctx.diverged = diverged  # type: ignore[attr-defined]
-        return z.view_as(z)
-
-    @staticmethod
-    def backward(ctx: object, cotangent: Tensor) -> tuple[Tensor, None]:
-        _warn_of_diverged(ctx.diverged)  # type: ignore[attr-defined]
-        return cotangent, None
 
 
 @dataclass(frozen=True)
@@ -169,9 +129,7 @@ class Phantom:
         y = z
         for _ in range(self.steps):
             y = torch.lerp(bound.image(y), y, self.damping)
-        # The value must not move: training and evaluation see the same solution.
-        good = (status != Status.DIVERGED.value)[..., None, None]
-        return z + torch.where(good, y - y.detach(), 0.0)
+        return z + (y - y.detach())  # the value must not move: training and evaluation see the same solution
 
 
 @dataclass(frozen=True)
@@ -207,6 +165,67 @@ class Unrolled:
 
     def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
         return z
+
+
+def attach(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
+    """``adjoint.attach`` for the samples that did not diverge; the others get zero gradients. Warns in backward of both.
+
+    Zero times NaN is NaN: where it is known how to leave samples out, those that diverged take no part in backward.
+    """
+    tied = _attach_without_diverged(adjoint, bound, z, status, stop)
+    failed = int(((status == Status.MAX_STEPS.value) | (status == Status.STAGNATED.value)).sum())
+    diverged = int((status == Status.DIVERGED.value).sum())
+    messages = []
+    if failed:
+        messages.append(
+            f"{failed} of {status.numel()} fixed points did not converge; their gradients are taken at the best iterate. More "
+            "steps, another solver or a stabler map may help"
+        )
+    if diverged:
+        remedy = "" if bound.removable else "; declare in_dims, so that they take no part in backward where the map is NaN"
+        messages.append(f"{diverged} of {status.numel()} fixed points diverged; their gradients are set to zero{remedy}")
+    return _Announce.apply(tied, messages) if messages else tied  # type: ignore[no-untyped-call]
+
+
+def _attach_without_diverged(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
+    diverged = status == Status.DIVERGED.value
+    if not bool(diverged.any()):
+        return adjoint.attach(bound, z, status, stop)
+    if bool(diverged.all()):
+        return _Constant.apply(z, *bound.tensors)  # type: ignore[no-any-return,no-untyped-call]
+    rows = (~diverged).unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
+    if bound.removable and len(rows) < len(diverged):
+        left = _attach_without_diverged(adjoint, bound.select(rows), z[rows], status[rows], stop)
+        return z.index_copy(0, rows, left)
+    return torch.where(diverged[..., None, None], z, adjoint.attach(bound, z, status, stop))
+
+
+class _Announce(torch.autograd.Function):
+    """The identity; warns in backward, when a gradient is taken that is not what it seems."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, messages: list[str]) -> Tensor:
+        ctx.messages = messages
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        for message in ctx.messages:
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        return cotangents[0], None
+
+
+class _Constant(torch.autograd.Function):
+    """``z`` as a function of tensors on which it does not depend: they get zero gradients, not none."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return None, *(torch.zeros_like(t) for t in ctx.saved_tensors)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ddeq.iteration import ConvergenceError, Report, Stop, iterate
-from ddeq.measures import DiscreteMeasure
-from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled
+from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
 from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.bound_map import BoundMap, Map
 from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
@@ -83,6 +83,10 @@ def fixed_point(
     >>> round(z.item(), 3), round(gradient.item(), 3)
     (2.0, 8.0)
     """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "fixed_point cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
+        )
     _check_options(map, mu0, solver, stop, adjoint)
     bound = BoundMap(map, mu0, args, in_dims)
     unrolled = isinstance(adjoint, Unrolled) and torch.is_grad_enabled()
@@ -103,26 +107,31 @@ def fixed_point(
             iteration.start(mu0.points),
             stop=stop,
             batch_shape=mu0.batch_shape,
-            removable=bound.removable,
+            removable=bound.removable and getattr(solver, "selectable", True),
             trace=trace,
             callback=callback,
         )
     z = outcome.value
     if watched and any(t.requires_grad for t in bound.tensors):
-        z = adjoint.attach(bound, z, outcome.status, stop)
+        z = attach(adjoint, bound, z, outcome.status, stop)
     solution = Solution(
         measure=mu0.with_points(z),
         residual=outcome.residual.detach(),
         steps=outcome.steps,
         status=outcome.status,
         evaluations=problem.counter.count,
-        error_bound=torch.where(outcome.growth > 0, outcome.absolute / (1.0 - outcome.growth).clamp_min(0.0), torch.inf),
+        error_bound=_error_bound(outcome.absolute, outcome.growth),
         trace=outcome.trace,
         args=args,
     )
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(f"the fixed point was not found: {solution.summary()}", solution)
     return solution
+
+
+def _error_bound(absolute: Tensor, growth: Tensor) -> Tensor:
+    known = (growth > 0) & (growth < 1)
+    return torch.where(known, absolute / torch.where(known, 1.0 - growth, 1.0), torch.inf)
 
 
 class _CheckedAtFirst:
@@ -151,3 +160,4 @@ def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, a
     ):
         if not isinstance(value, kind) or isinstance(value, type):
             raise ValueError(f"{name}: expected an instance such as {example}, got {value!r}")
+    check_mass("mu0", mu0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddeq.iteration import Evaluation, Status, Stop, iterate
-from ddeq.iteration.loop import DIVERGENCE, PATIENCE
+from ddeq.iteration.loop import DIVERGENCE
 
 
 class Script:
@@ -94,9 +94,9 @@ def test_zero_steps_only_evaluate_the_start():
 
 
 def test_stagnation():
-    _, outcome = run([[1.0] + [0.5] * (PATIENCE + 9)], stop=Stop(rtol=0.1, max_steps=PATIENCE + 9))
+    _, outcome = run([[1.0] + [0.5] * (100 + 9)], stop=Stop(rtol=0.1, max_steps=100 + 9))
     assert outcome.status.item() == Status.STAGNATED
-    assert outcome.steps.item() == PATIENCE + 1
+    assert outcome.steps.item() == 100 + 1
 
 
 def test_growth_beyond_all_bounds_is_divergence():
