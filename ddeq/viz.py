@@ -101,7 +101,7 @@ def plot_trajectory(trajectory: Trajectory, target: DiscreteMeasure | None = Non
     figure, axes = plt.subplots(
         1, len(records), figsize=(2.1 * len(records), 2.5), layout="constrained", sharex=True, sharey=True
     )
-    for ax, record in zip(axes, records, strict=True):
+    for ax, record in zip(axes[0], records, strict=True):
         if target is not None:
             plot_measure(target, ax, color=TARGET, area=1.4 * AREA)
         plot_measure(trajectory.measures[record], ax, color=ACCENT)

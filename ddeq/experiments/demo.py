@@ -24,7 +24,7 @@ from ddeq.solvers import Anderson, ParticleFlow, Picard, Solution, Solver, fixed
 
 __all__ = ["run"]
 
-EPOCHS = 80
+EPOCHS = 100
 BATCH = 64
 TOLERANCE = Stop(rtol=1e-5, max_steps=200)
 DESCENT = Euler(lambda step: 10.0 * 0.97**step)
@@ -82,7 +82,9 @@ def train(data: MeasureDataset, epochs: int, seed: int) -> tuple[Classifier, flo
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        task = ClassificationTask(build_classifier(2, len(data.class_names)), augment=RandomAffine(), seed=seed)
+        task = ClassificationTask(
+            build_classifier(2, len(data.class_names)), augment=RandomAffine(12.0, 0.12, 0.12, 0.12), seed=seed
+        )
     batches = data.loader(BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # hints on workers and logging steps

@@ -14,7 +14,7 @@ from ddeq.flows.steppers import Euler, Stepper
 from ddeq.flows.trajectory import Recorder, Trajectory
 from ddeq.functionals.base import Functional
 from ddeq.iteration import Evaluation, Report, Stop, iterate
-from ddeq.measures import DiscreteMeasure
+from ddeq.measures import DiscreteMeasure, check_mass
 
 __all__ = ["flow"]
 
@@ -92,6 +92,10 @@ def flow(
         raise ValueError(f"steps, stop: expected one of the two, got steps={steps}, stop={stop}")
     if not isinstance(functional, Functional):
         raise ValueError(f"functional: expected a ddeq.Functional, got {type(functional).__name__}")
+    if not isinstance(mu0, DiscreteMeasure):
+        raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(mu0).__name__}")
+    if not isinstance(stop, Stop | None):
+        raise ValueError(f"stop: expected a Stop such as Stop(rtol=1e-4), got {stop!r}")
     if not isinstance(stepper, Stepper):
         raise ValueError(f"stepper: expected a stepper such as Euler(step_size=0.1), got {stepper!r}")
     if not isinstance(geometry, Wasserstein):
@@ -101,34 +105,35 @@ def flow(
             raise ValueError(f"{name}: expected None, got {value!r}")
     limits = stop if stop is not None else Stop(max_steps=steps or 0)
     problem = Descent(functional, mu0)
+    if stop is not None:
+        check_mass("mu0", mu0)
     recorder = Recorder(_steps_to_record(record, limits.max_steps))
-    process = _Flow(problem, stepper, stop)
-    clock = mu0.points.new_zeros(())
+    clock = [mu0.points.new_zeros(())]  # the time before each step
 
     def observe(report: Report) -> None:
-        nonlocal clock
-        if report.step > 0:
-            clock = clock + stepper.duration(report.step - 1)
+        if report.step == len(clock):
+            clock.append(clock[-1] + stepper.duration(report.step - 1))
         if recorder.wants(report.step):
-            recorder.record(report.step, clock, problem.measure(report.value), problem.energy(report.value))
+            recorder.record(report.step, clock[report.step], problem.measure(report.value), problem.energy(report.value))
         if callback is not None:
             callback(report)
 
     outcome = iterate(
-        process,
+        _Flow(problem, stepper, stop),
         mu0.points,
         stepper.init(problem, mu0.points),
         stop=limits,
         batch_shape=mu0.batch_shape,
         converging=stop is not None,
+        patient=True,
         best=False,
         callback=observe,
         progress=progress,
     )
     end = int(outcome.steps.max()) if outcome.steps.numel() else 0
-    if stop is None:
-        clock = clock + (stepper.duration(end - 1) if end else 0.0)
-    recorder.record(end, clock, problem.measure(outcome.value), problem.energy(outcome.value))
+    if end == len(clock):
+        clock.append(clock[-1] + stepper.duration(end - 1))
+    recorder.finish(end, clock[end], problem.measure(outcome.value), problem.energy(outcome.value))
     return recorder.trajectory(outcome.status, outcome.steps)
 
 
@@ -163,6 +168,8 @@ def _steps_to_record(record: int | Iterable[int] | None, last: int) -> set[int] 
         if record < 1:
             raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record}")
         return range(0, last + 1, record)
+    if not isinstance(record, Iterable):
+        raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record!r}")
     wanted = set(record)
     if not all(isinstance(step, int) and 0 <= step <= last for step in wanted):
         raise ValueError(f"record: expected steps between 0 and {last}, got {sorted(wanted)}")

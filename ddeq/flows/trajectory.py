@@ -62,22 +62,22 @@ class Recorder:
 
     def __init__(self, steps: set[int] | range) -> None:
         self._wanted = steps
-        self._measures: list[DiscreteMeasure] = []
-        self._times: list[Tensor] = []
-        self._energies: list[Tensor] = []
-        self._last = -1
+        self._records: dict[int, tuple[Tensor, DiscreteMeasure, Tensor]] = {}
 
     def wants(self, step: int) -> bool:
+        """Whether the step is one of those to record."""
         return step in self._wanted
 
     def record(self, step: int, time: Tensor, measure: DiscreteMeasure, energy: Tensor) -> None:
-        if step > self._last:
-            self._last = step
-            self._times.append(time)
-            self._measures.append(measure)
-            self._energies.append(energy)
+        """Keep a measure."""
+        self._records[step] = (time, measure, energy)
+
+    def finish(self, step: int, time: Tensor, measure: DiscreteMeasure, energy: Tensor) -> None:
+        """Keep the last measure, and nothing after it: there all samples stood still already."""
+        self._records = {k: r for k, r in self._records.items() if k < step} | {step: (time, measure, energy)}
 
     def trajectory(self, status: Tensor, steps: Tensor) -> Trajectory:
-        measures = DiscreteMeasure.stack(self._measures)
-        times = torch.stack(torch.broadcast_tensors(*self._times))
-        return Trajectory(measures, times, torch.stack(self._energies), status, steps)
+        """What was collected."""
+        times, measures, energies = zip(*self._records.values(), strict=True)
+        stacked = torch.stack(torch.broadcast_tensors(*times))
+        return Trajectory(DiscreteMeasure.stack(measures), stacked, torch.stack(energies), status, steps)

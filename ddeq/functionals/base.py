@@ -86,6 +86,7 @@ class Functional(nn.Module):
         """
         if x is None:
             return gradient(lambda w: self(mu.with_weights(w)), mu.weights)
+        x = places(mu, x)
         if self.reads_marks and mu.marks is not None:
             raise ValueError(f"x: {type(self).__name__} reads marks, which points do not have; leave x out for the atoms")
         unmarked = mu.with_marks(None)
@@ -105,10 +106,8 @@ class Functional(nn.Module):
         x
             Points ``(*batch, m, d)``; default: the atoms of ``mu``, those of mass zero included.
         """
-        if type(self).first_variation is not Functional.first_variation:
-            return gradient(lambda p: self.first_variation(mu, p), mu.points if x is None else x)
-        if x is not None:
-            return gradient(lambda p: self.first_variation(mu, p), x)
+        if x is not None or type(self).first_variation is not Functional.first_variation:
+            return gradient(lambda p: self.first_variation(mu, p), places(mu, x))
         dead = ~mu.support()
         force = gradient(lambda p: self(mu.with_points(p)), mu.points)
         at_atoms = force / torch.where(dead, 1.0, mu.weights).unsqueeze(-1)
@@ -136,6 +135,23 @@ class Functional(nn.Module):
 
     def __sub__(self, other: Functional) -> Sum:
         return self + -other if isinstance(other, Functional) else NotImplemented
+
+
+def places(mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
+    """Where a first variation is wanted: the atoms, or ``x`` in the batch shape of ``mu`` once they are known to fit.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` differs from ``mu`` in dimension, dtype or device, or in batch shape and is not a single set of points.
+    """
+    if x is None:
+        return mu.points
+    if x.ndim < 2 or x.shape[-1] != mu.dim or x.shape[:-2] not in ((), mu.batch_shape):
+        raise ValueError(f"x: expected points {(*mu.batch_shape, 'm', mu.dim)} as of the measure, got shape {tuple(x.shape)}")
+    if (x.dtype, x.device) != (mu.dtype, mu.device):
+        raise ValueError(f"x: expected {mu.dtype} on {mu.device} as of the measure, got {x.dtype} on {x.device}")
+    return x.expand(*mu.batch_shape, *x.shape[-2:])
 
 
 class Sum(Functional):

@@ -49,8 +49,13 @@ class FixedPointDiscrepancy(Functional):
 
     def __init__(self, map: Callable[[DiscreteMeasure], DiscreteMeasure], discrepancy: DiscrepancyLike) -> None:
         super().__init__()
+        if not callable(map):
+            raise ValueError(f"map: expected a function of a measure, got {type(map).__name__}")
         self.map = map
         self.discrepancy = discrepancy
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        return against(self.discrepancy, self.map(mu))(mu)
+        image = self.map(mu)
+        if not isinstance(image, DiscreteMeasure):
+            raise ValueError(f"map: expected it to return a DiscreteMeasure, got {type(image).__name__}; use mu.with_points")
+        return against(self.discrepancy, image)(mu)

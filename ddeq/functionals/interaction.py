@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Functional, Smoothness
+from ddeq.functionals.base import Functional, Smoothness, places
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate, integrate_pairs
 
@@ -44,10 +44,12 @@ class InteractionEnergy(Functional):
 
     def __init__(self, potential: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        if not callable(potential):
+            raise ValueError(f"potential: expected a function of points, got {type(potential).__name__}")
         self.potential = potential
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return 0.5 * integrate(self.first_variation(mu), mu)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        return integrate_pairs(self.potential, mu.points if x is None else x, mu)
+        return integrate_pairs(self.potential, places(mu, x), mu)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Smoothness
+from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.kernels import Kernel, Riesz
 from ddeq.measures import DiscreteMeasure
@@ -53,6 +53,8 @@ class MMD(Discrepancy):
 
     def __init__(self, target: DiscreteMeasure, kernel: Kernel | None = None) -> None:
         super().__init__(target)
+        if not isinstance(kernel, Kernel | None):
+            raise ValueError(f"kernel: expected a kernel such as Gaussian(1.0), got {kernel!r}")
         self.kernel = Riesz(1.0) if kernel is None else kernel
         self.smoothness = Smoothness.SMOOTH if self.kernel.smooth_on_the_diagonal else Smoothness.OFF_DIAGONAL
 
@@ -65,6 +67,6 @@ class MMD(Discrepancy):
         return 0.5 * (with_itself + of_target) - with_target
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        x = mu.points if x is None else x
+        x = places(mu, x)
         nu = self._target_for(mu)
         return integrate_kernel(self.kernel, x, mu) - integrate_kernel(self.kernel, x, nu)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Functional, Smoothness
+from ddeq.functionals.base import Functional, Smoothness, places
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate
 
@@ -41,13 +41,15 @@ class PotentialEnergy(Functional):
 
     def __init__(self, potential: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        if not callable(potential):
+            raise ValueError(f"potential: expected a function of points, got {type(potential).__name__}")
         self.potential = potential
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return integrate(self.first_variation(mu), mu)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        x = mu.points if x is None else x
+        x = places(mu, x)
         energies = self.potential(x)
         if energies.shape != x.shape[:-1]:
             raise ValueError(

@@ -19,4 +19,4 @@ class Context(NamedTuple):
     weights: Tensor
     """Masses of the input's atoms, ``(*batch, m)``."""
     masks: dict[str, Tensor]
-    """Masks of the cell's `Dropout` layers by name, ``(*batch, features)``; empty in evaluation."""
+    """Masks of the cell's `Dropout` layers by their keys, ``(*batch, features)``; empty in evaluation."""

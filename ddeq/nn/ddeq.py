@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddeq.iteration import Stop
-from ddeq.measures import DiscreteMeasure
+from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.nn.dropout import draw_masks
 from ddeq.nn.reference import Reference
 from ddeq.solvers import Anderson, Implicit, Solution, Solver, fixed_point, jacobian_penalty
@@ -20,6 +20,9 @@ __all__ = ["DDEQ", "CollapseWarning"]
 
 STRANGERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
 """Layers that are not functions of one measure: they draw anew in each evaluation, or look at the rest of the batch."""
+
+
+WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
 
 
 class CollapseWarning(UserWarning):
@@ -72,7 +75,7 @@ class DDEQ(nn.Module):
     ) -> None:
         super().__init__()
         for name, layer in cell.named_modules():
-            if isinstance(layer, STRANGERS):
+            if isinstance(layer, STRANGERS) or (isinstance(layer, WITH_DROPOUT) and layer.dropout > 0):
                 raise ValueError(
                     f"cell: its layer {name!r} is a {type(layer).__name__}, which is no function of one measure; use "
                     "ddeq.nn.Dropout (one mask for all atoms and evaluations) or nn.LayerNorm"
@@ -99,14 +102,23 @@ class DDEQ(nn.Module):
         generator
             Randomness of the reference and of dropout.
         """
-        if rho.mass().numel() and not torch.compiler.is_compiling() and not bool((rho.mass() > 0).all()):
-            raise ValueError("rho: expected measures of positive mass; an input without mass has no context")
+        if not isinstance(rho, DiscreteMeasure):
+            raise ValueError(f"rho: expected a DiscreteMeasure, got {type(rho).__name__}")
+        check_mass("rho", rho)
         context = self.encoder(rho)
         if self.training:
             context = _with_masks(self.cell, context, rho, generator)
         start = self.reference(rho.batch_shape, rho.points, n, generator)
         in_dims = 0 if rho.batch_shape else None
-        return fixed_point(self.cell, start, context, in_dims=in_dims, solver=self.solver, stop=self.stop, adjoint=self.adjoint)
+        drawn = torch.get_rng_state()
+        solution = fixed_point(
+            self.cell, start, context, in_dims=in_dims, solver=self.solver, stop=self.stop, adjoint=self.adjoint
+        )
+        if self.training and not torch.equal(drawn, torch.get_rng_state()):
+            raise ValueError(
+                "cell: it draws random numbers in each evaluation, so that there is no equilibrium; use ddeq.nn.Dropout"
+            )
+        return solution
 
     def penalty(self, solution: Solution, **options: Any) -> Tensor:
         """`ddeq.nn.jacobian_penalty` of the cell at a solution that `forward` gave, ``(*batch,)``; ``options`` as there."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,11 +36,19 @@ class Dropout(nn.Module):
         super().__init__()
         if not 0.0 <= p < 1.0:
             raise ValueError(f"p: expected 0 <= p < 1, got {p}")
-        self.features, self.p, self.name = features, p, ""
+        self.features, self.p, self.key = features, p, uuid.uuid4().hex
 
     def forward(self, x: Float[Tensor, "*batch n c"], context: Context) -> Float[Tensor, "*batch n c"]:
-        mask = context.masks.get(self.name)
-        return x if mask is None else x * mask.unsqueeze(-2)
+        if not self.training or self.p == 0:
+            return x
+        mask = getattr(context, "masks", {}).get(self.key)
+        if mask is None:
+            raise RuntimeError(
+                "no mask was drawn for this Dropout: it works in the cell of a DDEQ whose context is a ddeq.nn.Context; call the "
+                "cell through the DDEQ, or .eval() it"
+            )
+        dropped: Tensor = x * mask.unsqueeze(-2)
+        return dropped
 
     def extra_repr(self) -> str:
         return f"features={self.features}, p={self.p}"
@@ -47,11 +57,12 @@ class Dropout(nn.Module):
 def draw_masks(
     cell: nn.Module, batch_shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
-    """A mask for each `Dropout` of a cell, scaled so that its mean is one."""
-    masks = {}
-    for name, layer in cell.named_modules():
+    """A mask for each `Dropout` of a cell by its key, scaled so that its mean is one."""
+    masks: dict[str, Tensor] = {}
+    for layer in cell.modules():
         if isinstance(layer, Dropout) and layer.p > 0:
-            layer.name = name
+            if layer.key in masks:  # a copy of another layer
+                layer.key = uuid.uuid4().hex
             keep = torch.rand(*batch_shape, layer.features, generator=generator, dtype=like.dtype, device=like.device) >= layer.p
-            masks[name] = keep.to(like.dtype) / (1.0 - layer.p)
+            masks[layer.key] = keep.to(like.dtype) / (1.0 - layer.p)
     return masks

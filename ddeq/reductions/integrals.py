@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure
@@ -59,7 +59,7 @@ def integrate_kernel(
 
         total: Tensor = keops.sum_pairs(kernel, x, mu.points, b)
     else:
-        total = dense.sum_pairs(kernel.pair, x, mu.points, b)
+        total = dense.sum_pairs(kernel.pair, x, mu.points, b, kernel)
     return total.squeeze(-1) if values is None else total
 
 
@@ -87,7 +87,8 @@ def integrate_pairs(
             )
         return values
 
-    return dense.sum_pairs(pair, x, mu.points, mu.weights.unsqueeze(-1)).squeeze(-1)
+    module = function if isinstance(function, nn.Module) else None
+    return dense.sum_pairs(pair, x, mu.points, mu.weights.unsqueeze(-1), module).squeeze(-1)
 
 
 def _against(x: Tensor, mu: DiscreteMeasure) -> DiscreteMeasure:

@@ -39,7 +39,7 @@ def spectral_radius(
     ----------
     Arnoldi (1951), The principle of minimized iterations in the solution of the matrix eigenvalue problem.
     """
-    transposed, v = _transposed_jacobian(map, mu, args, graph=False), _random_like(mu, generator)
+    transposed, v = _transposed_jacobian(map, mu, args, graph=False), _random_cotangent(mu, generator)
     steps = min(steps, mu.n * mu.dim)
     basis = [v / _norm(v)]
     hessenberg = v.new_zeros(*mu.batch_shape, steps, steps)
@@ -71,10 +71,11 @@ def jacobian_penalty(
 ) -> Float[Tensor, "*batch"]:
     r"""Penalty on the Jacobian :math:`J` of the map at ``mu``, differentiable in the map's parameters and arguments.
 
-    ``"frobenius"``: :math:`|J^\top v|^2 / |v|^2 \cdot \dim` for a random :math:`v`, an unbiased estimate of
-    :math:`|J|_F^2` divided by the number of coordinates. ``"largest"``: :math:`\max(0, |J^\top v| / |v| - \text{target})^2`
-    for the direction :math:`v` that ``steps`` applications of :math:`J^\top` have turned a random one to: with each step
-    it comes closer to the direction in which the map contracts least.
+    ``"frobenius"``: :math:`|J^* v|^2 / |v|^2` for a random :math:`v`, an estimate of :math:`|J|_F^2` divided by the number
+    of coordinates. ``"largest"``: :math:`\max(0, |J^* v| / |v| - \text{target})^2` for the direction :math:`v` that
+    ``steps`` applications of :math:`J^*` have turned a random one to: with each step it comes closer to the direction in
+    which the map contracts least. Norms and the adjoint :math:`J^*` are those of :math:`L^2(\mu)`: atoms of mass zero do
+    not count.
 
     Parameters
     ----------
@@ -96,13 +97,19 @@ def jacobian_penalty(
     """
     if kind not in ("largest", "frobenius"):
         raise ValueError(f"kind: expected 'largest' or 'frobenius', got {kind!r}")
-    transposed, v = _transposed_jacobian(map, mu, args, graph=True), _random_like(mu, generator)
+    transposed, v = _transposed_jacobian(map, mu, args, graph=True), _random_cotangent(mu, generator)
+    # Of a cotangent v = w * field, the norm of the field in L2(mu) is that of v with inverse masses.
+    live = mu.weights.detach() > 0
+    inverse = torch.where(live, 1.0 / torch.where(live, mu.weights.detach(), 1.0), 0.0).unsqueeze(-1)
+
+    def squared(v: Tensor) -> Tensor:
+        return (inverse * v.square()).sum((-2, -1))
+
     for _ in range(steps if kind == "largest" else 0):
         w = transposed(v).detach()
-        norm = _norm(w)
+        norm = squared(w).sqrt()[..., None, None]
         v = torch.where(norm > 0, w / torch.where(norm > 0, norm, 1.0), v)
-    product = transposed(v)
-    square = product.square().sum((-2, -1)) / v.square().sum((-2, -1))
+    square = squared(transposed(v)) / squared(v)
     if kind == "frobenius":
         return square
     excess = square > target**2
@@ -144,8 +151,10 @@ def _transposed_jacobian(map: Map, mu: DiscreteMeasure, args: tuple[Any, ...], g
     return transposed
 
 
-def _random_like(mu: DiscreteMeasure, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(mu.points.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+def _random_cotangent(mu: DiscreteMeasure, generator: torch.Generator | None) -> Tensor:
+    """Gaussian on the atoms of positive mass, times the masses, as cotangents are."""
+    drawn = torch.randn(mu.points.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+    return mu.weights.detach().unsqueeze(-1) * drawn
 
 
 def _norm(v: Tensor) -> Tensor:
