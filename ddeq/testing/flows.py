@@ -10,7 +10,7 @@ from ddeq.flows import flow
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
-from ddeq.testing.samples import changed_neighbour
+from ddeq.testing.samples import changed_neighbour, with_dead_atoms
 
 __all__ = ["check_flow"]
 
@@ -54,7 +54,7 @@ def check_flow(
         split = flow(functional, mu0.split_atom(mu0.n // 2, 0.3), **options).measure
         assert_close(split.points, end.split_atom(mu0.n // 2, 0.3).points, law, units=units)
         law = "T1 (measure consistency): adding atoms of mass zero changes the flow"
-        padded = flow(functional, mu0.pad_atoms(2), **options).measure
+        padded = flow(functional, with_dead_atoms(mu0), **options).measure
         assert_close(padded.points[..., : mu0.n, :], end.points, law, units=units)
         neighbour = changed_neighbour(mu0)
         if neighbour is not None:

@@ -28,7 +28,8 @@ def check_functional(
     Checked: the value is one finite number per measure, and does not change when atoms are permuted, split, or added with
     mass zero, nor when another measure of the batch changes (T1). The first variation and the Wasserstein gradient, as
     the functional gives them, are those of its `forward` (T2): against automatic differentiation, at atoms, at probes of
-    mass zero and, in double precision, against finite differences; for smooth functionals also Hessian-vector products.
+    mass zero and, in double precision and where no atoms coincide, against finite differences; Hessian-vector products
+    likewise, unless the functional declares itself smooth almost everywhere only.
 
     Parameters
     ----------
@@ -73,18 +74,28 @@ def check_value(functional: Functional, mu: DiscreteMeasure) -> None:
 
 
 def check_first_variation(functional: Functional, mu: DiscreteMeasure) -> None:
-    """T2: weights of atoms, weights of probes, and an override if there is one."""
+    """T2: weights of atoms, weights of probes at atoms and elsewhere, and an override if there is one."""
     by_weights = Functional.first_variation(functional, mu)
     _assert_finite(by_weights, "the derivative in the weights", mu)
     size = by_weights.detach().abs().max() + 1e-3
-    if not functional.reads_marks or mu.marks is None:
-        probed = Functional.first_variation(functional, mu, mu.points)
-        _assert_finite(probed, "the derivative in the weight of a probe of mass zero", mu)
-        law = "T2 (first variation): a probe of mass zero at an atom differs from the derivative in the atom's weight"
-        assert_close(probed, by_weights, law, scale=size)
-        given = functional.first_variation(mu, mu.points)
-        _assert_equal_up_to_a_constant(given, by_weights, mu, "`first_variation(mu, x)`", size)
-    _assert_equal_up_to_a_constant(functional.first_variation(mu), by_weights, mu, "`first_variation(mu)`", size)
+    _assert_equal_up_to_a_constant(functional.first_variation(mu), by_weights, "`first_variation(mu)`", size)
+    if functional.reads_marks and mu.marks is not None:
+        return
+    probed = Functional.first_variation(functional, mu, mu.points)
+    _assert_finite(probed, "the derivative in the weight of a probe of mass zero", mu)
+    law = "T2 (first variation): a probe of mass zero at an atom differs from the derivative in the atom's weight"
+    assert_close(probed, by_weights, law, scale=size)
+    for x in (mu.points, _elsewhere(mu)):
+        given, probed = functional.first_variation(mu, x), Functional.first_variation(functional, mu, x)
+        _assert_equal_up_to_a_constant(given, probed, "`first_variation(mu, x)`", size + probed.detach().abs().max())
+
+
+def _elsewhere(mu: DiscreteMeasure) -> Tensor:
+    """Three points among the atoms of each measure, and none of them."""
+    g = torch.Generator().manual_seed(2)
+    drawn = torch.randn(*mu.batch_shape, 3, mu.dim, generator=g, dtype=mu.dtype).to(mu.device)
+    spread = mu.points.detach().std() if mu.points.numel() > 1 else torch.ones(())
+    return mu.points.detach()[..., :1, :] + drawn * (spread + 0.1)
 
 
 def _assert_finite(derivative: Tensor, name: str, mu: DiscreteMeasure) -> None:
@@ -96,42 +107,57 @@ def _assert_finite(derivative: Tensor, name: str, mu: DiscreteMeasure) -> None:
         )
 
 
-def _assert_equal_up_to_a_constant(a: Tensor, b: Tensor, mu: DiscreteMeasure, name: str, size: Tensor) -> None:
-    if mu.n == 1:
-        return
+def _assert_equal_up_to_a_constant(a: Tensor, b: Tensor, name: str, size: Tensor) -> None:
     law = f"T2 (first variation): {name} is not the derivative of the value in the weights"
     assert_close(a - a[..., :1], b - b[..., :1], law, scale=size)
 
 
 def check_gradient(functional: Functional, mu: DiscreteMeasure) -> None:
     """T2: the Wasserstein gradient is the derivative in the points divided by the weights, and differentiable again."""
-    gradient = functional.wasserstein_gradient(mu)
-    by_forward = Functional.wasserstein_gradient(_Plain(functional), mu)
-    law = "T2 (Wasserstein gradient): it is not (1/w_i) dF/dx_i"
+    gradient, plain = functional.wasserstein_gradient(mu), _Plain(functional)
+    by_forward = plain.wasserstein_gradient(mu)
     scale = 1e-3 + by_forward.detach().abs().max()
+    law = "T2 (Wasserstein gradient): it is not (1/w_i) dF/dx_i"
     assert_close(gradient, by_forward, law, scale=scale, units=2e4)
-    if mu.dtype != torch.float64:
+    if not (functional.reads_marks and mu.marks is not None):
+        x = _elsewhere(mu)
+        law = "T2 (Wasserstein gradient): at other points it is not the gradient of the first variation"
+        expected = plain.wasserstein_gradient(mu, x)
+        assert_close(
+            functional.wasserstein_gradient(mu, x), expected, law, scale=scale + expected.detach().abs().max(), units=2e4
+        )
+    if mu.dtype != torch.float64 or _coincident(mu):
         return
-    direction = torch.randn(mu.points.shape, generator=torch.Generator().manual_seed(1), dtype=mu.dtype).to(mu.points)
-    step = 1e-5 * max(float(mu.points.abs().max()), 0.1)
+    g = torch.Generator().manual_seed(1)
+    direction = torch.randn(mu.points.shape, generator=g, dtype=mu.dtype).to(mu.device)
+    step = 1e-5 * max(float(mu.points.detach().abs().max()), 0.1)
 
     def along(t: float) -> DiscreteMeasure:
         return mu.with_points(mu.points + t * direction)
 
-    if functional.smoothness is not Smoothness.ALMOST_EVERYWHERE and not _coincident(mu):
-        slope = (functional(along(step)) - functional(along(-step))) / (2 * step)
-        expected = (mu.weights.unsqueeze(-1) * gradient * direction).sum((-2, -1))
-        law = "T2 (Wasserstein gradient): finite differences of the value disagree"
-        assert_close(slope, expected, law, scale=scale * direction.norm(), rtol=1e-5)
-    if functional.smoothness is Smoothness.SMOOTH:
-        points = mu.points.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            moved = functional.wasserstein_gradient(mu.with_points(points))
-            (product,) = torch.autograd.grad((moved * direction).sum(), points, materialize_grads=True)
-        h = 1e-5
-        change = (functional.wasserstein_gradient(along(h)) - functional.wasserstein_gradient(along(-h))) / (2 * h)
-        law = "second derivatives: the graph of the Wasserstein gradient disagrees with its finite differences"
-        assert_close((product * direction).sum(), (change * direction).sum(), law, scale=scale, rtol=1e-5)
+    slope = (functional(along(step)) - functional(along(-step))) / (2 * step)
+    expected = (mu.weights.unsqueeze(-1) * gradient * direction).sum((-2, -1))
+    law = "T2 (Wasserstein gradient): finite differences of the value disagree; is something detached?"
+    assert_close(slope, expected, law, scale=scale * direction.norm(), rtol=1e-5)
+    if functional.smoothness is not Smoothness.ALMOST_EVERYWHERE:
+        _check_second_order(functional, mu, direction, step, scale)
+
+
+def _check_second_order(functional: Functional, mu: DiscreteMeasure, direction: Tensor, step: float, scale: Tensor) -> None:
+    def gradient(points: Tensor) -> Tensor:
+        return functional.wasserstein_gradient(mu.with_points(points))
+
+    points = mu.points.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        moved = (gradient(points) * direction).sum()
+        product = torch.zeros_like(points)
+        if moved.requires_grad:
+            (product,) = torch.autograd.grad(moved, points, materialize_grads=True)
+    change = (gradient(mu.points + step * direction) - gradient(mu.points - step * direction)) / (2 * step)
+    law = (
+        "second derivatives: the graph of the Wasserstein gradient disagrees with its finite differences; is something detached?"
+    )
+    assert_close((product * direction).sum(), (change * direction).sum(), law, scale=scale * direction.norm(), rtol=1e-4)
 
 
 class _Plain(Functional):
@@ -146,5 +172,6 @@ class _Plain(Functional):
 
 
 def _coincident(mu: DiscreteMeasure) -> bool:
+    """Whether atoms lie in one place, where differences are not derivatives."""
     distances = torch.cdist(mu.points, mu.points) + torch.eye(mu.n, dtype=mu.dtype, device=mu.device)
     return bool((distances == 0).any())

@@ -9,7 +9,7 @@ import torch
 
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
-from ddeq.testing.samples import changed_neighbour, dtype_of, trial_measures
+from ddeq.testing.samples import changed_neighbour, dtype_of, trial_measures, with_dead_atoms
 
 __all__ = ["check_map"]
 
@@ -60,6 +60,8 @@ def _check(map: Callable[..., DiscreteMeasure], mu: DiscreteMeasure, args: tuple
         before, after = getattr(mu, name), getattr(image, name)
         if before is not after and (None in (before, after) or not torch.equal(before, after)):
             raise AssertionError(f"the map changes the {name} of its argument: {before} to {after}")
+    if not bool(torch.isfinite(image.points).all()):
+        raise AssertionError(f"the image is not finite: {image.points} of {mu}")
     law = "randomness: two evaluations of the map differ; draw once per forward pass (ddeq.nn.Dropout)"
     assert_close(map(mu, *args).points, image.points, law, units=0.0)
     order = torch.randperm(mu.n, generator=torch.Generator().manual_seed(0)).to(mu.device)
@@ -69,7 +71,7 @@ def _check(map: Callable[..., DiscreteMeasure], mu: DiscreteMeasure, args: tuple
     split = map(mu.split_atom(mu.n // 2, 0.3), *args).points
     assert_close(split, image.split_atom(mu.n // 2, 0.3).points, law, units=units)
     law = "T1 (measure consistency): adding atoms of mass zero moves the images"
-    assert_close(map(mu.pad_atoms(2), *args).points[..., : mu.n, :], image.points, law, units=units)
+    assert_close(map(with_dead_atoms(mu), *args).points[..., : mu.n, :], image.points, law, units=units)
     neighbour = changed_neighbour(mu)
     if neighbour is not None:
         law = "T1 (one measure at a time): the image depends on another measure of the batch"

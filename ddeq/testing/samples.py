@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ddeq.measures import DiscreteMeasure
+from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["changed_neighbour", "same_measure", "trial_measures"]
+__all__ = ["changed_neighbour", "dtype_of", "same_measure", "trial_measures", "with_dead_atoms"]
 
 
 def trial_measures(
@@ -23,7 +23,7 @@ def trial_measures(
         return DiscreteMeasure(points, weights / weights.sum(-1, keepdim=True), marks)
 
     generic = draw(4)
-    return [generic, draw(3).pad_atoms(1).split_atom(1, 0.3), draw(1)]
+    return [generic, with_dead_atoms(draw(3)).split_atom(1, 0.3), draw(1)]
 
 
 def same_measure(mu: DiscreteMeasure, seed: int = 0) -> dict[str, DiscreteMeasure]:
@@ -32,8 +32,21 @@ def same_measure(mu: DiscreteMeasure, seed: int = 0) -> dict[str, DiscreteMeasur
     return {
         "permuting the atoms": mu.permute_atoms(order.to(mu.device)),
         "splitting an atom": mu.split_atom(mu.n // 2, 0.3),
-        "adding atoms of mass zero": mu.pad_atoms(2),
+        "adding atoms of mass zero": with_dead_atoms(mu),
     }
+
+
+def with_dead_atoms(mu: DiscreteMeasure) -> DiscreteMeasure:
+    """The same measure with three more atoms of mass zero, last: a copy of the first one, and two outside of the support.
+
+    Those outside catch what copies do not: suprema, batch statistics and neighbours among all stored atoms.
+    """
+    padded = mu.pad_atoms(3)
+    size = mu.points.detach().amax((-2, -1)) - mu.points.detach().amin((-2, -1)) + 1.0
+    away = torch.zeros_like(padded.weights)
+    away[..., -2], away[..., -1] = size, -size
+    marks = None if padded.marks is None else padded.marks + away.unsqueeze(-1)
+    return unchecked(padded.points + away.unsqueeze(-1), padded.weights, marks)
 
 
 def changed_neighbour(mu: DiscreteMeasure) -> DiscreteMeasure | None:

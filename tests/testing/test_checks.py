@@ -60,6 +60,34 @@ class LooksAtItsNeighbours(Functional):
         return (mu.weights * V(mu.points)).sum(-1) + mu.points.mean()
 
 
+class Supremum(Functional):
+    def forward(self, mu):
+        return mu.points.amax((-2, -1))
+
+
+class Detached(Functional):
+    def forward(self, mu):
+        return (mu.weights * V(mu.points - 3 * mu.points.detach())).sum(-1)
+
+
+class DetachedVariation(MMD):
+    def first_variation(self, mu, x=None):
+        return super().first_variation(mu.detach(), x)
+
+
+class IgnoresTheProbe(PotentialEnergy):
+    def first_variation(self, mu, x=None):
+        return V(mu.points) if x is None or x.shape == mu.points.shape else V(x) * 7
+
+    def forward(self, mu):
+        return (mu.weights * V(mu.points)).sum(-1)
+
+
+class WrongElsewhere(PotentialEnergy):
+    def wasserstein_gradient(self, mu, x=None):
+        return super().wasserstein_gradient(mu, x) * (1 if x is None else 7)
+
+
 class NotANumber(Functional):
     def forward(self, mu):
         return mu.mass() * torch.nan
@@ -75,6 +103,10 @@ class NotANumber(Functional):
         (LivingAtomsOnly(), "T2 .*probe"),
         (LogarithmInSoftmax(), "T2 .*not finite.*logarithm"),
         (LooksAtItsNeighbours(), "T1 .*another measure of the batch|T1 "),
+        (Detached(), "finite differences"),
+        (DetachedVariation(DiscreteMeasure(torch.randn(3, 2, dtype=torch.float64)), Gaussian(1.0)), "second derivatives"),
+        (IgnoresTheProbe(V), "T2 .*first_variation"),
+        (WrongElsewhere(V), "T2 .*at other points"),
         (NotANumber(), "not finite"),
     ],
     ids=lambda value: type(value).__name__,
@@ -82,6 +114,15 @@ class NotANumber(Functional):
 def test_wrong_functionals_are_found(functional, message):
     with pytest.raises(AssertionError, match=message):
         check_functional(functional)
+
+
+def test_suprema_over_stored_atoms_are_found():
+    with pytest.raises(AssertionError, match=r"T1 .*mass zero"):
+        check_functional(Supremum(), first_variation=False)
+    with pytest.raises(AssertionError, match=r"T1 .*mass zero"):
+        check_map(moves(lambda mu: mu.points + mu.points.amax(-2, keepdim=True)))
+    with pytest.raises(AssertionError, match="the image is not finite"):
+        check_map(moves(lambda mu: mu.points.sqrt() * torch.nan))
 
 
 def test_right_functionals_pass():
