@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 import torch.utils._pytree as pytree
@@ -78,7 +78,7 @@ class DiscreteMeasure:
     def from_clouds(
         cls,
         clouds: Sequence[Float[Tensor, "_ d"]],
-        weights: Sequence[Float[Tensor, "_"]] | None = None,
+        weights: Sequence[Float[Tensor, " _"]] | None = None,
         marks: Sequence[Float[Tensor, "_ q"]] | None = None,
     ) -> DiscreteMeasure:
         """One batch of ragged clouds, padded with atoms of mass zero.
@@ -269,7 +269,7 @@ class DiscreteMeasure:
         marks = None if a.marks is None else torch.cat([a.marks, _present(b.marks)], -2)
         return unchecked(torch.cat([a.points, b.points], -2), torch.cat([a.weights, b.weights], -1), marks)
 
-    def __mul__(self, factor: float | Float[Tensor, "*batch"]) -> DiscreteMeasure:
+    def __mul__(self, factor: SupportsFloat | Float[Tensor, "*batch"]) -> DiscreteMeasure:
         """The mass times a non-negative number, or times one number for each measure of the batch."""
         if isinstance(factor, Tensor):
             if factor.shape not in ((), self.batch_shape):

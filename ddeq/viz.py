@@ -99,7 +99,7 @@ def plot_trajectory(trajectory: Trajectory, target: DiscreteMeasure | None = Non
     records = sorted({round(float(t)) for t in (spaced - 1) / 9 * last})
     figure: Figure
     figure, axes = plt.subplots(
-        1, len(records), figsize=(2.1 * len(records), 2.5), layout="constrained", sharex=True, sharey=True
+        1, len(records), figsize=(2.1 * len(records), 2.5), layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     for ax, record in zip(axes[0], records, strict=True):
         if target is not None:
@@ -112,7 +112,7 @@ def plot_trajectory(trajectory: Trajectory, target: DiscreteMeasure | None = Non
 def plot_energy(trajectory: Trajectory, ax: Axes | None = None, *, label: str | None = None) -> Axes:
     """Energy of a flow against time, on a logarithmic scale where it stays positive."""
     ax = _axes(ax)
-    energies = trajectory.energies.detach().flatten(1).cpu()
+    energies = trajectory.energies.detach().reshape(len(trajectory.energies), -1).cpu()
     times = trajectory.times.detach().flatten(1).amax(-1).cpu() if trajectory.times.ndim > 1 else trajectory.times.detach().cpu()
     ax.plot(times, energies, color=INK, label=label)
     if bool((energies > 0).all()):

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -216,3 +217,25 @@ MU = DiscreteMeasure(CLOUD)
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_numbers_of_numpy_and_tensors_as_factors():
+    mu = DiscreteMeasure(torch.randn(2, 3, 1))
+    for c in (np.float64(2.0), np.float32(2.0), np.int64(2)):
+        assert (c * mu).mass().tolist() == pytest.approx([2.0, 2.0])
+        assert (mu * c).mass().tolist() == pytest.approx([2.0, 2.0])
+    with pytest.raises(ValueError, match="c >= 0"):
+        mu * torch.tensor(-1.0)
+
+
+def test_saving_parts_that_share_memory(tmp_path):
+    points = torch.randn(3, 2)
+    DiscreteMeasure(points, marks=points).save(tmp_path / "mu.safetensors")
+    assert torch.equal(DiscreteMeasure.load(tmp_path / "mu.safetensors").marks, points)
+
+
+def test_clouds_are_blamed_for_clouds():
+    with pytest.raises(ValueError, match=r"clouds\[1\]: .*dimension"):
+        DiscreteMeasure.from_clouds([torch.zeros(2, 2), torch.zeros(2, 3)])
+    with pytest.raises(ValueError, match=r"clouds: .*at least one"):
+        DiscreteMeasure.from_clouds([])

@@ -24,10 +24,10 @@ from ddeq.solvers import Anderson, ParticleFlow, Picard, Solution, Solver, fixed
 
 __all__ = ["run"]
 
-EPOCHS = 100
+EPOCHS = 150
 BATCH = 64
 TOLERANCE = Stop(rtol=1e-5, max_steps=200)
-DESCENT = Euler(lambda step: 10.0 * 0.97**step)
+DESCENT = Euler(lambda step: 10.0 * 0.95**step)
 """Steps that shrink: near its minimum the Riesz kernel pulls with a force that does not fade."""
 SOLVERS: dict[str, Solver] = {
     "Picard": Picard(),

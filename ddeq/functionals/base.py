@@ -67,7 +67,7 @@ class Functional(nn.Module):
             )
         return value
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant.
 
         By default the derivative of the energy in the weights, at ``x`` in those of atoms of mass zero placed there (T2).
@@ -93,7 +93,7 @@ class Functional(nn.Module):
         return gradient(lambda w: self(unmarked + unchecked(x, w)), x.new_zeros(x.shape[:-1]))
 
     def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
         r"""Wasserstein gradient :math:`\nabla \frac{\delta F}{\delta\mu}(x)`.
 
@@ -166,11 +166,11 @@ class Sum(Functional):
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return self.first(mu) + self.second(mu)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         return self.first.first_variation(mu, x) + self.second.first_variation(mu, x)
 
     def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
         return self.first.wasserstein_gradient(mu, x) + self.second.wasserstein_gradient(mu, x)
 
@@ -191,11 +191,11 @@ class Scaled(Functional):
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return self._factor(0) * self.functional(mu)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         return self._factor(1) * self.functional.first_variation(mu, x)
 
     def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
         return self._factor(2) * self.functional.wasserstein_gradient(mu, x)
 

@@ -51,5 +51,5 @@ class InteractionEnergy(Functional):
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return 0.5 * integrate(self.first_variation(mu), mu)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         return integrate_pairs(self.potential, places(mu, x), mu)

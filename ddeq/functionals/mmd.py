@@ -66,7 +66,7 @@ class MMD(Discrepancy):
         of_target = integrate(integrate_kernel(self.kernel, own.points, own), own)
         return 0.5 * (with_itself + of_target) - with_target
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         x = places(mu, x)
         nu = self._target_for(mu)
         return integrate_kernel(self.kernel, x, mu) - integrate_kernel(self.kernel, x, nu)

@@ -48,7 +48,7 @@ class PotentialEnergy(Functional):
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return integrate(self.first_variation(mu), mu)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None) -> Float[Tensor, "*batch m"]:
+    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         x = places(mu, x)
         energies = self.potential(x)
         if energies.shape != x.shape[:-1]:

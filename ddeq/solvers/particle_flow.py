@@ -45,7 +45,7 @@ class ParticleFlow:
     Notes
     -----
     Slow next to `Picard` or `Anderson`: it needs hundreds of steps where they need ten, and with a smooth kernel it is
-    flat near point masses. With the Riesz kernel the steps must shrink, ``Euler(lambda k: 10 * 0.97**k)``: its force does
+    flat near point masses. With the Riesz kernel the steps must shrink, ``Euler(lambda k: 10 * 0.95**k)``: its force does
     not fade at the minimum. Here for comparison with the paper, and for maps that are fixed as measures only.
 
     References

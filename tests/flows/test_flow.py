@@ -173,3 +173,41 @@ MU = DiscreteMeasure(torch.randn(3, 2))
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_flows_have_patience():
+    """Leaving a saddle, the gradient grows for a long time before it falls."""
+    F = PotentialEnergy(lambda x: 0.25 * (x.square().sum(-1) - 1).square())
+    trajectory = flow(
+        F, DiscreteMeasure(torch.tensor([[1e-3]], dtype=torch.float64)), stepper=Euler(0.02), stop=Stop(max_steps=5000)
+    )
+    assert trajectory.status.item() == Status.CONVERGED
+    assert trajectory.measure.points.item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_times_where_all_samples_end_early():
+    blow_up = PotentialEnergy(lambda x: -x.square().square().sum(-1))
+    trajectory = flow(blow_up, DiscreteMeasure(torch.tensor([[1.0]])), stepper=Euler(1.0), steps=100, record=50)
+    assert trajectory.times.tolist() == [0.0, float(trajectory.steps)]
+
+
+def test_rare_looks_change_no_record():
+    mu = DiscreteMeasure(torch.ones(1, 1))
+    often, rarely = (flow(QUADRATIC, mu, stepper=Euler(0.5), stop=Stop(rtol=1e-3, max_steps=50, check_every=k)) for k in (1, 9))
+    assert torch.equal(often.times, rarely.times)
+    assert torch.equal(often.measures.points, rarely.measures.points)
+
+
+def test_inference_mode_is_refused_not_ignored():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+        flow(QUADRATIC, DiscreteMeasure(torch.ones(1, 1)), steps=2)
+
+
+@pytest.mark.unchecked
+def test_more_bad_input():
+    with pytest.raises(ValueError, match="mu0: "):
+        flow(QUADRATIC, MU.points, steps=3)
+    with pytest.raises(ValueError, match="stop: "):
+        flow(QUADRATIC, MU, stop=5)
+    with pytest.raises(ValueError, match="record: "):
+        flow(QUADRATIC, MU, steps=3, record=1.5)

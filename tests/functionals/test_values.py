@@ -1,5 +1,7 @@
 """Functionals against closed forms, peers and finite differences of what their parameters do."""
 
+import copy
+
 import geomloss
 import ot
 import pytest
@@ -207,3 +209,27 @@ def test_multiples_are_multiples(c):
     mu = DiscreteMeasure(torch.randn(3, 2, dtype=torch.float64))
     F = PotentialEnergy(lambda x: x.square().sum(-1))
     assert_close((c * F)(mu), c * F(mu), scale=1.0)
+
+
+def test_single_points_serve_every_measure_of_a_batch(functional):
+    mu, x = DiscreteMeasure(torch.randn(3, 4, 2, dtype=torch.float64)), torch.randn(5, 2, dtype=torch.float64)
+    for derivative in (functional.first_variation, functional.wasserstein_gradient):
+        together = derivative(mu, x)
+        for i in range(3):
+            assert_close(together[i], derivative(mu[i], x), scale=1e-3)
+
+
+@pytest.mark.unchecked
+def test_places_that_do_not_fit(functional):
+    mu = DiscreteMeasure(torch.randn(3, 4, 2, dtype=torch.float64))
+    for x in (torch.zeros(5, 3).double(), torch.zeros(2, 5, 2).double(), torch.zeros(5, 2)):
+        with pytest.raises(ValueError, match="x: "):
+            functional.first_variation(mu, x)
+
+
+def test_copies_have_no_history():
+    points = torch.randn(3, 2, requires_grad=True)
+    F = MMD(DiscreteMeasure(2 * points))
+    mu = DiscreteMeasure(torch.randn(4, 2))
+    assert_close(copy.deepcopy(F)(mu), F(mu))
+    assert not copy.deepcopy(DiscreteMeasure(2 * points)).points.requires_grad

@@ -194,3 +194,52 @@ def test_users_cells_and_encoders():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 1, dropout=0.5)
+
+
+class DrawsNoise(nn.Module):
+    def forward(self, mu, context):
+        return mu.with_points(nn.functional.dropout(0.5 * mu.points, 0.5, self.training) + context.unsqueeze(-2))
+
+
+def test_hidden_randomness_is_found():
+    with pytest.raises(ValueError, match="MultiheadAttention"):
+        DDEQ(Plain(), Attends(), LearnedReference(3, 2, 2))
+    ddeq = DDEQ(Plain(), DrawsNoise(), LearnedReference(3, 2, 2))
+    with pytest.raises(ValueError, match="random"):
+        ddeq(clouds())
+    assert ddeq.eval()(clouds()).converged.all()
+
+
+def test_a_cell_with_dropout_may_serve_two_models():
+    class Wrapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, mu, context):
+            return self.inner(mu, context)
+
+    ddeq, rho = model(dropout=0.5), clouds()
+    other = DDEQ(ddeq.encoder, Wrapped(ddeq.cell), ddeq.reference, stop=STOP)
+    gradients = []
+    for interlude in (False, True):
+        ddeq.zero_grad()
+        solution = ddeq(rho, generator=torch.Generator().manual_seed(0))
+        if interlude:
+            other(rho, generator=torch.Generator().manual_seed(1))
+        solution.measure.points[..., 0].sum().backward()
+        gradients.append(ddeq.cell.gain.grad.clone())
+    assert_close(*gradients, rtol=1e-4)
+
+
+@pytest.mark.unchecked
+def test_dropout_without_masks_is_an_error():
+    with pytest.raises(RuntimeError, match="no mask"):
+        Dropout(3, 0.5)(torch.zeros(2, 3), None)
+    assert Dropout(3, 0.5).eval()(torch.zeros(2, 3), None).shape == (2, 3)

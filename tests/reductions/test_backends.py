@@ -176,3 +176,18 @@ def test_without_keops_there_is_a_message_and_a_slower_path(monkeypatch):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_blocks_with_learned_kernels_bound_the_memory_of_backward():
+    kernel = Gaussian(torch.nn.Parameter(torch.tensor(1.0)))
+    x, mu = torch.randn(200, 2, requires_grad=True), DiscreteMeasure(torch.randn(300, 2))
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t)
+    with backend("dense"), block_size(6000), hooks:
+        value = integrate_kernel(kernel, x, mu).sum()
+        gradients = torch.autograd.grad(value, (x, kernel.bandwidth_0))
+    assert max(kept) <= 6000
+    with backend("dense"):
+        expected = torch.autograd.grad(integrate_kernel(kernel, x, mu).sum(), (x, kernel.bandwidth_0))
+    for a, b in zip(gradients, expected, strict=True):
+        assert_close(a, b, units=1e4)

@@ -9,6 +9,8 @@ from maps import TIGHT, affine, linear, mean_field, point
 from torch import nn
 
 from ddeq import ConvergenceError, ConvergenceWarning, DiscreteMeasure, fixed_point
+from ddeq.functionals import MMD
+from ddeq.kernels import Gaussian
 from ddeq.solvers import Anderson, Implicit, OneStep, Phantom, Picard, Status, Stop, Unrolled
 from ddeq.testing import assert_close, check_implicit_gradient
 
@@ -260,3 +262,72 @@ def test_large_problems_against_the_exact_solution():
     (gradient,) = torch.autograd.grad(z.square().sum(), shift)
     inverse = torch.linalg.inv(torch.eye(40, dtype=torch.float64) - matrix)
     assert_close(gradient, 2 * inverse.mT @ inverse @ shift, rtol=1e-7)
+
+
+def test_maps_built_on_gradients_of_functionals_with_parameters():
+    """The map makes leaves of its own for its derivatives: these are no strangers."""
+
+    def descent(mu, target):
+        return mu.with_points(mu.points - 0.5 * MMD(DiscreteMeasure(target), Gaussian(2.0)).wasserstein_gradient(mu))
+
+    mu = DiscreteMeasure(torch.zeros(1, 1, dtype=torch.float64))
+    target = torch.tensor([[0.3]], dtype=torch.float64, requires_grad=True)
+    solution = fixed_point(descent, mu, target, stop=TIGHT)
+    assert solution.measure.points.item() == pytest.approx(0.3)
+    assert torch.autograd.grad(solution.measure.points.sum(), target)[0].item() == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("adjoint", [Implicit(), OneStep(), Phantom(2)], ids=repr)
+def test_every_adjoint_leaves_diverged_samples_out(adjoint):
+    gain = scalar(0.5)
+    a = torch.tensor([0.5, 10.0, 1.0], dtype=torch.float64)
+    mu = DiscreteMeasure(torch.ones(3, 1, 1, dtype=torch.float64))
+
+    def map(mu, gain, a):
+        return mu.with_points(gain * mu.points * (2 - a).sqrt()[..., None, None] + 1)
+
+    solution = fixed_point(map, mu, gain, a, in_dims=(None, 0), adjoint=adjoint)
+    assert solution.status[1] == Status.DIVERGED
+    with pytest.warns(ConvergenceWarning, match="1 of 3 fixed points diverged"):
+        (gradient,) = torch.autograd.grad(solution.measure.points.sum(), gain)
+    assert torch.isfinite(gradient)
+    assert gradient > 0
+
+
+@pytest.mark.parametrize("in_dims", [None, 0])
+def test_if_all_samples_diverge_gradients_are_zero(in_dims):
+    a = torch.tensor([3.0, 10.0], dtype=torch.float64, requires_grad=True)
+    mu = DiscreteMeasure(torch.ones(2, 1, 1, dtype=torch.float64))
+    solution = fixed_point(affine, mu, a, 1.0, in_dims=in_dims, solver=Picard())
+    with pytest.warns(ConvergenceWarning, match="2 of 2 fixed points diverged"):
+        (gradient,) = torch.autograd.grad(solution.measure.points.sum(), a)
+    assert gradient.tolist() == [0.0, 0.0]
+
+
+def test_divergence_within_a_row_of_a_batch_of_two_dimensions():
+    a = torch.tensor([[0.5, 3.0], [0.2, 0.2]], dtype=torch.float64, requires_grad=True)
+    mu = DiscreteMeasure(torch.ones(2, 2, 1, 1, dtype=torch.float64))
+    solution = fixed_point(affine, mu, a, 1.0, in_dims=0, solver=Picard())
+    assert solution.status.tolist() == [[Status.CONVERGED, Status.DIVERGED], [Status.CONVERGED, Status.CONVERGED]]
+    with pytest.warns(ConvergenceWarning, match="1 of 4"):
+        (gradient,) = torch.autograd.grad(solution.measure.points.sum(), a)
+    assert gradient.flatten().tolist() == pytest.approx([4.0, 0.0, 1 / 0.64, 1 / 0.64], rel=1e-2)
+
+
+def test_backward_sees_the_autocast_of_the_forward_pass():
+    seen = []
+    layer = nn.Linear(2, 2)
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, mu):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return mu.with_points(0.1 * self.layer(mu.points).float())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        z = fixed_point(Watched(), DiscreteMeasure(torch.ones(3, 2)), stop=Stop(rtol=1e-2)).measure.points
+    z.sum().backward()
+    assert all(seen)

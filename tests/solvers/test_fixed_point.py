@@ -278,3 +278,36 @@ class Doubles(nn.Module):
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_error_bounds_are_infinite_where_nothing_contracts():
+    solution = fixed_point(lambda mu: mu.push_forward(torch.neg), DiscreteMeasure(torch.randn(3, 2)), solver=Picard(0.5))
+    assert solution.converged
+    assert solution.error_bound == torch.inf
+
+
+def test_no_mass_is_an_error_not_a_solution():
+    with pytest.raises(ValueError, match=r"mu0: .*positive total mass"):
+        fixed_point(IDENTITY, MU.with_weights(torch.zeros(2, 3)))
+
+
+def test_inside_function_transforms_there_is_one_clear_error():
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.vmap(lambda mu: fixed_point(IDENTITY, mu).measure)(MU)
+
+
+def test_patience_is_an_option():
+    slow = fixed_point(
+        lambda mu: mu.push_forward(lambda x: x + 0.01 * (x - x**3)),
+        point(1e-4),
+        solver=Picard(),
+        stop=Stop(max_steps=3000, patience=3000),
+    )
+    assert slow.converged
+    assert slow.measure.points.item() == pytest.approx(1.0, abs=1e-1)
+
+
+def test_particle_flow_with_one_step_size_for_each_sample():
+    solver = ParticleFlow(MMD, Euler(torch.tensor([0.1, 0.2])))
+    mu, a = DiscreteMeasure(torch.randn(2, 3, 2)), torch.tensor([0.0, 0.5])
+    assert fixed_point(affine, mu, a, 1.0, in_dims=(0, None), solver=solver, stop=Stop(max_steps=5)).measure.n == 3
