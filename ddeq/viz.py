@@ -140,9 +140,7 @@ def plot_convergence(traces: Mapping[str, Tensor], ax: Axes | None = None, *, to
         ax.plot(range(1, len(residual) + 1), residual.cpu(), marker="o", markersize=3, linewidth=1.4, label=name)
     if tolerance is not None:
         ax.axhline(tolerance, color="0.6", linewidth=1, linestyle="--")
-        ax.text(
-            0.98, tolerance, "tolerance", transform=ax.get_yaxis_transform(), color="0.45", fontsize=8, ha="right", va="bottom"
-        )
+        ax.text(0.02, tolerance, "tolerance", transform=ax.get_yaxis_transform(), color="0.45", fontsize=8, va="bottom")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("steps + 1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import platform
 import time
 import warnings
 from dataclasses import asdict
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddeq import __version__
 from ddeq.data import MeasureDataset, RandomAffine, load_digits
 from ddeq.experiments.classification import ClassificationTask, Evaluation, build_classifier, evaluate
 from ddeq.flows import Euler, Trajectory, flow
@@ -63,6 +66,7 @@ def run(output: Path, *, epochs: int | None = None, seed: int = 0) -> dict[str, 
     paths = draw(output, classifier, source, target, solutions, trajectory)
     numbers = {
         "command": f"python -m ddeq demo --epochs {epochs} --seed {seed}",
+        "where": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, ddeq {__version__}",
         "seconds of training": seconds,
         "parameters": parameters,
         "evaluates identically twice": same,
@@ -86,6 +90,7 @@ def train(data: MeasureDataset, epochs: int, seed: int) -> tuple[Classifier, flo
             build_classifier(2, len(data.class_names)), augment=RandomAffine(12.0, 0.12, 0.12, 0.12), seed=seed
         )
     batches = data.loader(BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # hints on workers and logging steps
         trainer = lightning.Trainer(
