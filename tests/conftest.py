@@ -1,11 +1,16 @@
 """Shapes in public signatures are checked while the tests run, and hypothesis repeats itself in continuous integration."""
 
 import os
+from pathlib import Path
 
 import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+
+# Processes that compile at the same time read each other's unfinished files: a folder for each worker.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ["KEOPS_CACHE_FOLDER"] = str(Path.home() / ".cache" / "ddeq-tests" / WORKER)
 
 # Before the first import of ddeq: the hook rewrites modules as they load.
 _hook = install_import_hook("ddeq", "shape_checks.typecheck")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import time
 import warnings
 from types import TracebackType
 from typing import Literal, NamedTuple, get_args
@@ -117,15 +118,26 @@ def _keops_failure() -> str | None:
     """Why a first small sum of KeOps failed, if so: without a compiler it imports, and fails at first use."""
     if importlib.util.find_spec("pykeops") is None:
         return "pykeops is not installed"
-    try:
-        from ddeq.reductions import keops
+    from ddeq.reductions import keops
 
-        keops.try_out()
-    except Exception as error:  # whatever a compiler or a driver raises: the slower path is there
-        reason = f"pykeops failed at a first sum: {type(error).__name__}: {error}".splitlines()[0]
-        logger.warning("%s; the dense backend runs instead", reason)
-        return reason
-    return None
+    reason = None
+    for wait in (0.0, 2.0, 5.0):
+        time.sleep(wait)
+        try:
+            keops.try_out()
+        except ImportError as error:  # another process may just be writing the library that this one reads
+            reason = _first_line(error)
+        except Exception as error:  # whatever a compiler or a driver raises: the slower path is there
+            reason = _first_line(error)
+            break
+        else:
+            return None
+    logger.warning("%s; the dense backend runs instead", reason)
+    return reason
+
+
+def _first_line(error: Exception) -> str:
+    return f"pykeops failed at a first sum: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def rows_per_block(x: Tensor, y: Tensor) -> int:
