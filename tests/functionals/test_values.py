@@ -71,11 +71,13 @@ def test_mmd_between_gaussians():
     assert value.item() == pytest.approx(0.262369153, rel=5e-3)
 
 
+@pytest.mark.theorem("T3")
 def test_potential_energy_is_the_integral():
     mu = DiscreteMeasure(torch.randn(3, 4, 2), torch.rand(3, 4))
     assert_close(PotentialEnergy(lambda x: x[..., 0])(mu), (mu.weights * mu.points[..., 0]).sum(-1))
 
 
+@pytest.mark.theorem("T3")
 def test_quadratic_interaction_is_the_variance():
     mu = DiscreteMeasure(torch.randn(5, 3, dtype=torch.float64), torch.rand(5, dtype=torch.float64)).normalized()
     energy = InteractionEnergy(lambda d: d.square().sum(-1))
@@ -83,7 +85,8 @@ def test_quadratic_interaction_is_the_variance():
     assert_close(energy.wasserstein_gradient(mu), 2 * (mu.points - mu.mean()))
 
 
-def test_mmd_gradient_against_pot_free_formula():
+@pytest.mark.theorem("T3")
+def test_mmd_gradient_against_pairwise_distances_of_pot():
     """Energy distance: the gradient is a mean of unit vectors; POT gives the pairwise distances."""
     mu, nu = DiscreteMeasure(torch.randn(4, 2, dtype=torch.float64)), DiscreteMeasure(torch.randn(3, 2, dtype=torch.float64))
 
