@@ -68,9 +68,10 @@ class FixedPoint:
         """Norm of that inner product, ``(*batch,)``."""
         return self.inner(a, a).sqrt()
 
-    def inner_products(self, a: Tensor, b: Tensor) -> Tensor:
-        """All of them between stacks ``(*batch, k, n, d)`` and ``(*batch, l, n, d)``: ``(*batch, k, l)``."""
-        return (a * self.weights[..., None, :, None]).flatten(-2) @ b.flatten(-2).mT
+    def norms(self, *fields: Tensor) -> tuple[Tensor, ...]:
+        """The norms of several, of each in one pass over its numbers."""
+        lengths = torch.stack([torch.linalg.vector_norm(field, dim=-1) for field in fields])
+        return (self.weights * lengths.square()).sum(-1).sqrt().unbind(0)
 
     def select(self, keep: Tensor) -> FixedPoint:
         """The problem of the samples ``keep``."""
@@ -113,13 +114,11 @@ class FixedPointIteration(Process):
         problem = self._problem
         found = problem.image(value)
         z, image = value.detach(), found.detach()
-        absolute, size = problem.norm(image - z), problem.norm(image)
-        growth = torch.zeros_like(size)
-        if memory.z is not None and memory.image is not None:
-            moved = problem.norm(z - memory.z)
-            growth = torch.where(moved > 0, problem.norm(image - memory.image) / moved, 0.0)
+        before = (z, image) if memory.z is None or memory.image is None else (memory.z, memory.image)
+        absolute, size, start, moved, grown = problem.norms(image - z, image, z, z - before[0], image - before[1])
+        growth = torch.where(moved > 0, grown / moved, 0.0)
         scale = size + self._stop.atol / self._stop.rtol
-        evaluation = Evaluation(absolute / scale, absolute, growth, problem.norm(z) + scale, found)
+        evaluation = Evaluation(absolute / scale, absolute, growth, start + scale, found)
         return evaluation, memory._replace(z=z, image=image)
 
     def advance(self, value: Tensor, memory: _Seen, found: Tensor, step: int) -> tuple[Tensor, _Seen]:
