@@ -145,7 +145,10 @@ def test_finished_samples_leave_the_computation():
 @each_solver
 @given(mu=measures(mark_dim=2, offsets=(0.0,), scales=(1.0,)))
 def test_iterates_depend_on_the_measure_alone(solver, mu):
-    """Few steps, so that it is the iterates that are compared and not the common limit."""
+    """Few steps, so that it is the iterates that are compared and not the common limit.
+
+    Nearly parallel differences multiply rounding, by up to one over the ridge; unweighted inner products would differ by 0.1.
+    """
     stop = Stop(rtol=1e-12, max_steps=4)
     expected = fixed_point(mean_field, mu, 0.5, 0.1, solver=solver, stop=stop)
     changed = {"permuting the atoms": expected.measure.permute_atoms(torch.arange(mu.n).flip(0))}
@@ -156,7 +159,7 @@ def test_iterates_depend_on_the_measure_alone(solver, mu):
     for name in start:
         actual = fixed_point(mean_field, start[name], 0.5, 0.1, solver=solver, stop=stop)
         n = changed[name].n if "splitting" in name or "permuting" in name else mu.n
-        assert_close(actual.measure.points[..., :n, :], changed[name].points[..., :n, :], name, scale=1.0, rtol=1e-6)
+        assert_close(actual.measure.points[..., :n, :], changed[name].points[..., :n, :], name, scale=1.0, rtol=1e-5)
         assert torch.equal(actual.steps, expected.steps)
 
 
