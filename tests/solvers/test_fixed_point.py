@@ -159,7 +159,7 @@ def test_iterates_depend_on_the_measure_alone(solver, mu):
     for name in start:
         actual = fixed_point(mean_field, start[name], 0.5, 0.1, solver=solver, stop=stop)
         n = changed[name].n if "splitting" in name or "permuting" in name else mu.n
-        assert_close(actual.measure.points[..., :n, :], changed[name].points[..., :n, :], name, scale=1.0, rtol=1e-5)
+        assert_close(actual.measure.points[..., :n, :], changed[name].points[..., :n, :], name, scale=1.0, rtol=1e-6)
         assert torch.equal(actual.steps, expected.steps)
 
 
