@@ -8,15 +8,23 @@ from torch import Tensor, nn
 
 from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["HeldMeasure", "store"]
+__all__ = ["HeldMeasure", "held_numbers", "store"]
 
 
 def store(module: nn.Module, name: str, value: float | Tensor | None) -> None:
     """Hold a number as it is, an ``nn.Parameter`` as a parameter and another tensor as a buffer."""
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         module.register_buffer(name, value)
-    else:
-        setattr(module, name, value)
+        return
+    setattr(module, name, value)
+    if isinstance(value, float):
+        module.__dict__["_numbers"] = (*held_numbers(module), name)
+
+
+def held_numbers(module: nn.Module) -> tuple[str, ...]:
+    """Names of the numbers that `store` put into the module: another number in their place changes no formula."""
+    names: tuple[str, ...] = module.__dict__.get("_numbers", ())
+    return names
 
 
 class HeldMeasure(nn.Module):

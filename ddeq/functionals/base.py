@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddeq.autodiff import gradient
 from ddeq.held import store
-from ddeq.iteration.derivatives import gradient
+from ddeq.kernels.base import shown
 from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
 
 __all__ = ["Functional", "Scaled", "Smoothness", "Sum"]
@@ -50,6 +51,8 @@ class Functional(nn.Module):
     smoothness: Smoothness = Smoothness.ALMOST_EVERYWHERE
     reads_marks: bool = False
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
+    tolerance: float = 0.0
+    """Relative error that the solve of an inner problem may leave in the value and its derivatives."""
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         """The energy of each measure of the batch."""
@@ -119,6 +122,11 @@ class Functional(nn.Module):
 
         return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
 
+    def __repr__(self) -> str:
+        kernel = getattr(self, "kernel", None)
+        parts = [self.extra_repr(), f"kernel={kernel!r}" if kernel is not None else ""]
+        return f"{type(self).__name__}({', '.join(part for part in parts if part)})"
+
     def __add__(self, other: Functional) -> Sum:
         return Sum(self, other) if isinstance(other, Functional) else NotImplemented
 
@@ -162,6 +170,7 @@ class Sum(Functional):
         self.first, self.second = first, second
         self.smoothness = max(first.smoothness, second.smoothness)
         self.reads_marks = first.reads_marks or second.reads_marks
+        self.tolerance = max(first.tolerance, second.tolerance)
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return self.first(mu) + self.second(mu)
@@ -173,6 +182,9 @@ class Sum(Functional):
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
         return self.first.wasserstein_gradient(mu, x) + self.second.wasserstein_gradient(mu, x)
+
+    def __repr__(self) -> str:
+        return f"{self.first!r} + {self.second!r}"
 
 
 class Scaled(Functional):
@@ -186,6 +198,7 @@ class Scaled(Functional):
         self.factor: float | Tensor
         self.functional = functional
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
+        self.tolerance = functional.tolerance
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
@@ -199,8 +212,9 @@ class Scaled(Functional):
     ) -> Float[Tensor, "*batch m d"]:
         return self._factor(2) * self.functional.wasserstein_gradient(mu, x)
 
-    def extra_repr(self) -> str:
-        return f"factor={self.factor}"
+    def __repr__(self) -> str:
+        inner = f"({self.functional!r})" if isinstance(self.functional, Sum) else repr(self.functional)
+        return f"{shown(self.factor)} * {inner}"
 
     def _factor(self, dims: int) -> float | Tensor:
         """The factor with as many dimensions behind the batch."""

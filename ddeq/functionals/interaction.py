@@ -53,3 +53,6 @@ class InteractionEnergy(Functional):
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         return integrate_pairs(self.potential, places(mu, x), mu)
+
+    def extra_repr(self) -> str:
+        return f"potential={getattr(self.potential, '__name__', type(self.potential).__name__)}"

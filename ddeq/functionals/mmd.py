@@ -9,7 +9,7 @@ from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.kernels import Kernel, Riesz
 from ddeq.measures import DiscreteMeasure
-from ddeq.reductions import integrate, integrate_kernel
+from ddeq.reductions import integrate, integrate_kernel, integrate_kernel_gradient
 
 __all__ = ["MMD"]
 
@@ -70,3 +70,10 @@ class MMD(Discrepancy):
         x = places(mu, x)
         nu = self._target_for(mu)
         return integrate_kernel(self.kernel, x, mu) - integrate_kernel(self.kernel, x, nu)
+
+    def wasserstein_gradient(
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
+    ) -> Float[Tensor, "*batch m d"]:
+        x = places(mu, x)
+        nu = self._target_for(mu)
+        return integrate_kernel_gradient(self.kernel, x, mu) - integrate_kernel_gradient(self.kernel, x, nu)

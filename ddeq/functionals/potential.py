@@ -57,3 +57,6 @@ class PotentialEnergy(Functional):
                 f"got {tuple(energies.shape)}"
             )
         return energies
+
+    def extra_repr(self) -> str:
+        return f"potential={getattr(self.potential, '__name__', type(self.potential).__name__)}"

@@ -1,13 +1,20 @@
 """Sums over atoms: the only place of the library where work of order N x M happens.
 
 `integrate` sums over the atoms of one measure; `integrate_kernel` and `integrate_pairs` integrate a function of pairs
-against a measure without ever storing more of it than `block_size` allows. Which code does it, `backend` decides:
-``dense`` (PyTorch, in blocks), ``keops`` (symbolic, compiled at first use) or ``auto``. All give the same numbers and
-the same derivatives of every order.
+against a measure without ever storing more of it than `block_size` allows, `integrate_kernel_gradient` and
+`log_integrate_kernel` its gradient and its logarithm. Which code does it, `backend` decides: ``dense`` (PyTorch, in blocks),
+``compiled`` (loops fused by ``torch.compile``), ``keops`` (symbolic), ``sorted`` (on the line) or ``auto``. All give the same
+numbers and the same derivatives of every order.
 """
 
 from ddeq.reductions.backend import BackendWarning, Choice, backend, block_size, choose
-from ddeq.reductions.integrals import integrate, integrate_kernel, integrate_pairs
+from ddeq.reductions.integrals import (
+    integrate,
+    integrate_kernel,
+    integrate_kernel_gradient,
+    integrate_pairs,
+    log_integrate_kernel,
+)
 
 __all__ = [
     "BackendWarning",
@@ -17,5 +24,7 @@ __all__ = [
     "choose",
     "integrate",
     "integrate_kernel",
+    "integrate_kernel_gradient",
     "integrate_pairs",
+    "log_integrate_kernel",
 ]

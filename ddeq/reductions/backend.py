@@ -7,23 +7,34 @@ import importlib.util
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from ddeq.autodiff import under_transforms
+from ddeq.kernels import Kernel, Riesz
+
 __all__ = ["BackendWarning", "Choice", "backend", "block_size", "choose"]
 
-Name = Literal["auto", "dense", "keops"]
+Name = Literal["auto", "dense", "keops", "compiled", "sorted"]
 logger = logging.getLogger("ddeq")
 
-KEOPS_FROM = {"cpu": 2_000_000, "cuda": 16_000_000}
-"""Number of pairs per measure from which ``auto`` takes KeOps: below, its overhead of a launch costs more than it saves."""
+CROSSOVERS = {
+    "cpu": {"sorted": 2**16, "compiled": 2**18, "keops": 2**21, "widest": 32},
+    "cuda": {"sorted": 2**24, "compiled": 2**24, "keops": 2**22, "widest": 10**6},
+}
+"""From how many pairs on ``auto`` takes a backend in the place of the dense one, and up to which dimension a compiled or
+symbolic sum is faster than matrix products. Those for CPU are measured by ``benchmarks/reductions.py --crossovers``; those for
+GPU are guesses that wait for one."""
+CACHED = 2**20
+"""Numbers that a block of kernel values holds at most: larger ones leave the caches of a CPU."""
 
 
 class BackendWarning(UserWarning):
-    """A backend that was asked for cannot run here; the message says why, and the dense one runs instead."""
+    """A backend that was asked for cannot run here; the message says why, and another one runs instead."""
 
 
 class Choice(NamedTuple):
@@ -58,7 +69,13 @@ def backend(name: Name) -> _Setting:
     Parameters
     ----------
     name
-        ``"dense"``, ``"keops"``, or ``"auto"`` (the default: by size, device and what is installed; see `choose`).
+        - ``"dense"``: PyTorch, in blocks; everywhere, with every transform of ``torch.func``;
+        - ``"compiled"``: loops fused by ``torch.compile``; needs a C++ compiler on CPU, Triton on GPU;
+        - ``"keops"``: KeOps; needs pykeops and a compiler;
+        - ``"sorted"``: by sorting, for ``Riesz(1.0)`` on the line; other kernels run as by ``"auto"``;
+        - ``"auto"``, the default: by size, dimension, device and what is installed; see `choose`.
+
+        A backend that cannot run a sum emits a `BackendWarning` and another one runs in its place.
 
     Raises
     ------
@@ -89,28 +106,75 @@ def block_size(numbers: int) -> _Setting:
     return _Setting("block_size", int(numbers))
 
 
-def choose(n: int, m: int, device: torch.device, *, symbolic: bool = True) -> Choice:
-    """The backend that a sum over ``n x m`` pairs takes on ``device``, and why; ``symbolic``: KeOps can express it."""
+def choose(n: int, m: int, device: torch.device, *, dim: int = 3, batch: int = 1, kernel: Kernel | None = None) -> Choice:
+    """The backend that a sum of ``kernel`` over ``n x m`` pairs takes, and why.
+
+    Parameters
+    ----------
+    n, m, batch
+        Numbers of atoms, and of such problems at once.
+    device, dim
+        Where the atoms are, and in which dimension.
+    kernel
+        The kernel; default: one that every backend can sum.
+
+    Examples
+    --------
+    >>> choose(100, 100, torch.device("cpu"))
+    Choice(name='dense', reason='10000 pairs are below the 262144 from which a compiled sum is faster')
+    """
     wanted = _Settings.backend
     if wanted == "dense":
         return Choice("dense", "asked for")
-    if not symbolic:
-        return Choice("dense", "the function of pairs is a Python function of tensors")
-    if wanted == "auto" and n * m < KEOPS_FROM.get(device.type, 0):
-        return Choice("dense", f"{n} x {m} pairs are below the size from which KeOps is faster")
-    obstacle = _obstacle()
-    if obstacle is None:
-        return Choice("keops", "asked for" if wanted == "keops" else f"{n} x {m} pairs on {device.type}")
-    if wanted == "keops":
-        warnings.warn(f"backend 'keops' cannot run here ({obstacle}); 'dense' runs instead", BackendWarning, stacklevel=3)
+    if under_transforms():
+        return _instead(wanted, "transforms of torch.func and forward-mode differentiation run on the dense backend only")
+    limits = CROSSOVERS.get(device.type, CROSSOVERS["cpu"])
+    pairs = batch * n * m
+    if isinstance(kernel, Riesz) and kernel.r == 1.0 and dim == 1:
+        if wanted == "sorted" or (wanted == "auto" and pairs >= limits["sorted"] and not torch.compiler.is_compiling()):
+            return Choice("sorted", "asked for" if wanted == "sorted" else f"{pairs} pairs on the line")
+    elif wanted == "sorted":
+        wanted = "auto"
+    if wanted in ("compiled", "keops"):
+        obstacle = _obstacle(wanted, kernel, device)
+        return Choice(wanted, "asked for") if obstacle is None else _instead(wanted, obstacle)
+    if torch.compiler.is_compiling() and pairs * dim <= _Settings.block_size:
+        return Choice("dense", "the compiler that is at work fuses it")
+    if dim > limits["widest"]:
+        return Choice("dense", f"in dimension {dim} matrix products are faster")
+    if pairs < limits["compiled"]:
+        return Choice("dense", f"{pairs} pairs are below the {limits['compiled']} from which a compiled sum is faster")
+    order: tuple[Name, ...] = ("keops", "compiled") if device.type == "cuda" else ("compiled", "keops")
+    obstacles: list[str] = []
+    for name in order:
+        obstacle = _obstacle(name, kernel, device)
+        if obstacle is None and pairs >= limits[name]:
+            return Choice(name, "; ".join([f"{pairs} pairs in dimension {dim} on {device.type}", *obstacles]))
+        obstacles.append(obstacle or f"{pairs} pairs are below the {limits[name]} from which {name} is faster")
+    return Choice("dense", "; ".join(obstacles))
+
+
+def _instead(wanted: Name, obstacle: str) -> Choice:
+    if wanted != "auto":
+        message = f"backend {wanted!r} cannot run here ({obstacle}); 'dense' runs instead"
+        warnings.warn(message, BackendWarning, stacklevel=4)
     return Choice("dense", obstacle)
 
 
-def _obstacle() -> str | None:
-    """Why KeOps cannot run, if so."""
-    if torch._C._are_functorch_transforms_active():
-        return "KeOps cannot run under torch.func transforms or vmap"
-    return _keops_failure()
+def _obstacle(name: Name, kernel: Kernel | None, device: torch.device) -> str | None:
+    """Why a backend cannot sum a kernel here, if so."""
+    if name == "keops":
+        if kernel is not None and not kernel.runs_on_keops:
+            return f"KeOps does not differentiate {kernel!r} rightly"
+        return _keops_failure()
+    if kernel is not None:
+        from ddeq.reductions.formulas import structure
+
+        try:
+            structure(kernel)
+        except TypeError as error:
+            return f"{kernel!r} cannot be compiled, because it holds something that is not hashable: {error}"
+    return _compiler_failure(device.type)
 
 
 @functools.cache
@@ -120,27 +184,44 @@ def _keops_failure() -> str | None:
         return "pykeops is not installed"
     from ddeq.reductions import keops
 
+    return _failure("pykeops", keops.try_out)
+
+
+@functools.cache
+def _compiler_failure(device: str) -> str | None:
+    """Why a first small sum by torch.compile failed on such a device, if so."""
+    from ddeq.reductions import compiled
+
+    return _failure("torch.compile", lambda: compiled.try_out(torch.device(device)))
+
+
+def _failure(name: str, try_out: Callable[[], None]) -> str | None:
     reason = None
     for wait in (0.0, 2.0, 5.0):
         time.sleep(wait)
         try:
-            keops.try_out()
+            try_out()
         except ImportError as error:  # another process may just be writing the library that this one reads
-            reason = _first_line(error)
+            reason = _first_line(name, error)
         except Exception as error:  # whatever a compiler or a driver raises: the slower path is there
-            reason = _first_line(error)
+            reason = _first_line(name, error)
             break
         else:
             return None
-    logger.warning("%s; the dense backend runs instead", reason)
+    logger.warning("%s; another backend runs instead", reason)
     return reason
 
 
-def _first_line(error: Exception) -> str:
-    return f"pykeops failed at a first sum: {type(error).__name__}: {error}".splitlines()[0]
+def _first_line(name: str, error: Exception) -> str:
+    return f"{name} failed at a first sum: {type(error).__name__}: {error}".splitlines()[0]
 
 
-def rows_per_block(x: Tensor, y: Tensor) -> int:
-    """Rows of ``x`` for which the pairs with all of ``y`` stay within `block_size`."""
-    batch = x.shape[:-2].numel()
-    return max(1, _Settings.block_size // max(1, batch * y.shape[-2] * y.shape[-1]))
+def rows_per_block(x: Tensor, y: Tensor, width: int, *, cached: bool = False) -> int:
+    """Rows of ``x`` for which the pairs with all of ``y``, of ``width`` numbers each, stay within `block_size`."""
+    bound = min(_Settings.block_size, CACHED) if cached and x.device.type == "cpu" else _Settings.block_size
+    return max(1, bound // max(1, x.shape[:-2].numel() * y.shape[-2] * width))
+
+
+def blocks_are_below(numbers: int) -> bool:
+    """Whether the caller allows less than so many numbers in a block."""
+    return _Settings.block_size < numbers

@@ -1,4 +1,4 @@
-"""Sums over pairs in plain PyTorch: broadcast where the pairs are few, in blocks of rows that are computed again where not."""
+"""Sums over pairs in plain PyTorch: stored where the pairs are few, in blocks of rows that are computed again where not."""
 
 from __future__ import annotations
 
@@ -7,36 +7,68 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ddeq.reductions.backend import rows_per_block
-from ddeq.reductions.recompute import recompute
+from ddeq.autodiff import gradient, recompute, under_transforms
+from ddeq.kernels import Kernel, RadialKernel
+from ddeq.kernels.distances import FEW
+from ddeq.reductions.backend import blocks_are_below, rows_per_block
 
-__all__ = ["sum_pairs"]
+__all__ = ["max_pairs", "sum_function", "sum_gradients", "sum_pairs"]
+
+Pairs = Callable[[Tensor, Tensor], Tensor]
+"""``(*batch, n, d)`` and ``(*batch, m, d)`` to ``(*batch, n, m)``."""
 
 
-def sum_pairs(
-    pair: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, b: Tensor, module: nn.Module | None = None
-) -> Tensor:
-    """``sum_j pair(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m, c)`` to ``(*batch, n, c)``.
+def sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    """``sum_j k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m, c)`` to ``(*batch, n, c)``."""
+    return _in_blocks(kernel, x, y, b, kernel, rows_per_block(x, y, _width(kernel, x), cached=True))
 
-    ``pair`` maps ``(*batch, n, 1, d)`` and ``(*batch, 1, m, d)`` to ``(*batch, n, m)``. Blocks are computed again in backward,
-    also where ``pair`` calls a ``module`` whose tensors require grad. If it holds other tensors that do, blocks are kept.
+
+def sum_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    """``sum_j grad_x k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m)`` to ``(*batch, n, d)``."""
+    return gradient(lambda p: sum_pairs(kernel, p, y, b.unsqueeze(-1)), x)
+
+
+@torch.no_grad()
+def max_pairs(kernel: Kernel, x: Tensor, y: Tensor, alive: Tensor) -> Tensor:
+    """``max_j log k(x_i, y_j)`` over the ``alive`` ``(*batch, m)``: ``(*batch, n)``, without derivatives."""
+    size = rows_per_block(x, y, _width(kernel, x), cached=True)
+    dead = ~alive.unsqueeze(-2)
+    blocks = [kernel.log_matrix(block, y).masked_fill(dead, -torch.inf).amax(-1) for block in x.split(size, -2)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
+
+
+def sum_function(function: Pairs, x: Tensor, y: Tensor, b: Tensor, module: nn.Module | None = None) -> Tensor:
+    """``sum_j function(x_i, y_j) b_j``; ``module``: what the function calls and whose tensors may require grad.
+
+    Blocks are computed again in backward. If the function holds other tensors that require grad, they are kept.
     """
+    return _in_blocks(function, x, y, b, module, rows_per_block(x, y, x.shape[-1]))
 
+
+def _width(kernel: Kernel, x: Tensor) -> int:
+    """How many numbers a pair takes: radial kernels need its distance only, unless blocks are so small that more is stored."""
+    distance_only = isinstance(kernel, RadialKernel) and not under_transforms() and not blocks_are_below(FEW)
+    return 1 if distance_only else x.shape[-1]
+
+
+def _in_blocks(pairs: Pairs, x: Tensor, y: Tensor, b: Tensor, module: nn.Module | None, size: int) -> Tensor:
     def rows(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        return pair(x.unsqueeze(-2), y.unsqueeze(-3)) @ b
+        return pairs(x, y) @ b
 
-    size = rows_per_block(x, y)
     if size >= x.shape[-2]:
         return rows(x, y, b)
+    blocks = x.split(size, -2)
+    if not torch.is_grad_enabled() and not under_transforms():
+        return torch.cat([rows(block, y, b) for block in blocks], -2)
     call = _Call(rows, module)
     held = {name: t for name, t in [*call.named_parameters(), *call.named_buffers()] if t.requires_grad}
 
     def again(x: Tensor, y: Tensor, b: Tensor, *tensors: Tensor) -> tuple[Tensor]:
         return (torch.func.functional_call(call, dict(zip(held, tensors, strict=True)), (x, y, b)),)
 
-    if torch._C._are_functorch_transforms_active() or _captures(again, x, y, b, held):
-        return torch.cat([rows(block, y, b) for block in x.split(size, -2)], -2)
-    return torch.cat([recompute(again, block, y, b, *held.values())[0] for block in x.split(size, -2)], -2)
+    if under_transforms() or _captures(again, x, y, b, held):
+        return torch.cat([rows(block, y, b) for block in blocks], -2)
+    return torch.cat([recompute(again, block, y, b, *held.values())[0] for block in blocks], -2)
 
 
 class _Call(nn.Module):

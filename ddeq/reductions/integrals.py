@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddeq.autodiff import gradient
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import dense
 from ddeq.reductions.backend import choose
+from ddeq.reductions.exponential import Exponential
 
-__all__ = ["integrate", "integrate_kernel", "integrate_pairs"]
+__all__ = ["integrate", "integrate_kernel", "integrate_kernel_gradient", "integrate_pairs", "log_integrate_kernel"]
 
 
 def integrate(values: Float[Tensor, "*batch n"], mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
@@ -54,13 +57,105 @@ def integrate_kernel(
     """
     mu = _against(x, mu)
     b = mu.weights.unsqueeze(-1) if values is None else mu.weights.unsqueeze(-1) * values
-    if choose(x.shape[-2], mu.n, x.device).name == "keops":
+    total = _sum_pairs(kernel, x, mu.points, b)
+    return total.squeeze(-1) if values is None else total
+
+
+def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure) -> Float[Tensor, "*batch n d"]:
+    r"""Integral :math:`\int \nabla_1 k(x_i, y) \,\mathrm d\mu(y)`: the gradient of `integrate_kernel` in ``x``, in one sum.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
+    """
+    mu = _against(x, mu)
+    name = _backend_for(kernel, x, mu.points)
+    if name == "keops":
         from ddeq.reductions import keops
 
-        total: Tensor = keops.sum_pairs(kernel, x, mu.points, b)
-    else:
-        total = dense.sum_pairs(kernel.pair, x, mu.points, b, kernel)
-    return total.squeeze(-1) if values is None else total
+        return keops.sum_gradients(kernel, x, mu.points, mu.weights)  # type: ignore[no-any-return]
+    if name == "compiled":
+        from ddeq.reductions import compiled
+
+        return compiled.sum_gradients(kernel, x, mu.points, mu.weights)
+    if name == "sorted":
+        from ddeq.reductions import sorted
+
+        return gradient(lambda p: sorted.sum_pairs(p, mu.points, mu.weights.unsqueeze(-1)), x)
+    return dense.sum_gradients(kernel, x, mu.points, mu.weights)
+
+
+def log_integrate_kernel(
+    kernel: Kernel,
+    x: Float[Tensor, "*batch n d"],
+    mu: DiscreteMeasure,
+    exponents: Float[Tensor, "*batch m"] | None = None,
+) -> Float[Tensor, "*batch n"]:
+    r"""Logarithm :math:`\log \int k(x_i, y)\, e^{g(y)} \,\mathrm d\mu(y)` of an integral, without overflow or underflow.
+
+    A kernel density estimate in logarithms; with a Gaussian kernel of bandwidth :math:`\sqrt\varepsilon`, the soft minimum
+    of Sinkhorn's algorithm. It has its derivatives in weights that are zero: no logarithm of a weight is taken.
+
+    Parameters
+    ----------
+    kernel
+        A positive kernel :math:`k`.
+    x
+        Points ``(*batch, n, d)`` at which the integral is wanted.
+    mu
+        Measure with ``m`` atoms; a single one serves every point set of the batch.
+    exponents
+        Values :math:`g` at the atoms of ``mu``, ``(*batch, m)``; default 0.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
+    """
+    mu = _against(x, mu)
+    g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)
+    lifted, y = Exponential(kernel, mu.dim), torch.cat([mu.points, g.unsqueeze(-1)], -1)
+    start = torch.cat([x, torch.zeros_like(x[..., :1])], -1)
+    shift = _max_pairs(lifted, start.detach(), y.detach(), mu.support()).detach()
+    shift = torch.where(torch.isfinite(shift), shift, 0.0)  # a measure of mass zero: the logarithm below is of zero
+    total = _sum_pairs(lifted, torch.cat([x, shift.unsqueeze(-1)], -1), y, mu.weights.unsqueeze(-1))
+    return shift + total.squeeze(-1).log()
+
+
+def _sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    name = _backend_for(kernel, x, y)
+    if name == "keops":
+        from ddeq.reductions import keops
+
+        return keops.sum_pairs(kernel, x, y, b)  # type: ignore[no-any-return]
+    if name == "compiled":
+        from ddeq.reductions import compiled
+
+        return compiled.sum_pairs(kernel, x, y, b)
+    if name == "sorted":
+        from ddeq.reductions import sorted
+
+        return sorted.sum_pairs(x, y, b)
+    return dense.sum_pairs(kernel, x, y, b)
+
+
+def _max_pairs(kernel: Kernel, x: Tensor, y: Tensor, alive: Tensor) -> Tensor:
+    name = _backend_for(kernel, x, y)
+    if name == "keops":
+        from ddeq.reductions import keops
+
+        return keops.max_pairs(kernel, x, y, alive)  # type: ignore[no-any-return]
+    if name == "compiled":
+        from ddeq.reductions import compiled
+
+        return compiled.max_pairs(kernel, x, y, alive)
+    return dense.max_pairs(kernel, x, y, alive)
+
+
+def _backend_for(kernel: Kernel, x: Tensor, y: Tensor) -> str:
+    batch = x.shape[:-2].numel()
+    return choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=kernel).name
 
 
 def integrate_pairs(
@@ -77,8 +172,8 @@ def integrate_pairs(
     """
     mu = _against(x, mu)
 
-    def pair(x: Tensor, y: Tensor) -> Tensor:
-        displacements = x - y
+    def pairs(x: Tensor, y: Tensor) -> Tensor:
+        displacements = x.unsqueeze(-2) - y.unsqueeze(-3)
         values = function(displacements)
         if values.shape != displacements.shape[:-1]:
             raise ValueError(
@@ -88,7 +183,7 @@ def integrate_pairs(
         return values
 
     module = function if isinstance(function, nn.Module) else None
-    return dense.sum_pairs(pair, x, mu.points, mu.weights.unsqueeze(-1), module).squeeze(-1)
+    return dense.sum_function(pairs, x, mu.points, mu.weights.unsqueeze(-1), module).squeeze(-1)
 
 
 def _against(x: Tensor, mu: DiscreteMeasure) -> DiscreteMeasure:

@@ -7,14 +7,28 @@ import torch
 from hypothesis import given
 
 from ddeq import DiscreteMeasure, reductions
-from ddeq.kernels import IMQ, Gaussian, Laplace, Riesz
-from ddeq.reductions import backend, block_size, choose, integrate_kernel, integrate_pairs
-from ddeq.reductions import backend as backend_module  # noqa: F401
-from ddeq.reductions.recompute import recompute
+from ddeq.autodiff import recompute
+from ddeq.kernels import IMQ, Gaussian, Laplace, Matern, Polynomial, Riesz
+from ddeq.kernels.distances import squared_distances
+from ddeq.reductions import (
+    backend,
+    block_size,
+    choose,
+    integrate_kernel,
+    integrate_kernel_gradient,
+    integrate_pairs,
+    log_integrate_kernel,
+)
 from ddeq.testing import assert_close
 from ddeq.testing.strategies import kernels, measures
 
 KEOPS = pytest.mark.xdist_group("keops")  # one process compiles and caches
+COMPILED = pytest.mark.xdist_group("compiled")
+MARKED = [pytest.param("keops", marks=KEOPS), pytest.param("compiled", marks=COMPILED)]
+COMPILED_KERNELS = [
+    Gaussian([0.5, 2.0]) + 0.5 * Riesz(1.5),
+    *(pytest.param(k, marks=pytest.mark.slow) for k in (Matern(1.5, 0.8), Laplace(0.8), IMQ(1.0), Riesz(1.0), Polynomial(3))),
+]
 KERNELS = [Gaussian(0.7), Laplace(0.8), IMQ(1.0), Riesz(1.0), Riesz(0.5), Gaussian([0.5, 2.0]) + 0.5 * Riesz(1.5)]
 
 
@@ -33,16 +47,96 @@ def problem(dtype, batch=()):
     return x, DiscreteMeasure(y, torch.rand(*batch, 6, dtype=dtype).masked_fill(torch.arange(6) == 1, 0.0))
 
 
+def agrees(name, kernel, x, mu):
+    with backend("dense"):
+        expected = value_and_derivatives(kernel, x, mu)
+    with backend(name):
+        actual = value_and_derivatives(kernel, x, mu)
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b, units=1e4)
+
+
 @KEOPS
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 def test_keops_agrees_with_dense(kernel):
-    x, mu = problem(torch.float64, batch=(2,))
+    agrees("keops", kernel, *problem(torch.float64, batch=(2,)))
+
+
+@COMPILED
+@pytest.mark.parametrize("kernel", COMPILED_KERNELS, ids=repr)
+def test_compiled_agrees_with_dense(kernel):
+    agrees("compiled", kernel, *problem(torch.float64, batch=(2,)))
+
+
+@pytest.mark.theorem("T12")
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_sorted_agrees_with_dense(batch):
+    x, mu = problem(torch.float64, batch)
+    agrees("sorted", Riesz(1.0), x[..., :1], mu.with_points(mu.points[..., :1]))
+
+
+@pytest.mark.parametrize("name", ["dense", *MARKED])
+def test_gradients_in_one_sum(name):
+    """`integrate_kernel_gradient` is the gradient of `integrate_kernel`, and differentiable again."""
+    x, mu = problem(torch.float64)
     with backend("dense"):
-        expected = value_and_derivatives(kernel, x, mu)
-    with backend("keops"):
-        actual = value_and_derivatives(kernel, x, mu)
-    for a, b in zip(actual, expected, strict=True):
-        assert_close(a, b)
+        p = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(integrate_kernel(KERNELS[0], p, mu).sum(), p, create_graph=True)
+        again = torch.autograd.grad(expected.square().sum(), p)
+    with backend(name):
+        q = x.clone().requires_grad_()
+        actual = integrate_kernel_gradient(KERNELS[0], q, mu)
+        twice = torch.autograd.grad(actual.square().sum(), q)
+    assert_close(actual, expected)
+    assert_close(*twice, *again)
+
+
+@pytest.mark.parametrize("name", ["dense", *MARKED])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_logarithms_neither_overflow_nor_underflow(name, offset):
+    """Exponents of hundreds, an atom of mass zero among the nearest, and derivatives in its weight."""
+    x = torch.tensor([[0.0], [30.0], [-50.0]], dtype=torch.float64) + offset
+    y = torch.tensor([[1.0], [-2.0], [-50.0]], dtype=torch.float64) + offset
+    g = torch.tensor([700.0, -300.0, 5.0], dtype=torch.float64)
+    w = torch.tensor([0.4, 0.6, 0.0], dtype=torch.float64)
+
+    def value(y, w, g):
+        return log_integrate_kernel(Gaussian(1.0), x, DiscreteMeasure(y, w), g)
+
+    terms = g - 0.5 * (x - y.mT) ** 2
+    expected = torch.logsumexp(terms[:, :2] + w[:2].log(), -1)
+    with backend(name):
+        assert_close(value(y, w, g), expected)
+        ofw = torch.autograd.functional.jacobian(lambda w: value(y, w, g), w)
+    assert_close(ofw[:2, :2], (terms - expected[:, None]).exp()[:2, :2])
+    assert torch.isfinite(ofw).all()
+
+
+def test_logarithm_of_nothing_is_minus_infinity():
+    mu = DiscreteMeasure(torch.zeros(2, 1), torch.zeros(2))
+    assert (log_integrate_kernel(Gaussian(1.0), torch.zeros(1, 1), mu) == -torch.inf).all()
+
+
+@pytest.mark.parametrize("dim", [1, 3, 40])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_distances_of_many_points_are_as_exact_as_differences(dim, offset):
+    """The path without an N x M x d array: value, both derivatives and a Hessian-vector product, in both precisions."""
+    g = torch.Generator().manual_seed(3)
+    x, y = ((torch.randn(1, n, dim, generator=g) * 2**-6 + offset).double() for n in (250, 230))
+    y = torch.cat([x[:, :20], y], 1)
+    c = torch.randn(1, 250, 250, generator=g).double()
+
+    def derivatives(distances, x, y, c):
+        x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        s = distances(x, y)
+        first = torch.autograd.grad((c * (s + 1).log()).sum(), (x, y), create_graph=True)
+        return s, *first, *torch.autograd.grad(sum((f * f.detach()).sum() for f in first), (x, y))
+
+    expected = derivatives(lambda x, y: (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1), x, y, c)
+    for dtype in (torch.float64, torch.float32):
+        actual = derivatives(squared_distances, x.to(dtype), y.to(dtype), c.to(dtype))
+        for a, b in zip(actual, expected, strict=True):
+            assert_close(a, b.to(dtype))
 
 
 @KEOPS
@@ -135,10 +229,13 @@ def test_recompute_is_right_at_every_order():
 def test_the_choice_is_told():
     cpu = torch.device("cpu")
     assert choose(10, 10, cpu).name == "dense"
-    assert "below the size" in choose(10, 10, cpu).reason
-    assert choose(10**5, 10**5, cpu, symbolic=False).name == "dense"
+    assert "below the" in choose(10, 10, cpu).reason
+    assert choose(10**5, 10**5, cpu, dim=1, kernel=Riesz(1.0)).name == "sorted"
+    assert "matrix products" in choose(10**5, 10**5, cpu, dim=128).reason
     with backend("dense"):
         assert choose(10**5, 10**5, cpu) == ("dense", "asked for")
+    with backend("keops"), pytest.warns(reductions.BackendWarning, match="Matern"):
+        assert choose(10, 10, cpu, kernel=Matern(1.5, 1.0)).name == "dense"
 
 
 def test_settings_are_restored():
@@ -152,13 +249,14 @@ def test_without_keops_there_is_a_message_and_a_slower_path(monkeypatch):
 
     module = __import__("sys").modules["ddeq.reductions.backend"]
     monkeypatch.setattr(module, "_keops_failure", lambda: "no compiler")
+    monkeypatch.setattr(module, "_compiler_failure", lambda device: "none for torch either")
     x, mu = problem(torch.float64)
     with backend("keops"), pytest.warns(reductions.BackendWarning, match="no compiler"):
         value = integrate_kernel(Gaussian(1.0), x, mu)
     assert_close(value, integrate_kernel(Gaussian(1.0), x, mu))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose(10**5, 10**5, torch.device("cpu")) == ("dense", "no compiler")
+        assert choose(10**5, 10**5, torch.device("cpu")) == ("dense", "none for torch either; no compiler")
 
 
 @pytest.mark.unchecked

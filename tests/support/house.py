@@ -11,7 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-ORDER = ["measures", "held", "kernels", "reductions", "iteration", "functionals", "flows", "solvers", "nn", "experiments"]
+ORDER = [
+    "measures",
+    "held",
+    "autodiff",
+    "kernels",
+    "reductions",
+    "iteration",
+    "functionals",
+    "flows",
+    "solvers",
+    "nn",
+    "experiments",
+]
 ALLOWED = {room: set(ORDER[: i + 1]) for i, room in enumerate(ORDER)}
 ALLOWED["data"] = {"measures", "data"}
 ALLOWED["experiments"] |= {"data", "viz"}

@@ -70,9 +70,9 @@ class Detached(Functional):
         return (mu.weights * V(mu.points - 3 * mu.points.detach())).sum(-1)
 
 
-class DetachedVariation(MMD):
-    def first_variation(self, mu, x=None):
-        return super().first_variation(mu.detach(), x)
+class DetachedGradient(MMD):
+    def wasserstein_gradient(self, mu, x=None):
+        return super().wasserstein_gradient(mu.detach(), mu.points if x is None else x)
 
 
 class IgnoresTheProbe(PotentialEnergy):
@@ -104,7 +104,7 @@ class NotANumber(Functional):
         (LogarithmInSoftmax(), "T2 .*not finite.*logarithm"),
         (LooksAtItsNeighbours(), "T1 .*another measure of the batch|T1 "),
         (Detached(), "finite differences"),
-        (DetachedVariation(DiscreteMeasure(torch.randn(3, 2, dtype=torch.float64)), Gaussian(1.0)), "second derivatives"),
+        (DetachedGradient(DiscreteMeasure(torch.randn(3, 2, dtype=torch.float64)), Gaussian(1.0)), "second derivatives"),
         (IgnoresTheProbe(V), "T2 .*first_variation"),
         (WrongElsewhere(V), "T2 .*at other points"),
         (NotANumber(), "not finite"),

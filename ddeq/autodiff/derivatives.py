@@ -1,0 +1,58 @@
+"""Derivatives of functions of tensors that are differentiable again, and what a graph of autograd depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["alias", "gradient", "graph_leaves", "under_transforms"]
+
+
+def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Gradient of ``f(x).sum()`` in ``x``, with a graph where the caller records one and there is something to record.
+
+    Works under ``torch.no_grad``, ``torch.func`` transforms and ``torch.compile``.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        transformed: Tensor = torch.func.grad(lambda t: f(t).sum())(x)
+        return transformed
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("gradients of functionals need autograd, which torch.inference_mode() forbids; use torch.no_grad()")
+    record = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = alias(x, record)
+        value = f(y)
+        if not value.requires_grad:
+            return torch.zeros_like(x)
+        (g,) = torch.autograd.grad(value.sum(), y, create_graph=record, materialize_grads=True)
+    # A graph that leads to nothing but y would make every result of a loop depend on all before it, for no one's use.
+    return g.detach() if record and not x.requires_grad and graph_leaves(g) <= {y} else g
+
+
+def alias(x: Tensor, record: bool) -> Tensor:
+    """``x`` as an own node of the graph that requires grad: tied to the history of ``x`` if ``record``, else without one."""
+    return x.view_as(x) if record and x.requires_grad else x.detach().requires_grad_()
+
+
+def graph_leaves(*outputs: Tensor) -> set[Tensor]:
+    """The leaves that require grad in the graph of ``outputs``: what their derivatives can reach."""
+    leaves: set[Tensor] = {t for t in outputs if t.requires_grad and t.grad_fn is None}
+    seen = set()
+    queue = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        queue += [parent for parent, _ in node.next_functions if parent is not None]
+    return leaves
+
+
+def under_transforms() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is under way."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -1,0 +1,261 @@
+r"""Solves for the potentials of entropic transport: Newton's method along a falling blur, and derivatives of solutions.
+
+Let ``c`` be the masses that the plan of a potential gives to the atoms, and ``J`` the derivative of the equation. Then
+``diag(c) J`` is symmetric and positive semidefinite, :math:`\mathrm{diag}(c) - \tau^2\pi^\top\mathrm{diag}(r)^{-1}\pi` between two
+measures, :math:`\mathrm{diag}(c) + \tau\pi` between a measure and itself, with the plan :math:`\pi` and its other marginal ``r``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddeq.functionals.entropic import EntropicTransport
+from ddeq.iteration import ConvergenceWarning, Evaluation, Outcome, Status, Stop, implicit_function, iterate
+from ddeq.iteration.krylov import conjugate_gradients
+from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.reductions.backend import blocks_are_below
+
+__all__ = ["potential_between", "potential_within"]
+
+SHRINK = 0.6
+"""By this factor the blur falls from level to level, from the diameter of the measures down to its own value."""
+LEVEL = Stop(rtol=0.1, max_steps=20)
+"""How well a level is solved before the next one."""
+NEWTON_BELOW = 1.0
+"""Newton's method takes over once potentials change by less than so many epsilon."""
+DENSE_UP_TO = 2**21
+"""Linear systems are solved as matrices of up to so many numbers, and by conjugate gradients beyond."""
+KRYLOV_STEPS = 500
+
+
+def potential_between(
+    transport: EntropicTransport, mu: DiscreteMeasure, nu: DiscreteMeasure, stop: Stop
+) -> tuple[Tensor, Tensor]:
+    """The potential ``g`` at the atoms of ``nu``, ``(*batch, m)``, differentiable in both measures, and the status."""
+    return _solved(lambda *t: _Between(transport, *t), (mu.points, mu.weights, nu.points, nu.weights), stop)
+
+
+def potential_within(transport: EntropicTransport, mu: DiscreteMeasure, stop: Stop) -> tuple[Tensor, Tensor]:
+    """The potential of a measure and itself at its atoms, ``(*batch, n)``, differentiable, and the status."""
+    return _solved(lambda *t: _Within(transport, *t), (mu.points, mu.weights), stop)
+
+
+def _solved(system: Callable[..., _System], tensors: tuple[Tensor, ...], stop: Stop) -> tuple[Tensor, Tensor]:
+    here = system(*(t.detach() for t in tensors))
+    outcome = here.solve(stop)
+    failed = outcome.status != Status.CONVERGED
+    if bool(failed.any()):
+        warnings.warn(
+            f"Sinkhorn: {int(failed.sum())} of {failed.numel()} solves did not reach a relative error of {stop.rtol:.0e} in the "
+            f"marginals within {stop.max_steps} steps; the largest is {float(outcome.residual.max()):.1e}. Take a larger "
+            "blur, or a `stop` with more steps or a larger rtol",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
+    z = outcome.value
+    solve = here.linear_solver(z, here.masses(z, torch.zeros_like(z)), stop.rtol)
+    return implicit_function(lambda z, *t: system(*t).equation(z), solve, z, *tensors), outcome.status
+
+
+class _System(ABC):
+    """An equation of potentials at the atoms of a measure."""
+
+    transport: EntropicTransport
+    at: DiscreteMeasure
+    other: DiscreteMeasure
+    step: float
+    """How much of the defect a step of Sinkhorn's iteration subtracts."""
+    singular: bool
+    """Whether a constant may be added to a solution."""
+
+    @abstractmethod
+    def equation(self, z: Tensor) -> Tensor:
+        """The potential minus its image."""
+
+    @abstractmethod
+    def symmetric(self, z: Tensor, masses: Tensor) -> Tensor:
+        """``diag(c) J`` as a matrix ``(*batch, m, m)``."""
+
+    @abstractmethod
+    def with_transport(self, transport: EntropicTransport) -> _System:
+        """The same measures at another blur."""
+
+    def fixed(self, z: Tensor) -> Tensor:
+        """A solution of which there is one only, where a constant may be added."""
+        return z
+
+    def masses(self, z: Tensor, defect: Tensor) -> Tensor:
+        """What the plan of ``z`` gives to the atoms, by the defect of the equation."""
+        exponents = (z - (z - defect) / self.transport.tau) / self.transport.epsilon
+        return self.at.weights * torch.where(self.at.support(), exponents, 0.0).exp()
+
+    def linear_solver(self, z: Tensor, masses: Tensor, rtol: float | Tensor) -> _SelfAdjointSolve:
+        """The solver of linear equations with the derivative at ``z``."""
+        m, n = self.at.n, self.other.n
+        size = self.at.weights[..., 0].numel() * m * (n + m)
+        dense = size <= DENSE_UP_TO and not blocks_are_below(size)
+        return _SelfAdjointSolve(masses, self.symmetric(z, masses) if dense else None, self.singular, rtol)
+
+    def solve(self, stop: Stop) -> Outcome:
+        """From a blur as large as the measures down to its own, each level from the solution of the one before."""
+        points = torch.cat([self.at.points, self.other.points], -2)
+        diameter = float((points.amax(-2) - points.amin(-2)).norm(dim=-1).max())
+        blur, z = max(diameter, self.transport.blur), torch.zeros_like(self.at.weights)
+        while blur > self.transport.blur:
+            z = self.with_transport(replace(self.transport, blur=blur))._newton(z, LEVEL).value
+            blur = SHRINK * blur
+        rounding = 32 * torch.finfo(z.dtype).eps * diameter**2 / self.transport.epsilon
+        outcome = self._newton(z, replace(stop, rtol=max(stop.rtol, rounding)))
+        z = outcome.value
+        # The potential at an atom of mass zero is what the others make of it.
+        z = torch.where(self.at.support(), z, z - self.equation(z))
+        return replace(outcome, value=self.fixed(z))
+
+    def _newton(self, z: Tensor, stop: Stop) -> Outcome:
+        batch = self.at.batch_shape
+        memory = (z.new_full(batch, torch.inf), z)
+        return iterate(_Newton(self), z, memory, stop=stop, batch_shape=batch, patient=True)
+
+
+class _Between(_System):
+    step = 1.0
+
+    def __init__(self, transport: EntropicTransport, x: Tensor, w: Tensor, y: Tensor, v: Tensor) -> None:
+        self.transport, self.other, self.at = transport, unchecked(x, w), unchecked(y, v)
+        self.singular = transport.reach is None
+
+    def equation(self, z: Tensor) -> Tensor:
+        transport = self.transport
+        f = transport.transform(z, self.at, self.other.points)
+        return z - transport.transform(f, self.other, self.at.points)
+
+    def symmetric(self, z: Tensor, masses: Tensor) -> Tensor:
+        f = self.transport.transform(z, self.at, self.other.points)
+        plan = self.transport.plan(f, self.other, z, self.at)
+        rows = plan.sum(-1, keepdim=True)
+        scaled = torch.where(rows > 0, plan / torch.where(rows > 0, rows, 1.0), 0.0)
+        return torch.diag_embed(masses) - self.transport.tau**2 * plan.mT @ scaled
+
+    def with_transport(self, transport: EntropicTransport) -> _Between:
+        return _Between(transport, self.other.points, self.other.weights, self.at.points, self.at.weights)
+
+    def fixed(self, z: Tensor) -> Tensor:
+        if not self.singular:
+            return z
+        f = self.transport.transform(z, self.at, self.other.points)
+        means = [(m.weights * p).sum(-1) / m.mass() for m, p in ((self.other, f), (self.at, z))]
+        return z + (means[0] - means[1]).unsqueeze(-1) / 2
+
+
+class _Within(_System):
+    step = 0.5  # the image has the derivative -P with 0 <= P <= 1: a whole step may alternate
+    singular = False
+
+    def __init__(self, transport: EntropicTransport, x: Tensor, w: Tensor) -> None:
+        self.transport = transport
+        self.at = self.other = unchecked(x, w)
+
+    def equation(self, z: Tensor) -> Tensor:
+        return z - self.transport.transform(z, self.at, self.at.points)
+
+    def symmetric(self, z: Tensor, masses: Tensor) -> Tensor:
+        return torch.diag_embed(masses) + self.transport.tau * self.transport.plan(z, self.at, z, self.at)
+
+    def with_transport(self, transport: EntropicTransport) -> _Within:
+        return _Within(transport, self.at.points, self.at.weights)
+
+
+@dataclass(frozen=True)
+class _Newton:
+    """Sinkhorn's iteration until it is near, then damped Newton steps."""
+
+    system: _System
+
+    def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
+        system = self.system
+        with torch.enable_grad():
+            z = value.detach().requires_grad_()
+            defect = system.equation(z)
+        size = defect.detach() / system.transport.epsilon
+        residual = ((system.at.weights * size.square()).sum(-1) / system.at.mass()).sqrt()
+        nothing = 0.0 * residual
+        return Evaluation(residual, residual * system.transport.epsilon, nothing, nothing, (residual, z, defect)), memory
+
+    def advance(self, value: Tensor, memory: Any, found: Any, step: int) -> tuple[Tensor, Any]:
+        system, (residual, z, defect), (before, safe) = self.system, found, memory
+        fallen, image = residual <= before, value - system.step * defect.detach()
+        near = residual <= NEWTON_BELOW
+        following = torch.where((fallen | near).unsqueeze(-1), image, safe)
+        if bool(near.any()):
+            masses = system.masses(value, defect.detach())
+
+            def transposed(u: Tensor) -> Tensor:
+                (product,) = torch.autograd.grad(defect, z, u, retain_graph=True)
+                return product
+
+            # J a = -defect is, by symmetry, J^T (c a) = -c defect: what the adjoint's solver solves.
+            solve = system.linear_solver(value, masses, residual.clamp(1e-4, 0.1))
+            cotangent = solve(transposed, masses * defect.detach(), True)
+            change = torch.where(masses > 0, cotangent / torch.where(masses > 0, masses, 1.0), 0.0)
+            # The dual objective is generalised self-concordant with the constant 1/epsilon: such a step is safe.
+            length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / system.transport.epsilon
+            damping = torch.where(length > 0, torch.log1p(length) / torch.where(length > 0, length, 1.0), 1.0)
+            newton = near.unsqueeze(-1) & (masses > 0) & torch.isfinite(change)
+            following = torch.where(newton, value + damping * change, following)
+        return following, (residual, image)
+
+    def select(self, keep: Tensor) -> _Newton:
+        raise AssertionError("samples are frozen, not removed")
+
+
+@dataclass(frozen=True)
+class _SelfAdjointSolve:
+    """Solves ``A(x) + b = 0`` for the derivative ``J`` of an equation of potentials, or, ``dual``, its transpose.
+
+    By ``matrix``, which is ``diag(masses) J``, where there is one; else by conjugate gradients, in the L2 of the masses or in
+    its dual. A ``singular`` derivative does not see constants.
+    """
+
+    masses: Tensor
+    matrix: Tensor | None
+    singular: bool
+    rtol: float | Tensor
+
+    def __call__(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> Tensor:
+        masses, alive = self.masses, self.masses > 0
+        right = torch.where(alive, -b, 0.0)  # in the dual a cotangent, else a potential
+        if self.singular:
+            constant, total = (masses, right) if dual else (alive.to(b), masses * right)
+            right = right - constant * (total.sum(-1, keepdim=True) / masses.sum(-1, keepdim=True))
+        if self.matrix is not None:
+            x = self._direct(right if dual else masses * right)
+            return masses * x if dual else torch.where(alive, x, -b - operator(x) + x)
+        inverse = torch.where(alive, 1.0 / torch.where(alive, masses, 1.0), 0.0)
+
+        def on_live(x: Tensor) -> Tensor:
+            return torch.where(alive, operator(x), 0.0)
+
+        inner = inverse if dual else masses
+        x = conjugate_gradients(on_live, right, weights=inner, rtol=self.rtol, max_steps=KRYLOV_STEPS).x
+        # At atoms of mass zero the derivative is the identity plus what the others contribute.
+        return x if dual else torch.where(alive, x, -b - operator(x))
+
+    def _direct(self, right: Tensor) -> Tensor:
+        """``diag(masses) J a = right``, with ``a`` zero at atoms of mass zero, and of mean zero where constants are not seen."""
+        assert self.matrix is not None
+        masses = self.masses
+        matrix = self.matrix + torch.diag_embed((masses == 0).to(right))
+        if self.singular:
+            total = masses.sum(-1, keepdim=True).unsqueeze(-1)
+            matrix = matrix + masses.unsqueeze(-1) * masses.unsqueeze(-2) / total
+        scale = torch.diagonal(matrix, dim1=-2, dim2=-1).rsqrt()
+        scaled = scale.unsqueeze(-1) * matrix * scale.unsqueeze(-2)
+        solution: Tensor = scale * torch.linalg.solve(scaled, scale * right)
+        return solution
