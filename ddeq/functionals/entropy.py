@@ -26,7 +26,7 @@ class _Blob(Functional):
 
     def __init__(self, bandwidth: Bandwidth, kernel: Shape) -> None:
         super().__init__()
-        made = kernel(bandwidth) if callable(kernel) and not isinstance(kernel, Kernel) else kernel
+        made = kernel(bandwidth) if callable(kernel) and not isinstance(kernel, Kernel) else None
         if not isinstance(made, Kernel):
             raise ValueError(f"kernel: expected a function from a bandwidth to a kernel, such as Gaussian, got {kernel!r}")
         self.kernel = made

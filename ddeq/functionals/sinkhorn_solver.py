@@ -74,6 +74,8 @@ class _System(ABC):
     """How much of the defect a step of Sinkhorn's iteration subtracts."""
     singular: bool
     """Whether a constant may be added to a solution."""
+    annealed: bool
+    """Whether solutions at larger blurs are a help."""
 
     @abstractmethod
     def equation(self, z: Tensor) -> Tensor:
@@ -94,7 +96,8 @@ class _System(ABC):
     def masses(self, z: Tensor, defect: Tensor) -> Tensor:
         """What the plan of ``z`` gives to the atoms, by the defect of the equation."""
         exponents = (z - (z - defect) / self.transport.tau) / self.transport.epsilon
-        return self.at.weights * torch.where(self.at.support(), exponents, 0.0).exp()
+        masses: Tensor = self.at.weights * torch.where(self.at.support(), exponents, 0.0).exp()
+        return masses
 
     def linear_solver(self, z: Tensor, masses: Tensor, rtol: float | Tensor) -> _SelfAdjointSolve:
         """The solver of linear equations with the derivative at ``z``."""
@@ -107,7 +110,7 @@ class _System(ABC):
         """From a blur as large as the measures down to its own, each level from the solution of the one before."""
         points = torch.cat([self.at.points, self.other.points], -2)
         diameter = float((points.amax(-2) - points.amin(-2)).norm(dim=-1).max())
-        blur, z = max(diameter, self.transport.blur), torch.zeros_like(self.at.weights)
+        blur, z = max(diameter if self.annealed else 0.0, self.transport.blur), torch.zeros_like(self.at.weights)
         while blur > self.transport.blur:
             z = self.with_transport(replace(self.transport, blur=blur))._newton(z, LEVEL).value
             blur = SHRINK * blur
@@ -126,6 +129,7 @@ class _System(ABC):
 
 class _Between(_System):
     step = 1.0
+    annealed = True
 
     def __init__(self, transport: EntropicTransport, x: Tensor, w: Tensor, y: Tensor, v: Tensor) -> None:
         self.transport, self.other, self.at = transport, unchecked(x, w), unchecked(y, v)
@@ -156,7 +160,7 @@ class _Between(_System):
 
 class _Within(_System):
     step = 0.5  # the image has the derivative -P with 0 <= P <= 1: a whole step may alternate
-    singular = False
+    singular = annealed = False
 
     def __init__(self, transport: EntropicTransport, x: Tensor, w: Tensor) -> None:
         self.transport = transport

@@ -36,8 +36,8 @@ def conjugate_gradients(
 ) -> LinearSolution:
     r"""Solve :math:`A x = b` for an operator that is self-adjoint and positive semidefinite in an inner product.
 
-    Of a singular consistent equation it gives the solution of least norm. Samples stop each by itself. Unlike the
-    iterations of `iterate` its state after a step cannot be judged from the iterate alone, so it is a loop of its own.
+    Of a singular consistent equation it gives the solution of least norm. Samples stop each by itself. It is a loop of its
+    own: it runs within steps of `iterate`, whose bookkeeping would cost more than the products of a small operator.
 
     Parameters
     ----------
@@ -64,7 +64,9 @@ def conjugate_gradients(
     def inner(a: Tensor, c: Tensor) -> Tensor:
         return (a * c if weights is None else weights * a * c).sum(over, keepdim=True)
 
-    x, r = torch.zeros_like(b), b
+    size = (b if weights is None else torch.where(weights > 0, b, 0.0)).abs().amax(over, keepdim=True)
+    size = torch.where(size > 0, size, 1.0)
+    x, r = torch.zeros_like(b), b / size  # squares of small numbers would be zero
     square = inner(r, r)
     start = square.sqrt()
     bound = start * (rtol.reshape(start.shape) if isinstance(rtol, Tensor) else rtol)
@@ -89,4 +91,4 @@ def conjugate_gradients(
         running = running & (norm > bound)
     residual = torch.where(start > 0, least / torch.where(start > 0, start, 1.0), 0.0)
     flat = (t.reshape(b.shape[: b.ndim - dims]) for t in (residual, steps, least <= bound))
-    return LinearSolution(best, *flat)
+    return LinearSolution(best * size, *flat)

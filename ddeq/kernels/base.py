@@ -26,6 +26,8 @@ class Kernel(nn.Module):
     """Whether the kernel is twice differentiable at ``x = y``."""
     positive_definite: bool = True
     """Whether it is the kernel of a Hilbert space of functions; if not, it is conditionally positive definite only."""
+    is_radial: bool = False
+    """Whether it has a `profile`: depends on the squared distance only."""
     runs_on_keops: bool = True
     """Whether KeOps differentiates `pair` rightly."""
 
@@ -35,6 +37,10 @@ class Kernel(nn.Module):
         Written with arithmetic, ``exp``, ``log`` and ``sum(-1)`` it runs on every backend of `ddeq.reductions`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `pair`")
+
+    def profile(self, s: Symbolic) -> Symbolic:
+        r"""The kernel as a function of the squared distance :math:`s = |x - y|^2`, where it is radial."""
+        raise NotImplementedError(f"{type(self).__name__} is not a function of the distance alone")
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         """Logarithm of `pair`, of a positive kernel; override it where it is finite although `pair` underflows."""
@@ -75,6 +81,8 @@ class Kernel(nn.Module):
 class RadialKernel(Kernel):
     """A kernel that depends on the squared distance only. A new one writes `profile`."""
 
+    is_radial = True
+
     def profile(self, s: Symbolic) -> Symbolic:
         r"""The kernel as a function of the squared distance :math:`s = |x - y|^2`."""
         raise NotImplementedError(f"{type(self).__name__} must define `profile`")
@@ -108,14 +116,14 @@ class SumKernel(Kernel):
         self.first, self.second = first, second
         self.smooth_on_the_diagonal = first.smooth_on_the_diagonal and second.smooth_on_the_diagonal
         self.positive_definite = first.positive_definite and second.positive_definite
+        self.is_radial = first.is_radial and second.is_radial
         self.runs_on_keops = first.runs_on_keops and second.runs_on_keops
 
     def pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         return self.first.pair(x, y) + self.second.pair(x, y)
 
     def profile(self, s: Symbolic) -> Symbolic:
-        """The sum of the profiles, of radial kernels."""
-        return self.first.profile(s) + self.second.profile(s)  # type: ignore[operator]
+        return self.first.profile(s) + self.second.profile(s)
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         return logaddexp(self.first.log_pair(x, y), self.second.log_pair(x, y))
@@ -143,6 +151,7 @@ class ScaledKernel(Kernel):
         self.kernel = kernel
         self.smooth_on_the_diagonal = kernel.smooth_on_the_diagonal
         self.positive_definite = kernel.positive_definite
+        self.is_radial = kernel.is_radial
         self.runs_on_keops = kernel.runs_on_keops
         store(self, "factor", positive("factor", factor))
 
@@ -150,8 +159,7 @@ class ScaledKernel(Kernel):
         return self._times(self.kernel.pair(x, y))
 
     def profile(self, s: Symbolic) -> Symbolic:
-        """The multiple of the profile, of a radial kernel."""
-        return self._times(self.kernel.profile(s))  # type: ignore[operator]
+        return self._times(self.kernel.profile(s))
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         return self._plus_log(self.kernel.log_pair(x, y))

@@ -23,12 +23,11 @@ Name = Literal["auto", "dense", "keops", "compiled", "sorted"]
 logger = logging.getLogger("ddeq")
 
 CROSSOVERS = {
-    "cpu": {"sorted": 2**16, "compiled": 2**18, "keops": 2**21, "widest": 32},
-    "cuda": {"sorted": 2**24, "compiled": 2**24, "keops": 2**22, "widest": 10**6},
+    "cpu": {"sorted": 2**16, "compiled": 2**18, "keops": 2**21},
+    "cuda": {"sorted": 2**24, "compiled": 2**24, "keops": 2**22},
 }
-"""From how many pairs on ``auto`` takes a backend in the place of the dense one, and up to which dimension a compiled or
-symbolic sum is faster than matrix products. Those for CPU are measured by ``benchmarks/reductions.py --crossovers``; those for
-GPU are guesses that wait for one."""
+"""From how many pairs on ``auto`` takes a backend in the place of the dense one. Those for CPU are measured by
+``benchmarks/reductions.py --crossovers``; those for GPU are guesses that wait for one."""
 CACHED = 2**20
 """Numbers that a block of kernel values holds at most: larger ones leave the caches of a CPU."""
 
@@ -140,8 +139,6 @@ def choose(n: int, m: int, device: torch.device, *, dim: int = 3, batch: int = 1
         return Choice(wanted, "asked for") if obstacle is None else _instead(wanted, obstacle)
     if torch.compiler.is_compiling() and pairs * dim <= _Settings.block_size:
         return Choice("dense", "the compiler that is at work fuses it")
-    if dim > limits["widest"]:
-        return Choice("dense", f"in dimension {dim} matrix products are faster")
     if pairs < limits["compiled"]:
         return Choice("dense", f"{pairs} pairs are below the {limits['compiled']} from which a compiled sum is faster")
     order: tuple[Name, ...] = ("keops", "compiled") if device.type == "cuda" else ("compiled", "keops")
@@ -173,7 +170,7 @@ def _obstacle(name: Name, kernel: Kernel | None, device: torch.device) -> str | 
         try:
             structure(kernel)
         except TypeError as error:
-            return f"{kernel!r} cannot be compiled, because it holds something that is not hashable: {error}"
+            return f"{kernel!r} cannot be compiled, because its formula is not known from its options: {error}"
     return _compiler_failure(device.type)
 
 

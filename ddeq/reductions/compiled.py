@@ -5,6 +5,7 @@ Compiled code has no derivative of a derivative, so each derivative is a formula
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from torch.fx.experimental import _config as _shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ddeq.kernels import Gaussian, Kernel
+from ddeq.kernels.distances import by_cdist
+from ddeq.reductions import dense
 from ddeq.reductions.formulas import Formula, exponent_formula, kernel_formula, numbers_of
 
 __all__ = ["max_pairs", "sum_gradients", "sum_pairs", "try_out"]
@@ -22,6 +25,10 @@ __all__ = ["max_pairs", "sum_gradients", "sum_pairs", "try_out"]
 Run = Callable[..., tuple[Tensor, ...]]
 FUSED: dict[str, Any] = {"realize_reads_threshold": 10**9, "realize_opcount_threshold": 10**9}
 """Inductor's options: however long the term is, it is computed within the loop and not stored."""
+FUSED_UP_TO = 32
+"""Up to this dimension a sum is one loop over pairs; above, outer sums are matrix products of blocks of kernel values."""
+AT_A_TIME = 16
+"""Coordinates that a compiled loop over pairs adds to their distance."""
 shapes: Any = _shapes
 
 _compiled: dict[tuple[object, ...], Run] = {}
@@ -29,6 +36,8 @@ _compiled: dict[tuple[object, ...], Run] = {}
 
 def sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
     """``sum_j k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m, c)`` to ``(*batch, n, c)``."""
+    if x.shape[-1] > FUSED_UP_TO:
+        return dense.sum_pairs(kernel, x, y, b, squared_distances if kernel.is_radial else by_cdist)
     rows, columns = [*_coordinates(x), *_numbers(kernel, x)], [*_coordinates(y), *_coordinates(b)]
     formula = kernel_formula(kernel, x.shape[-1], b.shape[-1])
     return _points(_sums(formula, rows, columns), x)
@@ -37,6 +46,8 @@ def sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
 def sum_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
     """``sum_j grad_x k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m)`` to ``(*batch, n, d)``."""
     dim = x.shape[-1]
+    if dim > FUSED_UP_TO:
+        return dense.sum_gradients(kernel, x, y, b, squared_distances if kernel.is_radial else by_cdist)
     rows, columns = [*_coordinates(x), *_numbers(kernel, x)], [*_coordinates(y), *_coordinates(b.unsqueeze(-1))]
     formula = kernel_formula(kernel, dim, 1).pull_back(len(rows), tuple(range(dim)))
     return _points(_sums(formula, [*rows, torch.ones_like(rows[0])], columns), x)
@@ -45,10 +56,35 @@ def sum_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
 @torch.no_grad()
 def max_pairs(kernel: Kernel, x: Tensor, y: Tensor, alive: Tensor) -> Tensor:
     """``max_j log k(x_i, y_j)`` over the ``alive`` ``(*batch, m)``: ``(*batch, n)``, without derivatives."""
+    if x.shape[-1] > FUSED_UP_TO:
+        return dense.max_pairs(kernel, x, y, alive)
     rows, columns = [*_coordinates(x), *_numbers(kernel, x)], _coordinates(y)
     columns.append(torch.where(alive, 0.0, -torch.inf).to(x).reshape(columns[0].shape))
     (largest,) = _run(exponent_formula(kernel, x.shape[-1]), rows, columns, largest=True)
     return largest.reshape(x.shape[:-1])
+
+
+@torch.no_grad()
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances ``(*batch, n, m)`` from differences, some coordinates at a time; in high dimension faster than ``cdist``."""
+    batch, dim = x.shape[:-2], x.shape[-1]
+    rows, columns = x.detach().reshape(-1, *x.shape[-2:]), y.detach().reshape(-1, *y.shape[-2:]).mT.contiguous()
+    total = x.new_zeros(len(rows), x.shape[-2], y.shape[-2])
+    for k in range(0, dim, AT_A_TIME):
+        some = slice(k, min(k + AT_A_TIME, dim))
+        (total,) = _compiled_squares()(total, rows[..., some].contiguous(), columns[:, some])
+    return total.reshape(*batch, *total.shape[1:])
+
+
+@functools.cache
+def _compiled_squares() -> Run:
+    def add_squares(total: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        for k in range(x.shape[-1]):
+            difference = x[..., k : k + 1] - y[:, k : k + 1]
+            total = total + difference * difference
+        return (total,)
+
+    return _without_duck_shapes(torch.compile(add_squares, dynamic=True, options=FUSED))
 
 
 def try_out(device: torch.device) -> None:
@@ -97,8 +133,7 @@ def _run(formula: Formula, rows: Sequence[Tensor], columns: Sequence[Tensor], la
     run = _compiled.get(key)
     if run is None:
         run = _compiled[key] = _compile(formula, len(rows), len(columns), first, largest)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler, about its own affairs
+    with torch.no_grad():
         return run(*(t.detach() for t in (*rows, *columns)))
 
 
@@ -120,7 +155,8 @@ def _without_duck_shapes(run: Run) -> Run:
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-        with shapes.patch(use_duck_shape=False):
+        with shapes.patch(use_duck_shape=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the compiler, about its own affairs
             return run(*tensors)
 
     return call  # type: ignore[no-any-return]

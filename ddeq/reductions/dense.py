@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ddeq.autodiff import gradient, recompute, under_transforms
-from ddeq.kernels import Kernel, RadialKernel
-from ddeq.kernels.distances import FEW
+from ddeq.kernels import Kernel
+from ddeq.kernels.distances import FEW, Distances, by_cdist, squared_distances, sums_of_differences
 from ddeq.reductions.backend import blocks_are_below, rows_per_block
 
 __all__ = ["max_pairs", "sum_function", "sum_gradients", "sum_pairs"]
@@ -18,14 +18,41 @@ Pairs = Callable[[Tensor, Tensor], Tensor]
 """``(*batch, n, d)`` and ``(*batch, m, d)`` to ``(*batch, n, m)``."""
 
 
-def sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """``sum_j k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m, c)`` to ``(*batch, n, c)``."""
-    return _in_blocks(kernel, x, y, b, kernel, rows_per_block(x, y, _width(kernel, x), cached=True))
+def sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor, by: Distances = by_cdist) -> Tensor:
+    """``sum_j k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m, c)`` to ``(*batch, n, c)``.
+
+    ``by``: what computes squared distances, of a radial kernel.
+    """
+    pairs: Pairs = kernel if by is by_cdist else lambda x, y: kernel.profile(squared_distances(x, y, by))
+    return _in_blocks(pairs, x, y, b, kernel, rows_per_block(x, y, _width(kernel, x), cached=True))
 
 
-def sum_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+def sum_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor, by: Distances = by_cdist) -> Tensor:
     """``sum_j grad_x k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m)`` to ``(*batch, n, d)``."""
-    return gradient(lambda p: sum_pairs(kernel, p, y, b.unsqueeze(-1)), x)
+    if _recorded(kernel, x, y, b) or not kernel.is_radial or under_transforms() or torch.compiler.is_compiling():
+        return gradient(lambda p: sum_pairs(kernel, p, y, b.unsqueeze(-1), by), x)
+    size = rows_per_block(x, y, _width(kernel, x), cached=True)
+    return torch.cat([_block_of_gradients(kernel, block, y, b, by) for block in x.split(size, -2)], -2)
+
+
+def _recorded(kernel: Kernel, *tensors: Tensor) -> bool:
+    """Whether a graph of the sum is wanted: something in it requires grad, or in the kernel, wherever the kernel holds it."""
+    if not torch.is_grad_enabled():
+        return False
+    if any(t.requires_grad for t in tensors):
+        return True
+    first = tensors[0][..., :1, :].detach()
+    return kernel(first, first).requires_grad
+
+
+@torch.no_grad()
+def _block_of_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor, by: Distances) -> Tensor:
+    """By the derivative of the profile: distances are computed once, and there is no pass back through them."""
+    s = by(x, y)
+    with torch.enable_grad():
+        leaf = s.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(kernel.profile(leaf), leaf, b.unsqueeze(-2).expand(s.shape), materialize_grads=True)
+    return 2.0 * sums_of_differences(slope, x, y, by, s)
 
 
 @torch.no_grad()
@@ -47,7 +74,7 @@ def sum_function(function: Pairs, x: Tensor, y: Tensor, b: Tensor, module: nn.Mo
 
 def _width(kernel: Kernel, x: Tensor) -> int:
     """How many numbers a pair takes: radial kernels need its distance only, unless blocks are so small that more is stored."""
-    distance_only = isinstance(kernel, RadialKernel) and not under_transforms() and not blocks_are_below(FEW)
+    distance_only = kernel.is_radial and not under_transforms() and not blocks_are_below(FEW)
     return 1 if distance_only else x.shape[-1]
 
 

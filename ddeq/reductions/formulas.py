@@ -145,12 +145,15 @@ def structure(kernel: Kernel) -> Hashable:
     Raises
     ------
     TypeError
-        If the kernel holds something that is not hashable.
+        If the kernel holds something that is not hashable, or a tensor that is neither a parameter nor a buffer.
     """
     parts = []
     for name, module in kernel.named_modules():
         hidden = {*_MODULE_ATTRIBUTES, *held_numbers(module), "_numbers"}
         options = tuple(sorted((k, v) for k, v in vars(module).items() if k not in hidden))
+        loose = [k for k, v in options if isinstance(v, Tensor)]
+        if loose:
+            raise TypeError(f"{loose[0]} is a tensor that is neither a parameter nor a buffer")
         parts.append((name, type(module), options, tuple(_own_numbers(module))))
     key = tuple(parts)
     hash(key)
