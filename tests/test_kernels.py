@@ -1,17 +1,22 @@
-"""Kernels: formulas, positivity, conventions at zero distance, bandwidths."""
+"""Kernels: formulas, positivity, conventions at zero distance, integrals, bandwidths."""
+
+import math
 
 import pytest
+import sympy as sp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from ddeq import DiscreteMeasure
-from ddeq.kernels import IMQ, Gaussian, Laplace, Riesz, median_bandwidth
+from ddeq.kernels import IMQ, Gaussian, Laplace, Matern, Polynomial, Riesz, bandwidth, median_bandwidth
 from ddeq.testing import assert_close
 from ddeq.testing.samples import same_measure
 from ddeq.testing.strategies import kernels, measures
+from proofs_checks.test_t18_kernels import imq_integral, matern_integral
 
+D, BETA = sp.symbols("d beta", positive=True)
 X, Y = torch.tensor([[0.0, 0.0]], dtype=torch.float64), torch.tensor([[3.0, 4.0]], dtype=torch.float64)
 
 
@@ -25,6 +30,10 @@ X, Y = torch.tensor([[0.0, 0.0]], dtype=torch.float64), torch.tensor([[3.0, 4.0]
         (IMQ(5.0, exponent=2.0), 0.25),
         (Riesz(1.0), -5.0),
         (Riesz(1.5), -(5.0**1.5)),
+        (Matern(0.5, 5.0), 2.718281828459045**-1),
+        (Matern(1.5, 5.0), (1 + 3**0.5) * 2.718281828459045 ** -(3**0.5)),
+        (Matern(2.5, 5.0), (1 + 5**0.5 + 5 / 3) * 2.718281828459045 ** -(5**0.5)),
+        (Polynomial(3, offset=2.0, scale=0.5), 8.0),
         (2 * Gaussian(5.0) + Riesz(1.0), 2 * 2.718281828459045**-0.5 - 5),
     ],
     ids=repr,
@@ -54,9 +63,61 @@ def test_derivatives_at_zero_distance_are_zero_or_right(kernel, order):
 
 
 def test_second_derivative_of_smooth_kernels_at_zero():
-    for kernel, curvature in ((Gaussian(2.0), -1 / 4), (IMQ(2.0), -1 / 4), (Riesz(1.0), 0.0), (Laplace(1.0), 0.0)):
+    curvatures = (
+        (Gaussian(2.0), -1 / 4),
+        (IMQ(2.0), -1 / 4),
+        (Matern(1.5, 2.0), -3 / 4),
+        (Matern(2.5, 2.0), -5 / 12),
+        (Riesz(1.0), 0.0),
+        (Laplace(1.0), 0.0),
+    )
+    for kernel, curvature in curvatures:
         hessian = torch.autograd.functional.hessian(lambda x, k=kernel: k(x, torch.zeros(1, 1)).sum(), torch.zeros(1, 1))
         assert hessian.item() == pytest.approx(curvature)
+
+
+@pytest.mark.theorem("T18")
+@pytest.mark.parametrize("nu", [1.5, 2.5])
+def test_matern_derivatives_do_not_cancel(nu):
+    """At distances of 1e-6 bandwidths, in single precision: the gradient is that of the parabola."""
+    x = torch.tensor([[1e-6, 0.0]], requires_grad=True)
+    for value in (Matern(nu, 1.0)(x, torch.zeros(1, 2)), Matern(nu, 1.0).log_matrix(x, torch.zeros(1, 2))):
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        assert gradient[0, 0].item() == pytest.approx({1.5: -3e-6, 2.5: -5e-6 / 3}[nu], rel=1e-4)
+
+
+@pytest.mark.theorem("T18")
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_integrals_are_those_of_the_proof(dim):
+    for order in range(3):
+        expected = float(sp.log(matern_integral(order).subs(D, dim)))
+        assert Matern(order + 0.5, 2.0).log_integral(dim) == pytest.approx(expected + dim * math.log(2.0))
+    assert Laplace(1.0).log_integral(dim) == pytest.approx(Matern(0.5, 1.0).log_integral(dim))
+    expected = float(sp.log(imq_integral().subs({D: dim, BETA: 2})))
+    assert IMQ(3.0, exponent=2.0).log_integral(dim) == pytest.approx(expected + dim * math.log(3.0))
+    both = 0.5 * (Gaussian(1.0) + Gaussian(2.0))
+    assert float(both.log_integral(dim)) == pytest.approx(math.log(0.5 * (2 * math.pi) ** (dim / 2) * (1 + 2**dim)))
+
+
+@pytest.mark.parametrize("kernel", [Gaussian([0.5, 2.0]), Laplace(1.0), Matern(2.5, 1.0), 2 * Gaussian(1.0) + IMQ(1.0)], ids=repr)
+def test_logarithms_of_kernels(kernel):
+    x, y = torch.randn(3, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    assert_close(kernel.log_matrix(x, y).exp(), kernel(x, y))
+    assert_close(kernel.log_pair(x.unsqueeze(-2), y.unsqueeze(-3)), kernel.log_matrix(x, y))
+    assert torch.isfinite(kernel.log_matrix(1e3 * x, y)).all()
+
+
+def test_kernels_show_what_they_are():
+    kernel = Gaussian([0.5, 2.0]) + 0.5 * Matern(1.5, 1.0)
+    assert repr(kernel) == "Gaussian(bandwidth=[0.5, 2]) + 0.5 * Matern(nu=1.5, bandwidth=1)"
+    assert repr(2 * (Laplace(1.0) + Riesz(1.0))) == "2 * (Laplace(bandwidth=1) + Riesz(r=1.0))"
+
+
+def test_the_median_of_many_pairs_is_found_by_counting(monkeypatch):
+    mu = DiscreteMeasure(torch.randn(2, 60, 2, dtype=torch.float64), torch.rand(2, 60, dtype=torch.float64))
+    expected = median_bandwidth(mu)
+    monkeypatch.setattr(bandwidth, "MOST_PAIRS", 500)
+    assert_close(median_bandwidth(mu), expected, rtol=1e-9)
 
 
 def test_bandwidths_may_be_learned_or_one_per_measure():
@@ -96,6 +157,12 @@ def test_median_of_two_points_is_their_distance():
         (lambda: Gaussian([]), "bandwidth: .*empty"),
         (lambda: Laplace(torch.tensor([1.0, -1.0])), "bandwidth: .*-1"),
         (lambda: IMQ(1.0, exponent=0.0), "exponent"),
+        (lambda: Matern(1.0, 1.0), "nu: .*0.5, 1.5 or 2.5"),
+        (lambda: Polynomial(0), "degree: "),
+        (lambda: Polynomial(2, offset=-1.0), "offset: "),
+        (lambda: Riesz(1.0).log_integral(2), "not a density"),
+        (lambda: IMQ(1.0).log_integral(1), "not a density in dimension 1"),
+        (lambda: median_bandwidth(DiscreteMeasure(torch.zeros(2, 1)), DiscreteMeasure(torch.zeros(2, 2))), "nu: "),
         (lambda: Riesz(0.0), "r: "),
         (lambda: Riesz(2.0), "r: .*between 0 and 2"),
         (lambda: -1.0 * Gaussian(1.0), "factor"),

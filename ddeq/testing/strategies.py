@@ -75,6 +75,7 @@ def kernels() -> st.SearchStrategy[k.Kernel]:
         st.builds(k.Gaussian, bandwidths),
         st.builds(k.Laplace, bandwidths),
         st.builds(k.IMQ, bandwidths),
+        st.builds(k.Matern, st.sampled_from([1.5, 2.5]), bandwidths),
         st.builds(k.Riesz, st.sampled_from([0.5, 1.0, 1.5])),
         st.builds(lambda a, b: k.Gaussian([a, b]), bandwidths, bandwidths),
     )

@@ -1,6 +1,7 @@
 """The Sinkhorn divergence: limits, a converged peer, derivatives to second order, statuses."""
 
 import copy
+import math
 import warnings
 
 import geomloss
@@ -15,6 +16,7 @@ from ddeq.iteration import Status, Stop
 from ddeq.kernels import Kernel
 from ddeq.testing import assert_close, check_functional
 from ddeq.testing.strategies import measures
+from proofs_checks.test_t03_sinkhorn import unbalanced_point_masses
 
 
 def cloud(n, dim=2, seed=0, mass=1.0):
@@ -24,6 +26,7 @@ def cloud(n, dim=2, seed=0, mass=1.0):
     return DiscreteMeasure(points, mass * weights / weights.sum())
 
 
+DOUBLE = {"dtype": torch.float64}
 MU, NU = cloud(7), cloud(6, seed=1).push_forward(lambda x: x + 0.3)
 
 
@@ -148,6 +151,18 @@ def test_with_a_reach_masses_may_differ_and_far_mass_is_not_moved():
     double = cloud(7, mass=2.0)
     assert SinkhornDivergence(NU, blur=0.1, reach=0.5)(double) > 0
     check_functional(SinkhornDivergence(cloud(4, mass=1.5), blur=0.5, reach=1.0))
+
+
+@pytest.mark.theorem("T3")
+@pytest.mark.parametrize(("w", "v", "blur", "reach"), [(2.0, 3.0, 0.5, 1.0), (0.3, 0.3, 0.2, 2.0), (1.0, 0.1, 1.0, 0.5)])
+def test_point_masses_with_a_reach(w, v, blur, reach):
+    """Value and first variation against the closed form of the proof."""
+    value, f, p = unbalanced_point_masses(w, v, 0.5, blur**2, reach**2)
+    mu, nu = (DiscreteMeasure(torch.tensor([[x]], **DOUBLE), torch.tensor([m], **DOUBLE)) for x, m in ((0.0, w), (1.0, v)))
+    F = SinkhornDivergence(nu, blur, reach)
+    assert F(mu).item() == pytest.approx(float(value), rel=1e-10)
+    variation = (reach**2 + blur**2) * (math.exp(-p / reach**2) - math.exp(-f / reach**2))
+    assert F.first_variation(mu).item() == pytest.approx(variation, rel=1e-10)
 
 
 @pytest.mark.theorem("T3")
