@@ -34,6 +34,8 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/equilibrium.py
+	$(BIN)/python benchmarks/reductions.py --sizes 1000 10000 --dims 3 --repeats 3
+	$(BIN)/python benchmarks/sliced.py --sizes 10000 100000 --repeats 3
 
 clean:
 	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -61,7 +61,7 @@ class EntropicTransport:
         return torch.ones_like(potential) if self.reach is None else torch.exp(-potential / self.rho)
 
     def plan_mass(self, p: Tensor, mu: DiscreteMeasure) -> Tensor:
-        r"""Mass :math:`\iint e^{(p \oplus p - c)/\varepsilon} \,\mathrm d\mu\,\mathrm d\mu` of the plan from a measure to itself."""
+        r"""Mass :math:`\iint e^{(p \oplus p - c)/\varepsilon} \,\mathrm d\mu\,\mathrm d\mu` of a measure and itself."""
         logarithm = log_integrate_kernel(Gaussian(self.blur), mu.points, mu, p / self.epsilon)
         return (mu.weights * torch.exp(p / self.epsilon + logarithm)).sum(-1)
 

@@ -1,8 +1,9 @@
 r"""Solves for the potentials of entropic transport: Newton's method along a falling blur, and derivatives of solutions.
 
 Let ``c`` be the masses that the plan of a potential gives to the atoms, and ``J`` the derivative of the equation. Then
-``diag(c) J`` is symmetric and positive semidefinite, :math:`\mathrm{diag}(c) - \tau^2\pi^\top\mathrm{diag}(r)^{-1}\pi` between two
-measures, :math:`\mathrm{diag}(c) + \tau\pi` between a measure and itself, with the plan :math:`\pi` and its other marginal ``r``.
+``diag(c) J`` is symmetric and positive semidefinite, :math:`\mathrm{diag}(c) - \tau^2\pi^\top\mathrm{diag}(r)^{-1}\pi` between
+two measures, :math:`\mathrm{diag}(c) + \tau\pi` between a measure and itself, with the plan :math:`\pi` and its other marginal
+``r`` (T3).
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class _Newton:
             masses = system.masses(value, defect.detach())
 
             def transposed(u: Tensor) -> Tensor:
-                (product,) = torch.autograd.grad(defect, z, u, retain_graph=True)
+                product: Tensor = torch.autograd.grad(defect, z, u, retain_graph=True)[0]
                 return product
 
             # J a = -defect is, by symmetry, J^T (c a) = -c defect: what the adjoint's solver solves.
@@ -240,7 +241,10 @@ class _SelfAdjointSolve:
             right = right - constant * (total.sum(-1, keepdim=True) / masses.sum(-1, keepdim=True))
         if self.matrix is not None:
             x = self._direct(right if dual else masses * right)
-            return masses * x if dual else torch.where(alive, x, -b - operator(x) + x)
+            if dual:
+                cotangent: Tensor = masses * x
+                return cotangent
+            return torch.where(alive, x, -b - operator(x))
         inverse = torch.where(alive, 1.0 / torch.where(alive, masses, 1.0), 0.0)
 
         def on_live(x: Tensor) -> Tensor:

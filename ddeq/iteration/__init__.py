@@ -1,11 +1,13 @@
 """What every iterative method of the library shares.
 
 `Stop` says when to stop and `Status` how it ended, for each sample of a batch; `iterate` is the one loop behind flows,
-fixed points and adjoint equations; `implicit_function` is the one rule that differentiates a solution of an equation.
+fixed points and adjoint equations; `conjugate_gradients` solves linear ones; `implicit_function` is the one rule that
+differentiates a solution of an equation.
 """
 
-from ddeq.iteration.derivatives import gradient
+from ddeq.autodiff import gradient
 from ddeq.iteration.implicit import implicit_function
+from ddeq.iteration.krylov import LinearSolution, conjugate_gradients
 from ddeq.iteration.loop import Evaluation, Outcome, Process, Report, iterate
 from ddeq.iteration.status import ConvergenceError, ConvergenceWarning, Status, Stop
 
@@ -13,11 +15,13 @@ __all__ = [
     "ConvergenceError",
     "ConvergenceWarning",
     "Evaluation",
+    "LinearSolution",
     "Outcome",
     "Process",
     "Report",
     "Status",
     "Stop",
+    "conjugate_gradients",
     "gradient",
     "implicit_function",
     "iterate",

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddeq.iteration.derivatives import alias
-from ddeq.reductions.recompute import autocast_now
+from ddeq.autodiff import alias, autocast_now
 
 __all__ = ["Equation", "LinearSolve", "implicit_function"]
 

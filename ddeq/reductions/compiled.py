@@ -66,7 +66,7 @@ def max_pairs(kernel: Kernel, x: Tensor, y: Tensor, alive: Tensor) -> Tensor:
 
 @torch.no_grad()
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances ``(*batch, n, m)`` from differences, some coordinates at a time; in high dimension faster than ``cdist``."""
+    """Squared distances ``(*batch, n, m)`` from differences, some coordinates at a time; for many faster than ``cdist``."""
     batch, dim = x.shape[:-2], x.shape[-1]
     rows, columns = x.detach().reshape(-1, *x.shape[-2:]), y.detach().reshape(-1, *y.shape[-2:]).mT.contiguous()
     total = x.new_zeros(len(rows), x.shape[-2], y.shape[-2])

@@ -42,7 +42,8 @@ def _recorded(kernel: Kernel, *tensors: Tensor) -> bool:
     if any(t.requires_grad for t in tensors):
         return True
     first = tensors[0][..., :1, :].detach()
-    return kernel(first, first).requires_grad
+    recorded: bool = kernel(first, first).requires_grad
+    return recorded
 
 
 @torch.no_grad()

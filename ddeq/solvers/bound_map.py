@@ -9,7 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from ddeq.iteration.derivatives import alias, graph_leaves
+from ddeq.autodiff import alias, graph_leaves
 from ddeq.measures import DiscreteMeasure, unchecked
 
 __all__ = ["BoundMap"]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.iteration.derivatives import alias
+from ddeq.autodiff import alias
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["effective_support", "jacobian_penalty", "spectral_radius"]

@@ -5,8 +5,23 @@ import torch
 from torch import nn
 
 from ddeq import DiscreteMeasure
-from ddeq.functionals import MMD, FixedPointDiscrepancy, InteractionEnergy, PotentialEnergy
-from ddeq.kernels import IMQ, Gaussian, Laplace, Riesz
+from ddeq.functionals import (
+    KALE,
+    KSD,
+    MMD,
+    DrMMD,
+    Entropy,
+    FixedPointDiscrepancy,
+    InteractionEnergy,
+    InternalEnergy,
+    KLDivergence,
+    PotentialEnergy,
+    SinkhornDivergence,
+    SlicedMMD,
+    SlicedWasserstein,
+    Wasserstein,
+)
+from ddeq.kernels import IMQ, Gaussian, Laplace, Matern, Polynomial, Riesz
 
 
 def contraction(mu):
@@ -36,9 +51,25 @@ def catalogue():
         "mmd several gaussians": MMD(target, Gaussian([0.5, 2.0])),
         "mmd laplace": MMD(target, Laplace(1.0)),
         "mmd imq": MMD(target, IMQ(1.0)),
+        "mmd matern": MMD(target, Matern(1.5, 1.0)),
+        "mmd polynomial": MMD(target, Polynomial(2)),
         "mmd riesz": MMD(target, Riesz(1.0)),
         "mmd riesz 1.5": MMD(target, Riesz(1.5)),
         "mmd sum of kernels": MMD(target, Gaussian(1.0) + 0.5 * Riesz(1.0)),
+        "sliced mmd": SlicedMMD(target, n_projections=5),
+        "sliced mmd 1.5": SlicedMMD(target, r=1.5, n_projections=3),
+        "sliced wasserstein": SlicedWasserstein(target, 2, n_projections=5),
+        "sliced wasserstein 1": SlicedWasserstein(target, 1, n_projections=5),
+        "wasserstein": Wasserstein(target),
+        "entropy": Entropy(0.7),
+        "entropy laplace": Entropy(0.7, kernel=Laplace),
+        "porous medium": InternalEnergy(lambda rho: rho**2, 0.7, kernel=lambda h: Matern(2.5, h)),
+        "kl": KLDivergence(lambda x: -0.5 * x.square().sum(-1), 0.7),
+        "sinkhorn": SinkhornDivergence(target, blur=0.7),
+        "sinkhorn with a reach": SinkhornDivergence(target, blur=0.7, reach=1.0),
+        "ksd": KSD(lambda x: -x, IMQ(1.0)),
+        "kale": KALE(target, Gaussian(1.0), 0.5),
+        "drmmd": DrMMD(target, Gaussian(1.0), 0.5),
         "fixed point": FixedPointDiscrepancy(contraction, lambda nu: MMD(nu, Gaussian(1.0))),
         "sum": MMD(target, Gaussian(1.0)) + 0.3 * PotentialEnergy(lambda x: x.square().sum(-1)),
         "difference": MMD(target) - PotentialEnergy(lambda x: x.square().sum(-1)) / 3,
@@ -49,6 +80,13 @@ def catalogue():
 CATALOGUE = catalogue()
 
 
-@pytest.fixture(params=CATALOGUE, ids=lambda name: name.replace(" ", "-"))
+ITERATIVE = {"sinkhorn", "sinkhorn with a reach"}
+"""Held to every law by `make test-slow`, and to those of its own file always."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in ITERATIVE else []) for name in CATALOGUE],
+    ids=lambda name: name.replace(" ", "-"),
+)
 def functional(request):
     return CATALOGUE[request.param]

@@ -1,0 +1,140 @@
+"""Directions on the unit sphere, and what functionals share that are means over projections on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddeq.autodiff import recompute, under_transforms
+from ddeq.functionals.discrepancy import Discrepancy
+from ddeq.held import store
+from ddeq.measures import DiscreteMeasure, values_are_known
+from ddeq.reductions.sorted import in_sum_precision
+
+__all__ = ["SlicedDiscrepancy", "lift", "project", "unit_directions"]
+
+GROUP = 2**21
+"""Numbers that projections on a group of directions hold at a time."""
+GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
+SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
+
+
+def unit_directions(n: int, dim: int, generator: torch.Generator | None = None) -> Float[Tensor, "n d"]:
+    """Unit vectors spread evenly over the sphere of ``R^dim``, in double precision: always the same ones.
+
+    On the line the one direction there is; in the plane equally spaced angles, turned so that none lies along an axis; in
+    space a Fibonacci spiral on half of the sphere; beyond, scrambled Sobol points through the normal quantile. With a
+    ``generator``, independent uniform ones instead.
+    """
+    if dim == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if generator is None and dim == 2:
+        angles = (torch.arange(n, dtype=torch.float64) + 0.5 * (math.sqrt(5) - 1)) * (math.pi / n)
+        return torch.stack([angles.cos(), angles.sin()], -1)
+    if generator is None and dim == 3:
+        height, angles = (torch.arange(n, dtype=torch.float64) + 0.5) / n, torch.arange(n, dtype=torch.float64) * GOLDEN_ANGLE
+        radius = (1.0 - height.square()).sqrt()
+        return torch.stack([radius * angles.cos(), radius * angles.sin(), height], -1)
+    if generator is None and dim <= SOBOL_DIMENSIONS:
+        uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(n, dtype=torch.float64)
+        normal = torch.special.ndtri(uniform * (1.0 - 2.0**-30) + 2.0**-31)  # within (0, 1): the points reach 0
+    else:
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        normal = torch.randn(n, dim, generator=generator, dtype=torch.float64, device=generator.device).cpu()
+    return torch.nn.functional.normalize(normal, dim=-1)
+
+
+def project(points: Float[Tensor, "*batch n d"], directions: Float[Tensor, "g d"]) -> Float[Tensor, "g *batch n"]:
+    """Coordinates of the points along each direction.
+
+    Added up one after the other: a matrix product may round equal rows differently, and coincident atoms would part.
+    """
+    shape = (-1, *(1 for _ in points.shape[:-1]))
+    terms = (a * b.reshape(shape) for a, b in zip(points.unbind(-1), directions.unbind(-1), strict=True))
+    total: Tensor = next(terms)
+    for term in terms:
+        total = total + term
+    return total
+
+
+def lift(slopes: Float[Tensor, "g *batch n"], directions: Float[Tensor, "g d"]) -> Float[Tensor, "*batch n d"]:
+    """Sum of the directions, each times its slope: the transpose of `project`, likewise one after the other."""
+    terms = (s.unsqueeze(-1) * direction for s, direction in zip(slopes, directions, strict=True))
+    total: Tensor = next(terms)
+    for term in terms:
+        total = total + term
+    return total
+
+
+class SlicedDiscrepancy(Discrepancy):
+    """A discrepancy that is a mean over projections on ``directions``, a buffer ``(n_projections, d)``."""
+
+    directions: Tensor
+
+    def __init__(
+        self, target: DiscreteMeasure, n_projections: int, directions: Tensor | None, generator: torch.Generator | None
+    ) -> None:
+        super().__init__(target)
+        if isinstance(n_projections, bool) or not isinstance(n_projections, int) or n_projections < 1:
+            raise ValueError(f"n_projections: expected a whole number >= 1, got {n_projections!r}")
+        if directions is None:
+            directions = unit_directions(n_projections, target.dim, generator).to(target.points.detach())
+        else:
+            if generator is not None:
+                raise ValueError("generator: expected None where directions are given, which leave nothing to draw")
+            _check_directions(directions, target.dim)
+        store(self, "directions", directions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and files hold the directions, not how they were computed.
+        buffers = {k: b if b is None or b.is_leaf else b.detach() for k, b in self._buffers.items()}
+        return self.__dict__ | {"_buffers": buffers}
+
+    def _target_for(self, mu: DiscreteMeasure) -> DiscreteMeasure:
+        nu = super()._target_for(mu)
+        if self.directions.shape[-1] != mu.dim:
+            raise ValueError(f"mu: expected points of dimension {self.directions.shape[-1]} as of the directions, got {mu.dim}")
+        return nu
+
+    def _mean(self, integrand: Callable[..., Tensor], numbers: int, *tensors: Tensor) -> Tensor:
+        """Mean over the directions of ``integrand(directions, *tensors)``, which adds up over the few that it is given.
+
+        ``numbers`` is what it holds for each direction. Where there are several groups, nothing is kept for backward but
+        ``tensors``: each group is computed again.
+        """
+        directions = self.directions.to(tensors[0])
+        groups = directions.split(max(1, GROUP // max(1, numbers)))
+        keep = len(groups) == 1 or under_transforms()
+        total = torch.zeros((), dtype=directions.dtype, device=directions.device)
+        for group in groups:
+            if keep:
+                total = total + integrand(group, *tensors)
+            else:
+                total = total + recompute(lambda *t: (integrand(*t),), group, *tensors)[0]
+        return total / len(directions)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, n_projections={len(self.directions)}"
+
+
+def around(origin: DiscreteMeasure, points: Tensor) -> Tensor:
+    """``points`` relative to the first atom of ``origin``, in the precision of sums: far away projections lose digits."""
+    return in_sum_precision(points) - in_sum_precision(origin.points[..., :1, :].detach())
+
+
+def _check_directions(directions: Any, dim: int) -> None:
+    if not isinstance(directions, Tensor) or not directions.dtype.is_floating_point:
+        seen = directions.dtype if isinstance(directions, Tensor) else type(directions).__name__
+        raise ValueError(f"directions: expected a floating-point tensor, got {seen}")
+    if directions.ndim != 2 or directions.shape[-1] != dim or not len(directions):
+        raise ValueError(f"directions: expected shape (n_projections, {dim}) as of the target, got {tuple(directions.shape)}")
+    if values_are_known(directions):
+        norms = directions.detach().double().norm(dim=-1)
+        worst = norms[(norms - 1.0).nan_to_num(nan=math.inf).abs().argmax()].item()
+        if not abs(worst - 1.0) <= 1e-4:
+            raise ValueError(f"directions: expected unit vectors, got one of norm {worst:.6g}; divide them by their norms")

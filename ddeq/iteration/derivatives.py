@@ -1,1 +1,0 @@
-from ddeq.autodiff.derivatives import *  # noqa: F403

@@ -1,1 +1,0 @@
-from ddeq.autodiff.recompute import *  # noqa: F403

@@ -1,0 +1,180 @@
+"""Sums over pairs on the line by sorting: the kernel ``-|x - y|`` in O(N log N), its derivatives included.
+
+Between neighbours in sorted order a sum of distances changes by their gap times the mass on one side. Gaps and masses are
+added up, never products of coordinates: nothing cancels, however far from the origin or however near to each other points lie.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ddeq.autodiff import under_transforms
+
+__all__ = ["ascending", "in_sum_precision", "self_energy", "sum_distances", "sum_pairs", "sum_signs"]
+
+
+def sum_pairs(
+    x: Float[Tensor, "*batch n 1"], y: Float[Tensor, "*batch m 1"], b: Float[Tensor, "*batch m c"]
+) -> Float[Tensor, "*batch n c"]:
+    """``sum_j -|x_i - y_j| b_j``: ``(*batch, n, 1)``, ``(*batch, m, 1)``, ``(*batch, m, c)`` to ``(*batch, n, c)``.
+
+    Derivatives of every order are right, in ``x``, ``y`` and ``b``; that of ``|x - y|`` at ``x = y`` is zero.
+    """
+    n = x.shape[-2]
+    z = torch.cat([in_sum_precision(x), in_sum_precision(y)], -2).squeeze(-1)
+    masses = torch.cat([z.new_zeros(*b.shape[:-2], n, b.shape[-1]), in_sum_precision(b)], -2)
+    return sum_distances(z, masses.mT)[..., :n].mT.to(x.dtype)
+
+
+def sum_distances(
+    z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"], order: Int[Tensor, "*batch n"] | None = None
+) -> Float[Tensor, "*batch c n"]:
+    r"""Sums of negative distances :math:`S_i = -\sum_j |z_i - z_j|\, b_j` among points that bear masses of any sign.
+
+    Parameters
+    ----------
+    z
+        Points ``(*batch, n)``, in the precision in which sums are to be taken (`in_sum_precision`).
+    b
+        Masses ``(*batch, c, n)``: ``c`` of them at each point.
+    order
+        Numbers of the points in ascending order, where they are known.
+    """
+    order = ascending(z) if order is None else order
+    sums: Tensor = _Distances.apply(z, b, order)  # type: ignore[no-untyped-call]
+    return sums
+
+
+def self_energy(z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"]) -> Float[Tensor, "*batch c"]:
+    r"""Energy :math:`-\frac12 \sum_{ij} |z_i - z_j|\, b_i b_j` of masses of any sign, with one sort.
+
+    It is :math:`\int B (B - M) \,\mathrm dz` for the mass :math:`B(z)` to the left of :math:`z` and the total mass
+    :math:`M` (T12); taken in this form it has its full relative precision where it is small. Arguments as of `sum_distances`.
+    """
+    energy: Tensor = _SelfEnergy.apply(z, b, ascending(z))  # type: ignore[no-untyped-call]
+    return energy
+
+
+def sum_signs(
+    z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"], order: Int[Tensor, "*batch n"] | None = None
+) -> Float[Tensor, "*batch c n"]:
+    r"""Sums of signs :math:`A_i = \sum_j \operatorname{sign}(z_i - z_j)\, b_j`, where :math:`\operatorname{sign}(0) = 0`.
+
+    Arguments as of `sum_distances`, whose kernel has the gradient :math:`-A_i` in the place. Constant in ``z``.
+    """
+    z = z.detach()
+    order = ascending(z) if order is None else order
+    first, last = (t.unsqueeze(-2).expand(b.shape) for t in _places(z.gather(-1, order)))
+    back = order.unsqueeze(-2).expand(b.shape)
+    b = b.gather(-1, back)
+    upto = b.cumsum(-1)
+    # Mean of what lies strictly and weakly to the left, twice, less all: atoms at the same place give 0 to each other.
+    signs = (upto - b).gather(-1, first) + upto.gather(-1, last) - upto[..., -1:]
+    return torch.zeros_like(signs).scatter(-1, back, signs)
+
+
+def ascending(z: Float[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
+    """Numbers of the points in ascending order."""
+    z = z.detach()
+    if type(z) is not Tensor or z.device.type != "cpu" or under_transforms() or torch.compiler.is_compiling():
+        order: Tensor = z.argsort(dim=-1)
+        return order
+    return torch.from_numpy(np.argsort(z.numpy(), -1))  # several times as fast as the sort of PyTorch
+
+
+def in_sum_precision(t: Tensor) -> Tensor:
+    """``t`` in double precision, where the device has it: cumulative sums of many terms would lose digits otherwise."""
+    return t if t.device.type == "mps" else t.double()
+
+
+class _OnTheLine(torch.autograd.Function):
+    """A function of points, masses and the order of the points. All tensors have the batch in front."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @classmethod
+    def vmap(cls, info: Any, dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        size = info.batch_size
+        batched = [t.expand(size, *t.shape) if k is None else t.movedim(k, 0) for t, k in zip(inputs, dims, strict=True)]
+        result: Tensor = cls.apply(*batched)  # type: ignore[no-untyped-call]
+        return result, 0
+
+
+class _Distances(_OnTheLine):
+    """`sum_distances`. Derivatives are sums of distances and of signs again, in the same order of the points."""
+
+    @staticmethod
+    def forward(z: Tensor, b: Tensor, order: Tensor) -> Tensor:
+        gaps = z.gather(-1, order).diff().unsqueeze(-2)
+        back = order.unsqueeze(-2).expand(b.shape)
+        b = b.gather(-1, back)
+        sums = torch.zeros_like(b)
+        sums[..., 1:] -= (gaps * b.cumsum(-1)[..., :-1]).cumsum(-1)
+        gaps, b = gaps.flip(-1), b.flip(-1)
+        sums[..., :-1] -= (gaps * b.cumsum(-1)[..., :-1]).cumsum(-1).flip(-1)
+        return torch.empty_like(sums).scatter_(-1, back, sums)
+
+    @staticmethod
+    def backward(ctx: Any, s: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        z, b, order = ctx.saved_tensors
+        in_points = in_masses = None
+        if ctx.needs_input_grad[0]:
+            in_points = -(s * sum_signs(z, b, order) + b * sum_signs(z, s, order)).sum(-2)
+        if ctx.needs_input_grad[1]:
+            in_masses = sum_distances(z, s, order)
+        return in_points, in_masses, None
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor | None, db: Tensor | None, _: None) -> Tensor:
+        z, b, order = ctx.saved_tensors
+        change = torch.zeros_like(b)
+        if dz is not None:
+            moved = dz.unsqueeze(-2)
+            change = sum_signs(z, moved * b, order) - moved * sum_signs(z, b, order)
+        return change if db is None else change + sum_distances(z, db, order)
+
+
+class _SelfEnergy(_OnTheLine):
+    """`self_energy`."""
+
+    @staticmethod
+    def forward(z: Tensor, b: Tensor, order: Tensor) -> Tensor:
+        left = b.gather(-1, order.unsqueeze(-2).expand(b.shape)).cumsum(-1)
+        gaps = z.gather(-1, order).diff().unsqueeze(-2)
+        return (gaps * left[..., :-1] * (left[..., :-1] - left[..., -1:])).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        z, b, order = ctx.saved_tensors
+        e = e.unsqueeze(-1)
+        in_points = -(e * b * sum_signs(z, b, order)).sum(-2) if ctx.needs_input_grad[0] else None
+        in_masses = e * sum_distances(z, b, order) if ctx.needs_input_grad[1] else None
+        return in_points, in_masses, None
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor | None, db: Tensor | None, _: None) -> Tensor:
+        z, b, order = ctx.saved_tensors
+        change = torch.zeros_like(b)
+        if dz is not None:
+            change = -b * sum_signs(z, b, order) * dz.unsqueeze(-2)
+        if db is not None:
+            change = change + sum_distances(z, b, order) * db
+        return change.sum(-1)
+
+
+def _places(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of the first and of the last point that lies where each of the sorted points lies."""
+    index = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
+    border = torch.ones_like(z[..., :1], dtype=torch.bool)
+    differs = z.diff() > 0
+    first = torch.where(torch.cat([border, differs], -1), index, 0).cummax(-1).values
+    last = torch.where(torch.cat([differs, border], -1), index, z.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return first, last

@@ -1,0 +1,99 @@
+"""Sliced Wasserstein distances against POT, and their potentials and slopes, ties included."""
+
+import ot
+import pytest
+import torch
+from generic import generic_measure as measure
+from hypothesis import given
+
+from ddeq import DiscreteMeasure
+from ddeq.functionals.sliced_wasserstein import SlicedWasserstein
+from ddeq.testing import assert_close, check_functional
+from ddeq.testing.strategies import measures
+
+line = measures(dim=1, batch_shapes=((),), offsets=(0.0,), scales=(1.0,))
+
+
+@pytest.mark.filterwarnings("ignore:The use of `x.T`")  # in POT
+@pytest.mark.parametrize("p", [1, 2])
+@given(mu=measures(batch_shapes=((),), offsets=(0.0,)), nu=measures(batch_shapes=((),), offsets=(0.0,)))
+def test_against_pot(p, mu, nu):
+    functional = SlicedWasserstein(nu, p, 5)
+    peer = ot.sliced.sliced_wasserstein_distance(
+        mu.points, nu.points, mu.weights, nu.weights, p=p, projections=functional.directions.mT
+    )
+    assert_close(functional(mu), peer.reshape(()) ** p / p, scale=1.0)
+    x, y = mu.points[:, 0], nu.points[:, 0]
+    on_an_axis = SlicedWasserstein(nu, p, directions=torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    assert_close(on_an_axis(mu), ot.wasserstein_1d(x, y, mu.weights, nu.weights, p=p).reshape(()) / p, scale=1.0)
+
+
+@pytest.mark.theorem("T12")
+def test_first_order_on_the_line_is_the_area_between_distribution_functions():
+    mu, nu = measure(7, 1), measure(5, 1, seed=1)
+    z = torch.cat([mu.points, nu.points]).squeeze(-1).sort().values
+    difference = sum(s * (m.weights * (m.points.mT <= z[:, None])).sum(-1) for s, m in ((1, mu), (-1, nu)))
+    assert_close(SlicedWasserstein(nu, 1)(mu), (difference[:-1].abs() * z.diff()).sum())
+
+
+@pytest.mark.theorem("T3")
+@pytest.mark.parametrize("p", [1, 2])
+@given(mu=line, nu=line)
+def test_potentials_are_optimal(p, mu, nu):
+    """Weak duality turns into equality, ties or not: phi + psi <= c, and their integrals add up to the value."""
+    phi, psi = SlicedWasserstein(nu, p).first_variation(mu), SlicedWasserstein(mu, p).first_variation(nu)
+    cost = (mu.points - nu.points.mT).abs() ** p / p
+    slack = (cost - phi.unsqueeze(-1) - psi)[mu.support()][:, nu.support()].min()
+    dual = (mu.weights * phi).sum() + (nu.weights * psi).sum() + slack
+    assert_close(dual, SlicedWasserstein(nu, p)(mu), scale=1.0)
+
+
+@pytest.mark.theorem("T3")
+def test_gradient_is_the_distance_to_the_barycentric_map():
+    """Two places, one of them shared by two atoms, onto three: by hand."""
+    mu = DiscreteMeasure(torch.tensor([[0.0], [4.0], [0.0]]).double(), torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64))
+    nu = DiscreteMeasure(torch.tensor([[1.0], [3.0], [5.0]]).double(), torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64))
+    first, second = (0.3 * 1.0 + 0.2 * 3.0) / 0.5, (0.2 * 3.0 + 0.3 * 5.0) / 0.5
+    expected = torch.tensor([[0.0 - first], [4.0 - second], [0.0 - first]], dtype=torch.float64)
+    assert_close(SlicedWasserstein(nu).wasserstein_gradient(mu), expected)
+    assert_close(SlicedWasserstein(nu, 1).wasserstein_gradient(mu), torch.tensor([[-1.0], [-0.2], [-1.0]], dtype=torch.float64))
+    between = SlicedWasserstein(nu).wasserstein_gradient(mu, torch.tensor([[2.0], [-1.0], [7.0]], dtype=torch.float64))
+    assert_close(between, torch.tensor([[2.0 - 3.0], [-1.0 - 1.0], [7.0 - 5.0]], dtype=torch.float64))
+
+
+@pytest.mark.theorem("T3")
+def test_a_tie_is_met_halfway():
+    """Equal weights: between the atoms the level 1/2 belongs to both targets."""
+    mu, nu = (DiscreteMeasure(torch.tensor(points, dtype=torch.float64)) for points in ([[0.0], [4.0]], [[1.0], [7.0]]))
+    x = torch.tensor([[3.0]], dtype=torch.float64)
+    assert SlicedWasserstein(nu).wasserstein_gradient(mu, x).item() == pytest.approx(3.0 - 4.0)
+    mirrored = SlicedWasserstein(nu.push_forward(torch.neg)).wasserstein_gradient(mu.push_forward(torch.neg), -x)
+    assert mirrored.item() == pytest.approx(1.0)
+
+
+def test_masses_are_divided_out():
+    mu, nu = measure(5), measure(4, seed=1)
+    for p in (1, 2):
+        assert_close(SlicedWasserstein(3.0 * nu, p)(3.0 * mu), SlicedWasserstein(nu, p)(mu))
+        check_functional(SlicedWasserstein(3.0 * nu, p), 3.0 * mu)
+
+
+@pytest.mark.theorem("T13")
+def test_translations_cost_what_they_should():
+    """1/2 E <theta, c>^2 = |c|^2 / (2 d), by as many directions as there are."""
+    mu, shift = measure(9, dim=3), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    functional = SlicedWasserstein(mu.with_points(mu.points + shift), 2, 1000)
+    assert functional(mu).item() == pytest.approx(shift.square().sum().item() / 6, rel=1e-3)
+
+
+@pytest.mark.theorem("T3")
+@pytest.mark.parametrize("p", [1, 2])
+def test_the_users_check_passes_where_potentials_are_not_unique(p):
+    """Equal weights and equal numbers, or all atoms on few lines: the override and the default take the same ones."""
+    equal = DiscreteMeasure(torch.randn(2, 6, 2, dtype=torch.float64))
+    grid = DiscreteMeasure(torch.randint(3, (2, 9, 2)).double())
+    nu = DiscreteMeasure(torch.randn(6, 2, dtype=torch.float64))
+    check_functional(SlicedWasserstein(nu, p, 5), [equal, grid, equal.pad_atoms(2)])
+    axes = torch.eye(2, dtype=torch.float64)
+    check_functional(SlicedWasserstein(nu, p, directions=axes), equal)
+    check_functional(SlicedWasserstein(grid[0], p, directions=axes), grid)
