@@ -3,8 +3,9 @@
 Verified: each first variation as the derivative in the mass of a probe, for two atoms, symbolic masses and
 undetermined potentials and kernels; the optimal transport potential and barycentric map in one dimension where a mass
 splits, and the maximum over potentials where cumulative weights are tied; the slice of two atoms; the Sinkhorn
-divergence; the zero mean of the Stein kernel; KALE and DrMMD in a finite-dimensional feature space with their limits;
-the bias of the blob on Gaussians.
+divergence; the zero mean of the Stein kernel, and its form for a radial kernel; KALE and DrMMD in a finite-dimensional
+feature space with their limits, their second form as the least penalty of a density, and the two solves with a regularised
+kernel matrix; the bias of the blob on Gaussians.
 Assumed: Kantorovich's and the entropic duality; that kernels are limits of finite-dimensional feature maps.
 """
 
@@ -302,6 +303,40 @@ def test_the_stein_kernel_has_mean_zero_under_the_target(dim):
     assert sp.simplify((stein_kernel(kernel, density, p, q) - cross) * density(*q) - divergence) != 0
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_stein_kernel_of_a_radial_kernel(dim):
+    """a.b phi + 2 phi' (b - a).(x - y) - 2 d phi' - 4 s phi'' in s = |x - y|^2, with the scores a at x and b at y."""
+    p, q = sp.symbols(f"x1:{dim + 1}"), sp.symbols(f"y1:{dim + 1}")
+    t, density = sp.Symbol("t"), sp.Function("pi")
+    square = sum((a - b) ** 2 for a, b in zip(p, q, strict=True))
+    profile = [sp.Function("phi")(t).diff(t, k).subs(t, square) for k in range(3)]
+    score_p, score_q = ([sp.diff(density(*s), c) / density(*s) for c in s] for s in (p, q))
+    mixed = sum((b - a) * (s - r) for a, b, s, r in zip(score_p, score_q, p, q, strict=True))
+    same = sum(a * b for a, b in zip(score_p, score_q, strict=True))
+
+    def form(last):
+        return same * profile[0] + 2 * (mixed - dim) * profile[1] + last * square * profile[2]
+
+    stein = stein_kernel(lambda *z: sp.Function("phi")(sum((z[i] - z[dim + i]) ** 2 for i in range(dim))), density, p, q)
+    assert sp.expand(stein.doit() - form(-4).doit()) == 0
+    assert sp.expand(stein.doit() - form(4).doit()) != 0
+
+
+def test_the_stein_kernel_of_a_normal_distribution_has_mean_zero():
+    a, b, s = sp.symbols("a b s", real=True)
+
+    def mean(density):
+        """Of the Stein kernel of a density under exp(-b^2/2), up to a factor."""
+        stein = stein_kernel(lambda p, q: sp.exp(-((p - q) ** 2) / 2), density, (a,), (b,))
+        polynomial = sp.expand(sp.simplify(stein * sp.exp((a - b) ** 2 / 2)))
+        # The weight exp(-(a - b)^2/2 - b^2/2) is a normal one in b, with mean a/2 and variance 1/2.
+        terms = sp.Poly(sp.expand(polynomial.subs(b, a / 2 + s)), s).terms()
+        return sp.expand(sum(c * gaussian_mean(s**k, s, sp.Rational(1, 2)) for (k,), c in terms if k % 2 == 0))
+
+    assert mean(lambda p: sp.exp(-(p**2) / 2)) == 0
+    assert mean(lambda p: sp.exp(-(p**2))) != 0
+
+
 def test_ksd_is_an_interaction_with_the_stein_kernel():
     stein = sp.Function("s")
 
@@ -367,6 +402,66 @@ def test_drmmd_and_its_limit():
     limit = sp.limit(value.subs(epsilon, 0).subs(numbers), regularization, sp.oo)
     assert limit == gap.dot(gap).subs(numbers)
     assert limit != gap.dot(gap).subs(numbers) / 2
+
+
+# KALE and DrMMD as penalties of a density rho of the fitted measure: u = h at the atoms of the target, rho = phi^*'(u)
+
+
+def fitted(density, rest):
+    """For one feature: u at the target's atoms, and the mean of mu, when mu less the fitted measure has the mean `rest`."""
+    u = [s * rest / regularization for s in feature_y]
+    return u, rest + sum(n * density(t) * s for n, t, s in zip(v, u, feature_y, strict=True))
+
+
+def least_penalty(penalty, u, rest):
+    return sum(n * penalty(t) for n, t in zip(v, u, strict=True)) + rest**2 / (2 * regularization)
+
+
+def test_kale_is_the_least_penalty_of_a_density():
+    rest = sp.Symbol("r", real=True)
+    u, mean = fitted(sp.exp, rest)
+    h = rest / regularization
+    value = 1 + h * mean - sum(n * sp.exp(t) for n, t in zip(v, u, strict=True)) - regularization * h**2 / 2
+    penalty = least_penalty(lambda t: t * sp.exp(t) - sp.exp(t) + 1, u, rest)
+    assert sp.expand(value - penalty - (1 - sum(v))) == 0
+    assert sp.expand(value - penalty) != 0  # the target's mass counts
+
+
+def test_drmmd_is_the_least_penalty_of_a_density():
+    rest = sp.Symbol("r", real=True)
+    u, mean = fitted(lambda t: 1 + t, rest)
+    gap = mean - sum(n * s for n, s in zip(v, feature_y, strict=True))
+    value = gap**2 / (sum(n * s**2 for n, s in zip(v, feature_y, strict=True)) + regularization)
+    penalty = least_penalty(lambda t: t**2 / 2, u, rest)
+    assert sp.simplify(value - 2 * penalty) == 0
+    assert sp.simplify(value - penalty) != 0
+
+
+@pytest.mark.parametrize(("penalty", "density"), [(lambda t: t * sp.exp(t) - sp.exp(t) + 1, sp.exp), (lambda t: t**2 / 2, None)])
+def test_the_penalty_is_stationary_in_u_at_the_solution(penalty, density):
+    """d/du_j of v_j phi(rho(u_j)) + |m_mu - m_fitted|^2 / (2 lambda) is v_j rho'(u_j) times the defect over lambda."""
+    density = density or (lambda t: 1 + t)
+    u, mean = sp.symbols("u1 u2", real=True), sp.Symbol("m", real=True)
+    rest = mean - sum(n * density(t) * s for n, t, s in zip(v, u, feature_y, strict=True))
+    value = sum(n * penalty(t) for n, t in zip(v, u, strict=True)) + rest**2 / (2 * regularization)
+    for n, t, s in zip(v, u, feature_y, strict=True):
+        defect = regularization * t - s * rest
+        assert sp.simplify(value.diff(t) - n * density(t).diff(t) * defect / regularization) == 0
+
+
+def test_solves_with_a_regularised_kernel_matrix():
+    """(lambda + K D)^-1 and (lambda + D K)^-1 by one symmetric solve, where one of the entries of D is zero."""
+    a, b, c, d, e, f = sp.symbols("k1:7", real=True)
+    kernel, root = sp.Matrix([[a, b, c], [b, d, e], [c, e, f]]), sp.diag(*sp.symbols("r1 r2", positive=True), 0)
+    identity = sp.eye(3)
+    inner = root * (regularization * identity + root * kernel * root).inv() * root
+    for matrix, inverse, wrong in (
+        (kernel * root**2, identity - kernel * inner, identity - inner * kernel),
+        (root**2 * kernel, identity - inner * kernel, identity - kernel * inner),
+    ):
+        regularised = regularization * identity + matrix
+        assert (regularised * inverse / regularization - identity).applyfunc(sp.simplify) == sp.zeros(3)
+        assert (regularised * wrong / regularization - identity).applyfunc(sp.simplify) != sp.zeros(3)
 
 
 def test_monotone_plans_have_the_right_marginals():

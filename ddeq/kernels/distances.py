@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ __all__ = ["Distances", "by_cdist", "squared_distances", "sums_of_differences"]
 FEW = 2**15
 """Differences of so few numbers are simply stored: the calls cost more than the memory."""
 SAFE = 64.0
-"""Single precision serves the outer sums while centred points are at most so many times larger than the differences."""
+"""Matrix products serve while centred points are at most so many times larger than the differences that count."""
 
 
 Distances = Callable[[Tensor, Tensor], Tensor]
@@ -55,23 +55,60 @@ class _SquaredDistances(torch.autograd.Function):
 
 
 def sums_of_differences(c: Tensor, x: Tensor, y: Tensor, by: Distances = by_cdist, known: Tensor | None = None) -> Tensor:
-    """``sum_j c_ij (x_i - y_j)`` by matrix products, as exact as from the differences; differentiable in all three.
+    """``sum_j c_ij (x_i - y_j)``, ``(*batch, n, d)``, as exact as from the differences; differentiable at every order.
 
     ``known``: the squared distances, where they are at hand.
     """
-    centre = y.detach().mean(-2, keepdim=True)
-    dtype = x.dtype
-    x, y = x - centre, y - centre
-    if dtype not in (torch.float64, torch.float32) or (dtype == torch.float32 and not _single_serves(c, x, y, by, known)):
-        c, x, y = (t.to(torch.float64) for t in (c, x, y))
-    return (x * c.sum(-1, keepdim=True) - c @ y).to(dtype)
-
-
-def _single_serves(c: Tensor, x: Tensor, y: Tensor, by: Distances, known: Tensor | None) -> bool:
-    """Whether no difference that counts is much smaller than the points from which it is taken."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in (c, x, y)):
-        return False  # derivatives in the coefficients count every pair
-    size = torch.maximum(x.norm(dim=-1).amax(), y.norm(dim=-1).amax())
-    s = by(x, y) if known is None else known
-    weight = c.abs()
-    return bool((weight.sum(-1) * size <= SAFE * (weight * s.sqrt()).sum(-1)).all())
+        sums: Tensor = _Sums.apply(c, x, y)  # type: ignore[no-untyped-call]
+        return sums
+    return _sums(c, x, y, by, known)
+
+
+def _sums(c: Tensor, x: Tensor, y: Tensor, by: Distances = by_cdist, known: Tensor | None = None) -> Tensor:
+    """By matrix products of centred points, where no difference that counts is much smaller than these."""
+    centre = y.mean(-2, keepdim=True)
+    near, far = x - centre, y - centre
+    size = torch.maximum(near.norm(dim=-1).amax(), far.norm(dim=-1).amax())
+    weight, s = c.abs(), by(x, y) if known is None else known
+    if bool((weight.sum(-1) * size <= SAFE * (weight * s.sqrt()).sum(-1)).all()):
+        return near * c.sum(-1, keepdim=True) - c @ far
+    return torch.stack([(c * difference).sum(-1) for difference in _differences(x, y)], -1)
+
+
+def _differences(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """The differences of all pairs, one coordinate at a time."""
+    return (a.unsqueeze(-1) - b.unsqueeze(-2) for a, b in zip(x.unbind(-1), y.unbind(-1), strict=True))
+
+
+class _Sums(torch.autograd.Function):
+    """``sum_j c_ij (x_i - y_j)``; its derivative in ``c`` is `_Products`, and the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, c: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(c, x, y)
+        return _sums(c, x, y)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        c, x, y = ctx.saved_tensors
+        of_c = _Products.apply(g, x, y) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
+        return of_c, g * c.sum(-1, keepdim=True), -c.mT @ g
+
+
+class _Products(torch.autograd.Function):
+    """``g_i . (x_i - y_j)``, ``(*batch, n, m)``."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(g, x, y)
+        total = torch.zeros_like(x[..., :1] + y[..., :1].mT)
+        for a, difference in zip(g.unbind(-1), _differences(x, y), strict=True):
+            total.addcmul_(a.unsqueeze(-1).expand_as(difference), difference)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> Any:
+        g, x, y = ctx.saved_tensors
+        of_g = _Sums.apply(c, x, y) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
+        return of_g, g * c.sum(-1, keepdim=True), -c.mT @ g

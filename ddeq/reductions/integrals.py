@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ddeq.autodiff import gradient
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import dense
@@ -57,7 +58,7 @@ def integrate_kernel(
     """
     mu = _against(x, mu)
     b = mu.weights.unsqueeze(-1) if values is None else mu.weights.unsqueeze(-1) * values
-    total = _sum_pairs(kernel, x, mu.points, b)
+    total: Tensor = _code(kernel, x, mu.points).sum_pairs(kernel, x, mu.points, b)
     return total.squeeze(-1) if values is None else total
 
 
@@ -70,20 +71,8 @@ def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
     mu = _against(x, mu)
-    name = _backend_for(kernel, x, mu.points)
-    if name == "keops":
-        from ddeq.reductions import keops
-
-        return keops.sum_gradients(kernel, x, mu.points, mu.weights)  # type: ignore[no-any-return]
-    if name == "compiled":
-        from ddeq.reductions import compiled
-
-        return compiled.sum_gradients(kernel, x, mu.points, mu.weights)
-    if name == "sorted":
-        from ddeq.reductions import sorted
-
-        return gradient(lambda p: sorted.sum_pairs(p, mu.points, mu.weights.unsqueeze(-1)), x)
-    return dense.sum_gradients(kernel, x, mu.points, mu.weights)
+    gradients: Tensor = _code(kernel, x, mu.points).sum_gradients(kernel, x, mu.points, mu.weights)
+    return gradients
 
 
 def log_integrate_kernel(
@@ -117,45 +106,18 @@ def log_integrate_kernel(
     g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)
     lifted, y = Exponential(kernel, mu.dim), torch.cat([mu.points, g.unsqueeze(-1)], -1)
     start = torch.cat([x, torch.zeros_like(x[..., :1])], -1)
-    shift = _max_pairs(lifted, start.detach(), y.detach(), mu.support()).detach()
+    code = _code(lifted, x, y)
+    shift = code.max_pairs(lifted, start.detach(), y.detach(), mu.support()).detach()
     shift = torch.where(torch.isfinite(shift), shift, 0.0)  # a measure of mass zero: the logarithm below is of zero
-    total = _sum_pairs(lifted, torch.cat([x, shift.unsqueeze(-1)], -1), y, mu.weights.unsqueeze(-1))
+    total: Tensor = code.sum_pairs(lifted, torch.cat([x, shift.unsqueeze(-1)], -1), y, mu.weights.unsqueeze(-1))
     return shift + total.squeeze(-1).log()
 
 
-def _sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    name = _backend_for(kernel, x, y)
-    if name == "keops":
-        from ddeq.reductions import keops
-
-        return keops.sum_pairs(kernel, x, y, b)  # type: ignore[no-any-return]
-    if name == "compiled":
-        from ddeq.reductions import compiled
-
-        return compiled.sum_pairs(kernel, x, y, b)
-    if name == "sorted":
-        from ddeq.reductions import sorted
-
-        return sorted.sum_pairs(x, y, b)
-    return dense.sum_pairs(kernel, x, y, b)
-
-
-def _max_pairs(kernel: Kernel, x: Tensor, y: Tensor, alive: Tensor) -> Tensor:
-    name = _backend_for(kernel, x, y)
-    if name == "keops":
-        from ddeq.reductions import keops
-
-        return keops.max_pairs(kernel, x, y, alive)  # type: ignore[no-any-return]
-    if name == "compiled":
-        from ddeq.reductions import compiled
-
-        return compiled.max_pairs(kernel, x, y, alive)
-    return dense.max_pairs(kernel, x, y, alive)
-
-
-def _backend_for(kernel: Kernel, x: Tensor, y: Tensor) -> str:
+def _code(kernel: Kernel, x: Tensor, y: Tensor) -> Any:
+    """The module of the backend that sums over these pairs: each has `sum_pairs`, `sum_gradients` and `max_pairs`."""
     batch = x.shape[:-2].numel()
-    return choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=kernel).name
+    name = choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=kernel).name
+    return importlib.import_module(f"ddeq.reductions.{name}")
 
 
 def integrate_pairs(

@@ -14,21 +14,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddeq.autodiff import under_transforms
+from ddeq.kernels import Kernel
 
-__all__ = ["ascending", "in_sum_precision", "self_energy", "sum_distances", "sum_pairs", "sum_signs"]
+__all__ = ["ascending", "in_sum_precision", "self_energy", "sum_distances", "sum_gradients", "sum_pairs", "sum_signs"]
 
 
 def sum_pairs(
-    x: Float[Tensor, "*batch n 1"], y: Float[Tensor, "*batch m 1"], b: Float[Tensor, "*batch m c"]
+    kernel: Kernel, x: Float[Tensor, "*batch n 1"], y: Float[Tensor, "*batch m 1"], b: Float[Tensor, "*batch m c"]
 ) -> Float[Tensor, "*batch n c"]:
     """``sum_j -|x_i - y_j| b_j``: ``(*batch, n, 1)``, ``(*batch, m, 1)``, ``(*batch, m, c)`` to ``(*batch, n, c)``.
 
-    Derivatives of every order are right, in ``x``, ``y`` and ``b``; that of ``|x - y|`` at ``x = y`` is zero.
+    Derivatives of every order are right, in ``x``, ``y`` and ``b``; that of ``|x - y|`` at ``x = y`` is zero. ``kernel``, as
+    other backends take it, is ``Riesz(1.0)``.
     """
-    n = x.shape[-2]
+    z, masses = _together(x, y, b)
+    return sum_distances(z, masses)[..., : x.shape[-2]].mT.to(x.dtype)
+
+
+def sum_gradients(
+    kernel: Kernel, x: Float[Tensor, "*batch n 1"], y: Float[Tensor, "*batch m 1"], b: Float[Tensor, "*batch m"]
+) -> Float[Tensor, "*batch n 1"]:
+    """``sum_j -sign(x_i - y_j) b_j``, the gradients of `sum_pairs` in ``x``."""
+    z, masses = _together(x, y, b.unsqueeze(-1))
+    return -sum_signs(z, masses)[..., : x.shape[-2]].mT.to(x.dtype)
+
+
+def _together(x: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """All points in one, ``(*batch, n + m)``, those of ``x`` with masses zero, ``(*batch, c, n + m)``."""
     z = torch.cat([in_sum_precision(x), in_sum_precision(y)], -2).squeeze(-1)
-    masses = torch.cat([z.new_zeros(*b.shape[:-2], n, b.shape[-1]), in_sum_precision(b)], -2)
-    return sum_distances(z, masses.mT)[..., :n].mT.to(x.dtype)
+    return z, torch.cat([z.new_zeros(*b.shape[:-2], x.shape[-2], b.shape[-1]), in_sum_precision(b)], -2).mT
 
 
 def sum_distances(

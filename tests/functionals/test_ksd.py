@@ -47,7 +47,7 @@ class Score(nn.Module):
         return self.precision * (self.mean - x)
 
 
-def quadrature(mean, dim, nodes=28):
+def quadrature(mean, dim, nodes=22):
     """A normal distribution of unit covariance, by the rule of Gauss and Hermite."""
     x, w = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
     points = torch.cartesian_prod(*[x] * dim).reshape(-1, dim)

@@ -117,6 +117,21 @@ def test_logarithm_of_nothing_is_minus_infinity():
     assert (log_integrate_kernel(Gaussian(1.0), torch.zeros(1, 1), mu) == -torch.inf).all()
 
 
+def test_clusters_far_apart_do_not_cancel():
+    """Two clusters of size one, 1e6 apart: what counts within a cluster is not lost in the distance from the mean."""
+    g = torch.Generator().manual_seed(5)
+    cluster = torch.randn(150, 3, generator=g, dtype=torch.float64)
+    x = torch.cat([cluster, cluster.flip(0) + 1e6])
+    mu = DiscreteMeasure(torch.cat([cluster + 0.1, cluster + 1e6]))
+    s = (x.unsqueeze(-2) - mu.points).square().sum(-1, keepdim=True)
+    expected = -((-0.5 * s).exp() * (x.unsqueeze(-2) - mu.points)).mean(-2)
+    for block in (2**24, 10**5):
+        with backend("dense"), block_size(block):
+            assert_close(integrate_kernel_gradient(Gaussian(1.0), x, mu), expected)
+            p = x.clone().requires_grad_()
+            assert_close(integrate_kernel_gradient(Gaussian(1.0), p, mu), expected)
+
+
 @COMPILED
 @pytest.mark.parametrize("kernel", [Gaussian(8.0) + 0.5 * Riesz(1.0), Polynomial(2, scale=0.01)], ids=repr)
 def test_sums_in_high_dimension(kernel):

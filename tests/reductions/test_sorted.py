@@ -6,12 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddeq.kernels import Riesz
-from ddeq.reductions.sorted import self_energy, sum_distances, sum_pairs, sum_signs
+from ddeq.reductions import sorted
+from ddeq.reductions.sorted import self_energy, sum_distances, sum_signs
 from ddeq.testing import assert_close
 from ddeq.testing.strategies import measures
 from proofs_checks.test_t12_one_dimension import energy_distance
 
 line = measures(dim=1, max_atoms=6, batch_shapes=((), (2,), (2, 3)))
+
+
+def sum_pairs(x, y, b):
+    return sorted.sum_pairs(Riesz(1.0), x, y, b)
 
 
 def problem(dtype=torch.float64, batch=(2,), ties=True):
