@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import machine
 
-from ddeq import DiscreteMeasure, __version__, fixed_point
+from ddeq import DiscreteMeasure, fixed_point
 from ddeq.functionals import MMD
 from ddeq.nn import DDEQ, EquilibriumCell, InducedSetEncoder, LearnedReference
 from ddeq.solvers import Anderson, Picard, Stop
@@ -107,8 +107,7 @@ def main() -> None:
         for name, t in times.items()
     ]
     command = f"python benchmarks/equilibrium.py --batch {options.batch} --points {options.points} --repeats {options.repeats}"
-    where = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, ddeq {__version__}"
-    write(rows, command, where)
+    write(rows, command, machine())
 
 
 def write(rows: list[dict[str, object]], command: str, where: str) -> None:

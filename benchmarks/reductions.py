@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,14 +29,17 @@ os.environ.setdefault("KEOPS_VERBOSE", "0")
 os.environ.setdefault("PYKEOPS_VERBOSE", "0")
 
 import torch
+from common import added_megabytes, machine
 from torch import Tensor
 
-from ddeq import DiscreteMeasure, __version__
+from ddeq import DiscreteMeasure
 from ddeq.kernels import Gaussian, Kernel, Riesz
 from ddeq.reductions import backend, choose, integrate_kernel_gradient
 
 RESULTS = Path(__file__).parent / "results"
 KERNELS: dict[str, Kernel] = {"energy": Riesz(1.0), "gaussian": Gaussian(1.0)}
+CANCELLING = {"PyTorch, matrix products", "geomloss, tensorized"}
+"""Peers that take distances as |x|^2 - 2xy + |y|^2."""
 MOST_PAIRS = 2**28
 """Numbers in a gigabyte of single precision."""
 
@@ -148,7 +149,8 @@ def error(result: Tensor, kernel: str, x: Tensor, y: Tensor, w: Tensor) -> float
 def measure(kernel: str, n: int, dim: int, repeats: int, seconds: float, known: dict[str, float]) -> list[dict[str, object]]:
     """Rows of one table; ``known`` holds the time per pair of each way at the size before."""
     g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(n, dim, generator=g), torch.randn(n, dim, generator=g)
+    # In high dimension all distances grow, and a Gaussian kernel of bandwidth one would vanish.
+    x, y = (torch.randn(n, dim, generator=g) * min(1.0, 4.0 / dim**0.5) for _ in range(2))
     w = torch.full((n,), 1.0 / n)
     running = {k: f for k, f in gradients(kernel, n, dim).items() if known.get(k, 0.0) * n * n <= seconds}
     sums, times = ways(kernel, n, dim), {k: [] for k in running}
@@ -187,15 +189,13 @@ def measure(kernel: str, n: int, dim: int, repeats: int, seconds: float, known: 
 
 
 def peak_memory(kernel: str, n: int, dim: int, way: str) -> float:
-    """Megabytes that a call adds to the peak of a process of its own."""
-    program = (
-        "import resource, sys, torch; sys.path.insert(0, 'benchmarks'); import reductions as r;"
-        f"x, y = torch.randn({n}, {dim}), torch.randn({n}, {dim}); w = torch.full(({n},), 1/{n});"
-        f"f = r.gradients({kernel!r}, {n}, {dim})[{way!r}]; f(x[:800], y[:800], w[:800]);"
-        "a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; f(x, y, w);"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024)"
+    """Megabytes that a call needs."""
+    prepare = (
+        f"import torch, reductions as r; x, y = torch.randn({n}, {dim}), torch.randn({n}, {dim})\n"
+        f"w = torch.full(({n},), 1 / {n})\n"
+        f"f = r.gradients({kernel!r}, {n}, {dim})[{way!r}]; f(x[:800], y[:800], w[:800])"
     )
-    return float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+    return added_megabytes(prepare, "f(x, y, w)")
 
 
 def crossovers() -> None:
@@ -279,7 +279,7 @@ def table(rows: list[dict[str, object]]) -> list[str]:
             ratio = []
             for n in sizes:
                 t = {r["way"]: r["seconds"] for r in mine if r["n"] == n}
-                best = min((t[p] for p in peers if p in t and p != "PyTorch, matrix products"), default=None)
+                best = min((t[p] for p in peers if p in t and p not in CANCELLING), default=None)
                 keops = t.get("KeOps")
                 shown = [f"{other / t['ddeq auto']:.1f}" if other and "ddeq auto" in t else "" for other in (keops, best)]
                 ratio.append(" / ".join(shown))
@@ -296,6 +296,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--crossovers", action="store_true")
+    parser.add_argument("--append", action="store_true", help="keep the rows of other dimensions that an earlier run has left")
     options = parser.parse_args()
     if options.crossovers:
         return crossovers()
@@ -305,9 +306,14 @@ def main() -> None:
             known: dict[str, float] = {}
             for n in options.sizes:
                 rows += measure(kernel, n, dim, options.repeats, options.seconds, known)
-    memory = {way: peak_memory("energy", 10_000, 3, way) for way in gradients("energy", 10_000, 3)}
-    command = "python benchmarks/reductions.py " + " ".join(sys.argv[1:])
-    where = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, ddeq {__version__}"
+    commands = ["python benchmarks/reductions.py " + " ".join(sys.argv[1:])]
+    memory: dict[str, float] = {}
+    if options.append:
+        before = json.loads((RESULTS / "reductions.json").read_text())
+        rows = [r for r in before["rows"] if r["dim"] not in options.dims] + rows
+        commands, memory = [*before["commands"], *commands], before["memory"]
+    if not memory:
+        memory = {way: peak_memory("energy", 10_000, 3, way) for way in gradients("energy", 10_000, 3)}
     lines = [
         "# Gradients of kernel discrepancies",
         "",
@@ -324,10 +330,16 @@ def main() -> None:
         "|---|---|",
     ]
     lines += [f"| {way} | {m:.0f} |" for way, m in memory.items()]
-    lines += ["", "![Time against N](reductions.png)", "", f"Made by `{command.strip()}` on {where}.", ""]
+    lines += [
+        "",
+        "![Time against N](reductions.png)",
+        "",
+        f"Made by `{'`, then `'.join(c.strip() for c in commands)}` on {machine()}.",
+        "",
+    ]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "reductions.md").write_text("\n".join(lines))
-    found = {"command": command.strip(), "where": where, "rows": rows, "memory": memory}
+    found = {"commands": commands, "where": machine(), "rows": rows, "memory": memory}
     (RESULTS / "reductions.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(rows, RESULTS / "reductions.png")
     return None

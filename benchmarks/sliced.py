@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+from common import added_megabytes, machine
 
-from ddeq import DiscreteMeasure, __version__
+from ddeq import DiscreteMeasure
 from ddeq.functionals import MMD, SlicedMMD
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,12 +61,8 @@ def exact_time(atoms: int) -> float:
 
 
 def peak_megabytes(atoms: int) -> float:
-    program = (
-        "import resource, sys; sys.path.insert(0, 'benchmarks'); import sliced as s; s.evaluate(*s.problem(1000));"
-        "a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        f"s.evaluate(*s.problem({atoms})); print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024)"
-    )
-    return float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+    prepare = f"import sliced as s; s.evaluate(*s.problem(1000)); given = s.problem({atoms})"
+    return added_megabytes(prepare, "s.evaluate(*given)")
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
@@ -91,7 +86,6 @@ def main() -> None:
         print(row, flush=True)
     growth = exponent(options.sizes, [r["seconds"] for r in rows])
     command = "python benchmarks/sliced.py " + " ".join(sys.argv[1:])
-    where = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, ddeq {__version__}"
     lines = [
         "# SlicedMMD",
         "",
@@ -106,13 +100,13 @@ def main() -> None:
         "",
         f"Time grows with the exponent {growth:.2f}.",
         "",
-        f"Made by `{command.strip()}` on {where}.",
+        f"Made by `{command.strip()}` on {machine()}.",
         "",
     ]
     text = "\n".join(lines).replace("nan", "")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "sliced.md").write_text(text)
-    found = {"command": command.strip(), "where": where, "exponent": growth, "rows": rows}
+    found = {"command": command.strip(), "where": machine(), "exponent": growth, "rows": rows}
     (RESULTS / "sliced.json").write_text(json.dumps(found, indent=1) + "\n")
     print(text)
 

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddeq import DiscreteMeasure, Functional
-from ddeq.functionals import MMD, FixedPointDiscrepancy, InteractionEnergy, PotentialEnergy, Smoothness
+from ddeq.functionals import (
+    KALE,
+    MMD,
+    DrMMD,
+    FixedPointDiscrepancy,
+    InteractionEnergy,
+    PotentialEnergy,
+    SinkhornDivergence,
+    SlicedWasserstein,
+    Smoothness,
+    Wasserstein,
+)
 from ddeq.kernels import Gaussian, Riesz
 from ddeq.testing import assert_close
 from ddeq.testing.strategies import kernels, measures
@@ -127,6 +138,34 @@ def test_discrepancies_may_be_classes_functions_or_instances():
     for discrepancy in (MMD, lambda nu: MMD(nu, Riesz(1.0)), MMD(elsewhere, Riesz(1.0))):
         value = FixedPointDiscrepancy(lambda m: m.push_forward(torch.zeros_like), discrepancy)(mu)
         assert value.item() == pytest.approx(1.0)
+
+
+DISCREPANCIES = {
+    "mmd": lambda nu: MMD(nu, Gaussian(1.0)),
+    "sinkhorn": lambda nu: SinkhornDivergence(nu, blur=0.5),
+    "kale": lambda nu: KALE(nu, Gaussian(1.0), 0.3),
+    "drmmd": lambda nu: DrMMD(nu, Gaussian(1.0), 0.3),
+    "sliced": lambda nu: SlicedWasserstein(nu, n_projections=7),
+    "wasserstein": Wasserstein,
+}
+
+
+@pytest.mark.theorem("T4")
+@pytest.mark.parametrize("as_instance", [False, True])
+@pytest.mark.parametrize("name", DISCREPANCIES)
+def test_fixed_point_discrepancy_with_any_discrepancy(name, as_instance):
+    """Gradients include how the target moves: against differences of the value."""
+    g = torch.Generator().manual_seed(4)
+    mu = DiscreteMeasure(torch.randn(4, 2, generator=g).double(), torch.tensor([0.1, 0.2, 0.3, 0.4]).double()).normalized()
+    make = DISCREPANCIES[name]
+
+    def map(mu):
+        return mu.with_points(0.4 * torch.sin(mu.points) + 0.3 * mu.normalized().mean().unsqueeze(-2))
+
+    F = FixedPointDiscrepancy(map, make(mu) if as_instance else make)
+    d, h = torch.randn(4, 2, generator=g).double(), 1e-6
+    slope = (F(mu.with_points(mu.points + h * d)) - F(mu.with_points(mu.points - h * d))) / (2 * h)
+    assert_close((mu.weights[:, None] * F.wasserstein_gradient(mu) * d).sum(), slope, scale=1e-2, rtol=1e-6)
 
 
 def test_marks_are_seen_by_the_map_and_have_no_first_variation_elsewhere():
