@@ -26,9 +26,11 @@ CROSSOVERS = {
     "cpu": {"sorted": 2**12, "compiled": 2**18, "keops": 2**18},
     "cuda": {"sorted": 2**24, "compiled": 2**24, "keops": 2**22},
 }
-"""From how many pairs on ``auto`` takes a backend in the place of the dense one. On CPU, ``benchmarks/reductions.py --crossovers``
-finds compiled sums faster from 2**14 pairs on; ``auto`` waits until they save milliseconds, since the first one takes seconds
-to compile. Those for GPU are guesses that wait for one."""
+"""From how many pairs on ``auto`` takes a backend in the place of the dense one.
+
+On CPU ``benchmarks/reductions.py --crossovers`` finds compiled sums faster from 2**14 pairs on; ``auto`` waits until they save
+milliseconds, since the first one takes seconds to compile. Those for GPU are guesses that wait for a measurement.
+"""
 CACHED = 2**20
 """Numbers that a block of kernel values holds at most: larger ones leave the caches of a CPU."""
 
