@@ -70,7 +70,9 @@ def _sums(c: Tensor, x: Tensor, y: Tensor, by: Distances = by_cdist, known: Tens
     centre = y.mean(-2, keepdim=True)
     near, far = x - centre, y - centre
     size = torch.maximum(near.norm(dim=-1).amax(), far.norm(dim=-1).amax())
-    weight, s = c.abs(), by(x, y) if known is None else known
+    s = by(x, y) if known is None else known
+    c = torch.where(s > 0, c, 0.0)  # a point and itself add nothing, but for what a product would round
+    weight = c.abs()
     if bool((weight.sum(-1) * size <= SAFE * (weight * s.sqrt()).sum(-1)).all()):
         return near * c.sum(-1, keepdim=True) - c @ far
     return torch.stack([(c * difference).sum(-1) for difference in _differences(x, y)], -1)
