@@ -311,7 +311,7 @@ def main() -> None:
     if options.append:
         before = json.loads((RESULTS / "reductions.json").read_text())
         rows = [r for r in before["rows"] if r["dim"] not in options.dims] + rows
-        commands, memory = [*before["commands"], *commands], before["memory"]
+        commands, memory = list(dict.fromkeys([*before["commands"], *commands])), before["memory"]
     if not memory:
         memory = {way: peak_memory("energy", 10_000, 3, way) for way in gradients("energy", 10_000, 3)}
     lines = [
