@@ -133,15 +133,13 @@ def choose(n: int, m: int, device: torch.device, *, dim: int = 3, batch: int = 1
     limits = CROSSOVERS.get(device.type, CROSSOVERS["cpu"])
     pairs = batch * n * m
     if isinstance(kernel, Riesz) and kernel.r == 1.0 and dim == 1:
-        if wanted == "sorted" or (wanted == "auto" and pairs >= limits["sorted"] and not torch.compiler.is_compiling()):
+        if wanted == "sorted" or (wanted == "auto" and pairs >= limits["sorted"]):
             return Choice("sorted", "asked for" if wanted == "sorted" else f"{pairs} pairs on the line")
     elif wanted == "sorted":
         wanted = "auto"
     if wanted in ("compiled", "keops"):
         obstacle = _obstacle(wanted, kernel, device)
         return Choice(wanted, "asked for") if obstacle is None else _instead(wanted, obstacle)
-    if torch.compiler.is_compiling() and pairs * dim <= _Settings.block_size:
-        return Choice("dense", "the compiler that is at work fuses it")
     if pairs < limits["compiled"]:
         return Choice("dense", f"{pairs} pairs are below the {limits['compiled']} from which a compiled sum is faster")
     order: tuple[Name, ...] = ("keops", "compiled") if device.type == "cuda" else ("compiled", "keops")

@@ -12,7 +12,7 @@ from ddeq.kernels import Kernel
 from ddeq.kernels.distances import FEW, Distances, by_cdist, squared_distances, sums_of_differences
 from ddeq.reductions.backend import blocks_are_below, rows_per_block
 
-__all__ = ["max_pairs", "sum_function", "sum_gradients", "sum_pairs"]
+__all__ = ["are_few", "max_pairs", "sum_function", "sum_gradients", "sum_pairs"]
 
 Pairs = Callable[[Tensor, Tensor], Tensor]
 """``(*batch, n, d)`` and ``(*batch, m, d)`` to ``(*batch, n, m)``."""
@@ -71,6 +71,11 @@ def sum_function(function: Pairs, x: Tensor, y: Tensor, b: Tensor, module: nn.Mo
     Blocks are computed again in backward. If the function holds other tensors that require grad, they are kept.
     """
     return _in_blocks(function, x, y, b, module, rows_per_block(x, y, x.shape[-1]))
+
+
+def are_few(x: Tensor, y: Tensor) -> bool:
+    """Whether all differences fit into one block."""
+    return rows_per_block(x, y, x.shape[-1]) >= x.shape[-2]
 
 
 def _width(kernel: Kernel, x: Tensor) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,7 +57,7 @@ def integrate_kernel(
     """
     mu = _against(x, mu)
     b = mu.weights.unsqueeze(-1) if values is None else mu.weights.unsqueeze(-1) * values
-    total: Tensor = _code(kernel, x, mu.points).sum_pairs(kernel, x, mu.points, b)
+    total = _run("sum_pairs", kernel, x, mu.points, b)
     return total.squeeze(-1) if values is None else total
 
 
@@ -71,8 +70,7 @@ def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
     mu = _against(x, mu)
-    gradients: Tensor = _code(kernel, x, mu.points).sum_gradients(kernel, x, mu.points, mu.weights)
-    return gradients
+    return _run("sum_gradients", kernel, x, mu.points, mu.weights)
 
 
 def log_integrate_kernel(
@@ -106,18 +104,27 @@ def log_integrate_kernel(
     g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)
     lifted, y = Exponential(kernel, mu.dim), torch.cat([mu.points, g.unsqueeze(-1)], -1)
     start = torch.cat([x, torch.zeros_like(x[..., :1])], -1)
-    code = _code(lifted, x, y)
-    shift = code.max_pairs(lifted, start.detach(), y.detach(), mu.support()).detach()
+    shift = _run("max_pairs", lifted, start.detach(), y.detach(), mu.support()).detach()
     shift = torch.where(torch.isfinite(shift), shift, 0.0)  # a measure of mass zero: the logarithm below is of zero
-    total: Tensor = code.sum_pairs(lifted, torch.cat([x, shift.unsqueeze(-1)], -1), y, mu.weights.unsqueeze(-1))
+    total = _run("sum_pairs", lifted, torch.cat([x, shift.unsqueeze(-1)], -1), y, mu.weights.unsqueeze(-1))
     return shift + total.squeeze(-1).log()
 
 
-def _code(kernel: Kernel, x: Tensor, y: Tensor) -> Any:
-    """The module of the backend that sums over these pairs: each has `sum_pairs`, `sum_gradients` and `max_pairs`."""
+def _run(operation: str, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    """`sum_pairs`, `sum_gradients` or `max_pairs` by the backend for these pairs."""
+    if torch.compiler.is_compiling() and dense.are_few(x, y):
+        result: Tensor = getattr(dense, operation)(kernel, x, y, b)  # the compiler that is at work fuses it
+    else:
+        result = _outside_of_graphs(operation, kernel, x, y, b)
+    return result
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # what chooses and compiles cannot be traced
+def _outside_of_graphs(operation: str, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
     batch = x.shape[:-2].numel()
     name = choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=kernel).name
-    return importlib.import_module(f"ddeq.reductions.{name}")
+    result: Tensor = getattr(importlib.import_module(f"ddeq.reductions.{name}"), operation)(kernel, x, y, b)
+    return result
 
 
 def integrate_pairs(

@@ -87,14 +87,19 @@ def test_under_the_callers_compiler(n, make):
 
 
 @pytest.mark.slow
-def test_without_a_compiler():
+def test_without_a_compiler(tmp_path):
     """A process whose C++ compiler is nowhere: the dense sums, one message, the same numbers."""
     program = (
         "import torch; from ddeq import DiscreteMeasure; from ddeq.kernels import Gaussian;"
         "from ddeq.reductions import choose, integrate_kernel; x = torch.arange(1400.0).reshape(-1, 2) / 700;"
         "print(choose(700, 700, x.device, dim=2)); print(integrate_kernel(Gaussian(1.0), x, DiscreteMeasure(x)).sum().item())"
     )
-    nowhere = {"CXX": "/nowhere/c++", "CC": "/nowhere/cc", "PATH": os.path.dirname(sys.executable), "TORCHINDUCTOR_CACHE_DIR": ""}
+    nowhere = {
+        "CXX": "/nowhere/c++",
+        "CC": "/nowhere/cc",
+        "PATH": os.path.dirname(sys.executable),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
     environment = {k: v for k, v in os.environ.items() if k not in nowhere} | nowhere
     found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     choice, value = found.stdout.strip().splitlines()[-2:]
