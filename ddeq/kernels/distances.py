@@ -60,7 +60,7 @@ def sums_of_differences(c: Tensor, x: Tensor, y: Tensor, by: Distances = by_cdis
     ``known``: the squared distances, where they are at hand.
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in (c, x, y)):
-        sums: Tensor = _Sums.apply(c, x, y)  # type: ignore[no-untyped-call]
+        sums: Tensor = _Sums.apply(c, x, y, by)  # type: ignore[no-untyped-call]
         return sums
     return _sums(c, x, y, by, known)
 
@@ -87,22 +87,24 @@ class _Sums(torch.autograd.Function):
     """``sum_j c_ij (x_i - y_j)``; its derivative in ``c`` is `_Products`, and the other way round."""
 
     @staticmethod
-    def forward(ctx: Any, c: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: Any, c: Tensor, x: Tensor, y: Tensor, by: Distances) -> Tensor:
+        ctx.by = by
         ctx.save_for_backward(c, x, y)
-        return _sums(c, x, y)
+        return _sums(c, x, y, by)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         c, x, y = ctx.saved_tensors
-        of_c = _Products.apply(g, x, y) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
-        return of_c, g * c.sum(-1, keepdim=True), -c.mT @ g
+        of_c = _Products.apply(g, x, y, ctx.by) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
+        return of_c, g * c.sum(-1, keepdim=True), -c.mT @ g, None
 
 
 class _Products(torch.autograd.Function):
     """``g_i . (x_i - y_j)``, ``(*batch, n, m)``."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor, by: Distances) -> Tensor:
+        ctx.by = by
         ctx.save_for_backward(g, x, y)
         total = torch.zeros_like(x[..., :1] + y[..., :1].mT)
         for a, difference in zip(g.unbind(-1), _differences(x, y), strict=True):
@@ -112,5 +114,5 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
         g, x, y = ctx.saved_tensors
-        of_g = _Sums.apply(c, x, y) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
-        return of_g, g * c.sum(-1, keepdim=True), -c.mT @ g
+        of_g = _Sums.apply(c, x, y, ctx.by) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
+        return of_g, g * c.sum(-1, keepdim=True), -c.mT @ g, None
