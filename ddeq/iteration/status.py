@@ -29,6 +29,11 @@ class Stop:
         A fixed point whose residual has had no new minimum for so many steps ends as STAGNATED. (Flows may speed up
         after a long time, and ignore it.)
 
+    metric
+        What the residual measures; None: what the method measures by itself, the distance between a point and its image
+        for fixed points and the norm of the gradient for flows. A flow takes ``"energy"`` too: by how much the energy
+        changes in a step. A fixed point takes a discrepancy between measures, such as ``MMD``.
+
     Raises
     ------
     ValueError
@@ -40,6 +45,7 @@ class Stop:
     max_steps: int = 100
     check_every: int = 1
     patience: int = 100
+    metric: Any = None
 
     def __post_init__(self) -> None:
         for name, least in (("rtol", "positive"), ("atol", "non-negative")):

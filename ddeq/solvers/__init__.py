@@ -4,7 +4,7 @@
 Solvers see points and the inner product of L2(mu); adjoints say how gradients flow; diagnostics tell what a map is like.
 """
 
-from ddeq.iteration import Status, Stop
+from ddeq.iteration import Solution, Status, Stop
 from ddeq.solvers.adjoints import Adjoint, Implicit, OneStep, Phantom, Unrolled
 from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.diagnostics import effective_support, jacobian_penalty, spectral_radius
@@ -12,7 +12,6 @@ from ddeq.solvers.fixed_point import fixed_point
 from ddeq.solvers.particle_flow import ParticleFlow
 from ddeq.solvers.picard import Picard
 from ddeq.solvers.problem import FixedPoint, Solver
-from ddeq.solvers.solution import Solution
 
 __all__ = [
     "Adjoint",

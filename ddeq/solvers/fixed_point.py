@@ -9,13 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ddeq.iteration import ConvergenceError, Report, Stop, iterate
+from ddeq.iteration import ConvergenceError, Report, Solution, Stop, iterate
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
 from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.bound_map import BoundMap, Map
 from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
-from ddeq.solvers.solution import Solution
 
 __all__ = ["fixed_point"]
 

@@ -1,4 +1,4 @@
-"""`Solution`: a fixed point with all that is known of it."""
+"""`Solution`: an equilibrium, of a map or of a flow, with all that is known of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddeq.iteration import Status
+from ddeq.iteration.status import Status
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Solution"]
@@ -15,18 +15,20 @@ __all__ = ["Solution"]
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What `fixed_point` found, for each sample of the batch."""
+    """What `fixed_point` or `flows.equilibrium` found, for each sample of the batch."""
 
     measure: DiscreteMeasure
     """The iterate of least residual; gradients flow as the adjoint says."""
     residual: Tensor
-    r"""``(*batch,)``: :math:`|\Phi(\mu) - \mu| / (|\Phi(\mu)| + \text{atol}/\text{rtol})` in :math:`L^2(\mu)` at `measure`."""
+    r"""``(*batch,)``: relative residual at `measure`, in :math:`L^2(\mu)`. Of a fixed point it is
+    :math:`|\Phi(\mu) - \mu| / (|\Phi(\mu)| + \text{atol}/\text{rtol})`, of a flow
+    :math:`|\nabla_W F(\mu)| / (|\nabla_W F(\mu_0)| + \text{atol}/\text{rtol})`, unless the `Stop` has a metric of its own."""
     steps: Tensor
     """``(*batch,)``: steps taken until the sample finished."""
     status: Tensor
     """``(*batch,)``: `ddeq.iteration.Status` as whole numbers."""
     evaluations: int
-    """Evaluations of the map on the batch, those for derivatives within a solver included."""
+    """Evaluations of the map, or of the gradient, on the batch, those for derivatives within a solver included."""
     error_bound: Tensor
     r"""``(*batch,)``: estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - \hat L)` of the distance to the fixed point (T8).
 
