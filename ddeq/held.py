@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["HeldMeasure", "held_numbers", "store"]
+__all__ = ["HeldMeasure", "held_numbers", "select", "store"]
 
 
-def store(module: nn.Module, name: str, value: float | Tensor | None) -> None:
-    """Hold a number as it is, an ``nn.Parameter`` as a parameter and another tensor as a buffer."""
+def store(module: nn.Module, name: str, value: float | Tensor | None, *, shared: bool = False) -> None:
+    """Hold a number as it is, an ``nn.Parameter`` as a parameter and another tensor as a buffer.
+
+    A tensor is one number, or one for each measure of a batch; if ``shared``, something that all measures use.
+    """
+    if isinstance(value, Tensor) and not shared:
+        module.__dict__["_of_samples"] = (*module.__dict__.get("_of_samples", ()), name)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         module.register_buffer(name, value)
         return
@@ -25,6 +31,27 @@ def held_numbers(module: nn.Module) -> tuple[str, ...]:
     """Names of the numbers that `store` put into the module: another number in their place changes no formula."""
     names: tuple[str, ...] = module.__dict__.get("_numbers", ())
     return names
+
+
+def select(module: nn.Module, keep: Tensor, batch_shape: tuple[int, ...]) -> nn.Module:
+    """A copy whose measures and numbers are those of the entries ``keep`` of the first batch dimension; differentiable.
+
+    What is held for a batch of another shape than ``batch_shape`` is shared by all, and stays; so do other modules' tensors.
+    """
+    if isinstance(module, HeldMeasure):
+        measure = module()
+        return HeldMeasure(measure[keep]) if measure.batch_shape == batch_shape else module
+    chosen = copy.copy(module)
+    parts: dict[str, dict[str, Any]] = {kind: dict(module.__dict__[kind]) for kind in ("_parameters", "_buffers", "_modules")}
+    for name, part in parts["_modules"].items():
+        parts["_modules"][name] = None if part is None else select(part, keep, batch_shape)
+    for name in module.__dict__.get("_of_samples", ()):
+        value = getattr(module, name)
+        if value.shape == batch_shape:
+            parts["_parameters"].pop(name, None)  # part of a parameter is none
+            parts["_buffers"][name] = value[keep]
+    chosen.__dict__.update(parts)
+    return chosen
 
 
 class HeldMeasure(nn.Module):

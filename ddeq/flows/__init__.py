@@ -4,10 +4,32 @@ A flow is a functional, a geometry, a stepper, optionally noise and optionally a
 and returns a `Trajectory`.
 """
 
+from ddeq.flows.adaptive import AdaptiveEuler
 from ddeq.flows.flow import flow
-from ddeq.flows.geometries import Wasserstein
+from ddeq.flows.geometries import Geometry, Wasserstein
+from ddeq.flows.nesterov import Nesterov
+from ddeq.flows.noise import Langevin, Noise, NoiseInjection
 from ddeq.flows.problem import Descent
-from ddeq.flows.steppers import Euler, Stepper
+from ddeq.flows.reaction import FisherRao
+from ddeq.flows.stein import Stein
+from ddeq.flows.steppers import Euler, Heun, Step, Stepper
 from ddeq.flows.trajectory import Trajectory
 
-__all__ = ["Descent", "Euler", "Stepper", "Trajectory", "Wasserstein", "flow"]
+__all__ = [
+    "AdaptiveEuler",
+    "Descent",
+    "Euler",
+    "FisherRao",
+    "Geometry",
+    "Heun",
+    "Langevin",
+    "Nesterov",
+    "Noise",
+    "NoiseInjection",
+    "Stein",
+    "Step",
+    "Stepper",
+    "Trajectory",
+    "Wasserstein",
+    "flow",
+]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ddeq.flows.geometries import Wasserstein
+from ddeq.flows.combinations import check_combination
+from ddeq.flows.geometries import Geometry, Wasserstein
+from ddeq.flows.noise import Draws, Noise
 from ddeq.flows.problem import Descent
+from ddeq.flows.process import FlowProcess, Memory
+from ddeq.flows.reaction import FisherRao
 from ddeq.flows.steppers import Euler, Stepper
-from ddeq.flows.trajectory import Recorder, Trajectory
+from ddeq.flows.trajectory import Record, Recorder, Remains, Trajectory, memory_tensors, with_memory
 from ddeq.functionals.base import Functional
-from ddeq.iteration import Evaluation, Report, Stop, iterate
+from ddeq.iteration import Outcome, Report, Stop, iterate
 from ddeq.measures import DiscreteMeasure, check_mass
 
 __all__ = ["flow"]
@@ -24,13 +28,13 @@ RECORDS = 100
 
 def flow(
     functional: Functional,
-    mu0: DiscreteMeasure,
+    mu0: DiscreteMeasure | Trajectory,
     *,
     stepper: Stepper = Euler(0.1),
     steps: int | None = None,
-    geometry: Wasserstein = Wasserstein(),
-    noise: None = None,
-    reaction: None = None,
+    geometry: Geometry = Wasserstein(),
+    noise: Noise | None = None,
+    reaction: FisherRao | None = None,
     stop: Stop | None = None,
     record: int | Iterable[int] | None = None,
     generator: torch.Generator | None = None,
@@ -39,46 +43,73 @@ def flow(
 ) -> Trajectory:
     r"""Gradient flow of a functional from ``mu0``: :math:`\dot x_i = -\nabla_W F(\mu)(x_i)` for every atom.
 
-    Each sample of a batch flows as it would alone. Autograd records the steps where something requires grad, at the
-    memory that this takes; under ``torch.no_grad`` it does not.
+    Functional, geometry, stepper, noise and reaction are independent of each other. Each sample of a batch flows as it would
+    alone. Autograd records the steps where something requires grad, at the memory that this takes; under
+    ``torch.no_grad`` it does not.
 
     Parameters
     ----------
     functional
         The energy :math:`F`.
     mu0
-        The start; its weights and marks stay.
+        The start; its marks stay, and its weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on
+        the path that its flow would have taken with the same other arguments; ``steps`` are further ones, and the result holds
+        the former records too.
     stepper
-        How a step is made.
+        How a step is made: `Euler`, `Heun`, `Nesterov`, `AdaptiveEuler`, `Proximal`.
     steps
         Number of steps; all are taken, and samples end as COMPLETED. Give this or ``stop``.
     geometry
-        What the gradient is.
-    noise, reaction
-        Not available yet: only None.
+        What the velocity is: `Wasserstein`, `Stein`.
+    noise
+        `Langevin`, which adds a multiple of the entropy, or `NoiseInjection`, which helps out of flat places.
+    reaction
+        `FisherRao`: mass moves between atoms.
     stop
-        Stop a sample when its gradient norm :math:`|\nabla_W F|_{L^2(\mu)}`, divided by ``atol / rtol`` plus the one at
-        the start, is at most ``rtol``; then it stands still.
+        Stop a sample when its residual is at most ``rtol``; then it stands still, and leaves the computation where the functional
+        is `selectable <Functional.selectable>`. The residual is the norm of the velocity, with a reaction the root of the
+        dissipation of both, divided by ``atol / rtol`` plus the one at the start. With ``metric="energy"`` it is by how much the
+        energy changes in a step, divided by ``atol / rtol`` plus the energy.
     record
         Record every so many steps, or at the given ones; default: such that there are about a hundred records. The start
         and the end are always recorded.
     generator
-        Randomness of the noise.
+        Randomness of noise and reaction; default: one seeded by torch's global one.
     callback
-        Called with a `ddeq.iteration.Report` at every step.
+        Called with a `ddeq.iteration.Report` at every step; with a reaction its ``value`` has the weights as a last coordinate.
     progress
         Show a progress bar (needs tqdm).
 
     Returns
     -------
     Trajectory
-        Recorded measures, times, energies, and the status of each sample. A sample that becomes NaN or infinite is
-        DIVERGED and stays at its last good state.
+        Recorded measures, times, energies, dissipation, and the status of each sample. A sample whose points or velocity
+        become NaN or infinite is DIVERGED and ends at its last good state; one that no step moves any more, without a
+        gradient small enough to have converged, is STAGNATED.
 
     Raises
     ------
     ValueError
-        If not exactly one of ``steps`` and ``stop`` is given, or an option is not what it should be.
+        If not exactly one of ``steps`` and ``stop`` is given, an option is not what it should be, or the parts do not make sense
+        together; the message says why.
+
+    Notes
+    -----
+    Which parts go together (the others are errors):
+
+    ================= ======= ======== ============== ================ ========= =========================
+    stepper           `Stein` Langevin NoiseInjection FisherRao        its births order of accuracy in time
+    ================= ======= ======== ============== ================ ========= =========================
+    `Euler`           yes     yes [1]_ yes            yes [2]_         yes [3]_  1
+    `Heun`            yes     yes [1]_ yes            yes [2]_         yes [3]_  2; 1 with noise or reaction
+    `Nesterov`        yes     no       yes            yes              no        accelerated, other time
+    `AdaptiveEuler`   yes     no       no             yes              no        1; energy never rises
+    `Proximal`        yes     yes [1]_ no             yes [2]_         yes [3]_  1, implicit
+    ================= ======= ======== ============== ================ ========= =========================
+
+    .. [1] In the `Wasserstein` geometry, of a functional without `Entropy`, for which the noise stands.
+    .. [2] With `Langevin` noise the reaction is given its own ``functional``, with the entropy.
+    .. [3] For measures without marks.
 
     Examples
     --------
@@ -88,89 +119,150 @@ def flow(
     >>> trajectory.measures.points.flatten(), trajectory.times
     (tensor([1.0000, 0.5000, 0.2500]), tensor([0.0000, 0.5000, 1.0000]))
     """
-    if (steps is None) == (stop is None):
-        raise ValueError(f"steps, stop: expected one of the two, got steps={steps}, stop={stop}")
-    if not isinstance(functional, Functional):
-        raise ValueError(f"functional: expected a ddeq.Functional, got {type(functional).__name__}")
-    if not isinstance(mu0, DiscreteMeasure):
-        raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(mu0).__name__}")
-    if not isinstance(stop, Stop | None):
-        raise ValueError(f"stop: expected a Stop such as Stop(rtol=1e-4), got {stop!r}")
-    if not isinstance(stepper, Stepper):
-        raise ValueError(f"stepper: expected a stepper such as Euler(step_size=0.1), got {stepper!r}")
-    if not isinstance(geometry, Wasserstein):
-        raise ValueError(f"geometry: expected Wasserstein(), got {geometry!r}")
-    for name, value in (("noise", noise), ("reaction", reaction)):
-        if value is not None:
-            raise ValueError(f"{name}: expected None, got {value!r}")
-    limits = stop if stop is not None else Stop(max_steps=steps or 0)
-    problem = Descent(functional, mu0)
-    if stop is not None:
+    before, mu0 = (mu0, mu0.measure) if isinstance(mu0, Trajectory) else (None, mu0)
+    _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, stop, generator)
+    check_combination(functional, mu0, stepper, geometry, noise, reaction)
+    if stop is not None or reaction is not None:
         check_mass("mu0", mu0)
-    recorder = Recorder(_steps_to_record(record, limits.max_steps))
-    clock = [mu0.points.new_zeros(())]  # the time before each step
+    remains = _remains(before)
+    first = remains.taken
+    limits = stop if stop is not None else Stop(max_steps=steps or 0)
+    problem = Descent(functional, mu0, geometry)
+    draws = _draws(noise, reaction, generator, remains, mu0)
+    process = FlowProcess(problem, stepper, noise=noise, reaction=reaction, stop=stop, draws=draws, first=first)
+    process.shared.scale = remains.scale
+    memory = stepper.init(problem, mu0.points)
+    if before is not None:
+        memory = with_memory(memory, remains.memory, mu0.points)
+    recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
+
+    def look(value: Tensor) -> Record:
+        mu = process.measure(value)
+        return Record(mu, functional(mu), process.dissipation(mu))
 
     def observe(report: Report) -> None:
-        if report.step == len(clock):
-            clock.append(clock[-1] + stepper.duration(report.step - 1))
-        if recorder.wants(report.step):
-            recorder.record(report.step, clock[report.step], problem.measure(report.value), problem.energy(report.value))
-        if callback is not None:
+        if recorder.wants(first + report.step):
+            recorder.record(first + report.step, look(report.value))
+        if callback is not None and (stop is not None or report.step < limits.max_steps):
             callback(report)
 
     outcome = iterate(
-        _Flow(problem, stepper, stop),
-        mu0.points,
-        stepper.init(problem, mu0.points),
+        process,
+        process.pack(mu0),
+        Memory(memory, None, None),
         stop=limits,
         batch_shape=mu0.batch_shape,
         converging=stop is not None,
         patient=True,
         best=False,
+        last=True,
+        still=noise is None and (reaction is None or not reaction.birth_death) and not stepper.has_momentum,
+        removable=bool(mu0.batch_shape) and _selectable(functional, reaction),
         callback=observe,
         progress=progress,
     )
     end = int(outcome.steps.max()) if outcome.steps.numel() else 0
-    if end == len(clock):
-        clock.append(clock[-1] + stepper.duration(end - 1))
-    recorder.finish(end, clock[end], problem.measure(outcome.value), problem.energy(outcome.value))
-    return recorder.trajectory(outcome.status, outcome.steps)
+    recorder.finish(first + end, look(outcome.value))
+    clock = _clock(process.shared.durations[:end], outcome.steps, mu0, before)
+    left = Remains(
+        taken=first + end,
+        memory=_whole_memory(outcome, stepper, problem, process),
+        scale=process.shared.scale,
+        generator_state=process.shared.generator_state,
+    )
+    return recorder.trajectory(clock, first, outcome.status, outcome.steps, left)
 
 
-class _Flow:
-    """A flow as the loop sees it."""
+def _check_options(
+    functional: object,
+    mu0: object,
+    stepper: object,
+    steps: int | None,
+    geometry: object,
+    noise: object,
+    reaction: object,
+    stop: Stop | None,
+    generator: object,
+) -> None:
+    if (steps is None) == (stop is None):
+        raise ValueError(f"steps, stop: expected one of the two, got steps={steps}, stop={stop}")
+    for name, value, kind, wanted in (
+        ("functional", functional, Functional, "a ddeq.Functional"),
+        ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure, or the Trajectory of a flow that is to go on"),
+        ("stop", stop, Stop | None, "a Stop such as Stop(rtol=1e-4)"),
+        ("stepper", stepper, Stepper, "a stepper such as Euler(step_size=0.1)"),
+        ("geometry", geometry, Geometry, "Wasserstein() or Stein(kernel)"),
+        ("noise", noise, Noise | None, "Langevin(temperature), NoiseInjection(schedule) or None"),
+        ("reaction", reaction, FisherRao | None, "FisherRao(rate) or None"),
+        ("generator", generator, torch.Generator | None, "a torch.Generator or None"),
+    ):
+        if not isinstance(value, kind) or isinstance(value, type):
+            seen = type(value).__name__ if name in ("functional", "mu0") else repr(value)
+            raise ValueError(f"{name}: expected {wanted}, got {seen}")
+    if stop is not None and stop.metric not in (None, "energy"):
+        raise ValueError(f"stop: expected the metric None (the gradient) or 'energy' for a flow, got {stop.metric!r}")
 
-    def __init__(self, problem: Descent, stepper: Stepper, stop: Stop | None) -> None:
-        self._problem, self._stepper, self._stop = problem, stepper, stop
-        self._scale: Tensor | None = None
 
-    def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
-        velocity = self._problem.velocity(value)
-        v = velocity.detach()
-        norm = self._problem.inner(v, v).sqrt()
-        if self._scale is None:
-            self._scale = norm + (0.0 if self._stop is None else self._stop.atol / self._stop.rtol)
-        # A flow may grow as it likes; only a velocity that is not finite ends it.
-        nothing = 0.0 * norm
-        return Evaluation(norm / self._scale, norm, nothing, nothing, velocity), memory
-
-    def advance(self, value: Tensor, memory: Any, found: Tensor, step: int) -> tuple[Tensor, Any]:
-        return self._stepper.step(self._problem, value, found, memory, step)
-
-    def select(self, keep: Tensor) -> _Flow:
-        raise AssertionError("the samples of a flow are frozen, not removed")
+def _selectable(functional: Functional, reaction: FisherRao | None) -> bool:
+    other = None if reaction is None else reaction.functional
+    return functional.selectable and (other is None or other.selectable)
 
 
-def _steps_to_record(record: int | Iterable[int] | None, last: int) -> set[int] | range:
+def _remains(before: Trajectory | None) -> Remains:
+    if before is None:
+        return Remains(0, (), None, None)
+    if before.remains is None:
+        raise ValueError("mu0: the trajectory does not say how its flow goes on; start anew from trajectory.measure")
+    return before.remains
+
+
+def _draws(
+    noise: Noise | None, reaction: FisherRao | None, generator: torch.Generator | None, remains: Remains, mu0: DiscreteMeasure
+) -> Draws | None:
+    if noise is None and (reaction is None or not reaction.birth_death):
+        return None
+    if generator is None:
+        generator = torch.Generator()
+        if remains.generator_state is None:
+            generator.manual_seed(int(torch.randint(2**62, ())))
+        else:
+            generator.set_state(remains.generator_state.cpu())
+    return Draws(generator, mu0.points)
+
+
+def _clock(durations: list[Tensor], steps: Tensor, mu0: DiscreteMeasure, before: Trajectory | None) -> Tensor:
+    """The time after each step, that at the start first: ``(steps + 1,)``, or with the batch behind."""
+    start = mu0.points.new_zeros(()) if before is None else before.times[-1]
+    if not durations:
+        return start.unsqueeze(0)
+    times = torch.stack(torch.broadcast_tensors(start, *durations)[1:])
+    if times.ndim > 1:  # time stands still with a sample
+        number = torch.arange(len(times), device=times.device)
+        times = torch.where(number.reshape(-1, *(1,) * steps.ndim) < steps, times, 0.0)
+    return start + torch.cat([torch.zeros_like(times[:1]), times.cumsum(0)])
+
+
+def _whole_memory(outcome: Outcome, stepper: Stepper, problem: Descent, process: FlowProcess) -> tuple[Tensor, ...]:
+    """The tensors of the stepper's state for all samples; those that left the flow begin anew where they ended."""
+    left = memory_tensors(outcome.memory.stepper)
+    rows = problem.like.batch_shape[0] if problem.like.batch_shape else 1
+    if len(outcome.left) == rows:
+        return left
+    mu = process.measure(outcome.value).detach()
+    fresh = memory_tensors(stepper.init(replace(problem, like=mu), mu.points))
+    return tuple(whole.index_copy(0, outcome.left, t) for whole, t in zip(fresh, left, strict=True))
+
+
+def _steps_to_record(record: int | Iterable[int] | None, first: int, last: int) -> set[int] | range:
     if record is None:
-        record = max(1, last // RECORDS)
+        record = max(1, (last - first) // RECORDS)
     if isinstance(record, int):
         if record < 1:
             raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record}")
-        return range(0, last + 1, record)
+        return {first, *range(first - first % record, last + 1, record)}
     if not isinstance(record, Iterable):
         raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record!r}")
     wanted = set(record)
-    if not all(isinstance(step, int) and 0 <= step <= last for step in wanted):
-        raise ValueError(f"record: expected steps between 0 and {last}, got {sorted(wanted)}")
-    return wanted | {0}
+    if not all(isinstance(step, int) and first <= step <= last for step in wanted):
+        raise ValueError(f"record: expected steps between {first} and {last}, got {sorted(wanted)}")
+    return wanted | {first}

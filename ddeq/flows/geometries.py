@@ -1,12 +1,59 @@
-"""In which geometry a functional is descended: what the gradient is, and so the velocity of the atoms."""
+"""In which geometry a functional is descended: what the velocity of the atoms is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Wasserstein"]
+from jaxtyping import Float
+from torch import Tensor
+
+from ddeq.functionals.base import Functional
+from ddeq.measures import DiscreteMeasure
+
+__all__ = ["Geometry", "Wasserstein", "inner"]
+
+
+@runtime_checkable
+class Geometry(Protocol):
+    """A metric on measures. It turns the Wasserstein gradient into a velocity; a frozen set of options."""
+
+    def velocity(
+        self, functional: Functional, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
+    ) -> Float[Tensor, "*batch m d"]:
+        """Velocity at ``x`` (default: the atoms) of steepest descent of ``functional``."""
+        ...
+
+    def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
+        """The operator that takes minus a Wasserstein gradient at the atoms to the velocity; self-adjoint in L2(mu)."""
+        ...
+
+    def dissipation(self, functional: Functional, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        """Rate at which the energy falls along the flow, the squared norm of the velocity in this geometry."""
+        ...
 
 
 @dataclass(frozen=True)
 class Wasserstein:
-    r"""The geometry of optimal transport: velocity :math:`-\nabla_W F(\mu)` (T10)."""
+    r"""The geometry of optimal transport: velocity :math:`-\nabla_W F(\mu)`.
+
+    The energy falls at the rate :math:`|\nabla_W F(\mu)|^2_{L^2(\mu)}` (T10).
+    """
+
+    def velocity(
+        self, functional: Functional, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
+    ) -> Float[Tensor, "*batch m d"]:
+        return -functional.wasserstein_gradient(mu, x)
+
+    def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
+        return lambda force: force
+
+    def dissipation(self, functional: Functional, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        velocity = self.velocity(functional, mu)
+        return inner(mu, velocity, velocity)
+
+
+def inner(mu: DiscreteMeasure, a: Float[Tensor, "*batch n d"], b: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
+    r""":math:`\langle a, b\rangle_{L^2(\mu)} = \sum_i w_i\, a_i \cdot b_i`."""
+    return (mu.weights * (a * b).sum(-1)).sum(-1)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ddeq.flows.geometries import Geometry, Wasserstein, inner
+from ddeq.flows.schedules import Schedule, number_at
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure
 
@@ -18,14 +20,22 @@ class Descent:
 
     functional: Functional
     like: DiscreteMeasure
+    geometry: Geometry = Wasserstein()
+    displacement: Tensor | None = None
+    """Velocities are those at so displaced points ``(*batch, n, d)``, as injected noise wants it."""
+    known_energy: Tensor | None = None
+    """The energy ``(*batch,)`` where the step starts, if somebody has computed it."""
+    samples: tuple[tuple[int, ...], Tensor] | None = None
+    """Batch shape of the whole flow, and which entries of its first dimension are left; None: it is whole."""
 
     def measure(self, points: Tensor) -> DiscreteMeasure:
         """The measure with its atoms at ``points``."""
         return self.like.with_points(points)
 
     def velocity(self, points: Tensor) -> Tensor:
-        """Minus the Wasserstein gradient, ``(*batch, n, d)``."""
-        return -self.functional.wasserstein_gradient(self.measure(points))
+        """Velocity of steepest descent, ``(*batch, n, d)``."""
+        x = None if self.displacement is None else points + self.displacement
+        return self.geometry.velocity(self.functional, self.measure(points), x)
 
     def energy(self, points: Tensor) -> Tensor:
         """The functional, ``(*batch,)``."""
@@ -33,4 +43,19 @@ class Descent:
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         r""":math:`\langle a, b\rangle_{L^2(\mu)} = \sum_i w_i\, a_i \cdot b_i`, ``(*batch,)``."""
-        return (self.like.weights * (a * b).sum(-1)).sum(-1)
+        return inner(self.like, a, b)
+
+    def number(self, name: str, schedule: Schedule, step: int, *, zero: bool = False) -> float | Tensor:
+        """A number of a stepper, a noise or a reaction at a step, for the samples that are left.
+
+        Raises
+        ------
+        ValueError
+            If it is not positive (non-negative, with ``zero``) and finite, or not one for each sample.
+        """
+        whole, left = self.samples or (self.like.batch_shape, None)
+        number = number_at(name, schedule, step, batch_shape=whole, zero=zero)
+        if not isinstance(number, Tensor):
+            return number
+        number = number.to(self.like.weights)
+        return number if left is None or number.ndim == 0 else number[left]

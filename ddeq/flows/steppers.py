@@ -1,37 +1,48 @@
-"""How a flow moves in one step of time."""
+"""How a flow moves in one step of time: what a stepper is, and the explicit ones of order one and two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from ddeq.flows.problem import Descent
-from ddeq.measures import values_are_known
+from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 
-__all__ = ["Euler", "StepSize", "Stepper"]
+__all__ = ["Euler", "Heun", "Step", "Stepper"]
 
-StepSize = float | Tensor | Callable[[int], float | Tensor]
-"""A number, a tensor with one for each sample ``(*batch,)``, or a function of the number of the step that gives either."""
+
+class Step(NamedTuple):
+    """What a step gives."""
+
+    points: Tensor
+    """Where the atoms are now, ``(*batch, n, d)``."""
+    state: Any
+    """What the stepper remembers: a pytree of tensors ``(*batch, ...)``, or None."""
+    duration: float | Tensor
+    """The time that the step took, one for all or one for each sample ``(*batch,)``."""
+    energy: Tensor | None = None
+    """The energy at ``points``, ``(*batch,)``, where the stepper knows it."""
 
 
 @runtime_checkable
 class Stepper(Protocol):
     """A frozen set of options with pure ``init`` and ``step``."""
 
+    descends: ClassVar[bool]
+    """Whether it promises that no step raises the energy, whatever the step size."""
+    explicit: ClassVar[bool]
+    """Whether it follows the velocity that it is given."""
+    has_momentum: ClassVar[bool]
+    """Whether atoms keep moving when the velocity is zero."""
+
     def init(self, problem: Descent, points: Tensor) -> Any:
         """The state before the first step: a pytree of tensors ``(*batch, ...)``, or None."""
         ...
 
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: Any, step: int) -> tuple[Tensor, Any]:
-        """The points after the step, and the new state; ``velocity`` is the one at ``points``."""
-        ...
-
-    def duration(self, step: int) -> float | Tensor:
-        """The time that the step takes."""
+    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: Any, step: int) -> Step:
+        """A step from ``points``, where the velocity is ``velocity``."""
         ...
 
 
@@ -44,7 +55,7 @@ class Euler:
     Parameters
     ----------
     step_size
-        A positive number, one for each sample, or a schedule of either.
+        A positive number, one for each sample ``(*batch,)``, or a function from the number of the step to either.
 
     Raises
     ------
@@ -52,27 +63,57 @@ class Euler:
         If a step size is not positive and finite.
     """
 
-    step_size: StepSize = 0.1
+    step_size: Schedule = 0.1
+
+    descends: ClassVar[bool] = False
+    explicit: ClassVar[bool] = True
+    has_momentum: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not callable(self.step_size):
-            _check_step_size(self.step_size)
+        check_schedule("step_size", self.step_size)
 
     def init(self, problem: Descent, points: Tensor) -> None:
         return None
 
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> tuple[Tensor, None]:
-        tau = self.duration(step)
-        return points + (tau[..., None, None] if isinstance(tau, Tensor) else tau) * velocity, state
-
-    def duration(self, step: int) -> float | Tensor:
-        return _check_step_size(self.step_size(step)) if callable(self.step_size) else self.step_size
+    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> Step:
+        tau = problem.number("step_size", self.step_size, step)
+        return Step(points + over_atoms(tau) * velocity, state, tau)
 
 
-def _check_step_size(value: float | Tensor) -> float | Tensor:
-    if isinstance(value, Tensor):
-        if values_are_known(value) and not bool(((value > 0) & torch.isfinite(value)).all()):
-            raise ValueError(f"step_size: expected positive finite numbers, got {value.detach().min().item()}")
-    elif not 0 < value < float("inf"):
-        raise ValueError(f"step_size: expected a positive finite number, got {value}")
-    return value
+@dataclass(frozen=True)
+class Heun:
+    r"""Heun's explicit steps, of order two at two velocities per step.
+
+    .. math:: \tilde x = x + \tau v(x), \qquad x \leftarrow x + \tfrac\tau2 \big(v(x) + v(\tilde x)\big) .
+
+    Parameters
+    ----------
+    step_size
+        As in `Euler`.
+
+    Raises
+    ------
+    ValueError
+        If a step size is not positive and finite.
+
+    References
+    ----------
+    Hairer, Nørsett and Wanner (1993), Solving ordinary differential equations I, section II.1.
+    """
+
+    step_size: Schedule = 0.1
+
+    descends: ClassVar[bool] = False
+    explicit: ClassVar[bool] = True
+    has_momentum: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_schedule("step_size", self.step_size)
+
+    def init(self, problem: Descent, points: Tensor) -> None:
+        return None
+
+    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> Step:
+        tau = problem.number("step_size", self.step_size, step)
+        predicted = points + over_atoms(tau) * velocity
+        return Step(points + 0.5 * over_atoms(tau) * (velocity + problem.velocity(predicted)), state, tau)

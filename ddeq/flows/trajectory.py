@@ -4,80 +4,205 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddeq.iteration import Status
 from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["Trajectory"]
+__all__ = ["Recorder", "Remains", "Trajectory"]
+
+
+class Remains(NamedTuple):
+    """What a flow needs besides its last measure to go on as if it had not stopped."""
+
+    taken: int
+    """Number of steps that the flow has taken: where schedules go on."""
+    memory: tuple[Tensor, ...]
+    """The tensors of the stepper's state, ``(*batch, ...)`` each."""
+    scale: Tensor | None
+    """To what residuals are relative, ``(*batch,)``; None where nothing was to converge."""
+    generator_state: Tensor | None
+    """State of the generator of the noise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A flow's recorded measures with their times and energies, and how it ended."""
+    """A flow's recorded measures with their times and energies, and how it ended.
+
+    ``ddeq.flow(functional, trajectory, ...)`` goes on from the last record, on the path that the flow would have taken.
+    """
 
     measures: DiscreteMeasure
     """The recorded measures, time first: points ``(T, *batch, n, d)``."""
-    times: Tensor
+    times: Float[Tensor, "*times"]
     """Times of the records, ``(T,)``, or ``(T, *batch)`` where step sizes differ between samples."""
-    energies: Tensor
+    energies: Float[Tensor, "*records"]
     """Energies of the records, ``(T, *batch)``."""
-    status: Tensor
+    status: Int[Tensor, "*batch"]
     """`ddeq.iteration.Status` of each sample, ``(*batch,)``."""
-    steps: Tensor
+    steps: Int[Tensor, "*batch"]
     """Steps that each sample took, ``(*batch,)``."""
+    dissipation: Float[Tensor, "*records"]
+    r"""``(T, *batch)``: rates :math:`-\mathrm dF/\mathrm dt` at which geometry and reaction lower the energy (T10, T17)."""
+    remains: Remains | None = None
+    """What is needed to go on."""
 
     @property
     def measure(self) -> DiscreteMeasure:
         """The last measure."""
         return self.measures[-1]
 
+    @property
+    def converged(self) -> Tensor:
+        """``(*batch,)``: which samples ended as CONVERGED."""
+        return self.status == Status.CONVERGED.value
+
     def __repr__(self) -> str:
-        return f"Trajectory(records={len(self.energies)}, measure={self.measure})"
+        ends = ", ".join(
+            f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())
+        )
+        return f"Trajectory(records={len(self.energies)}, measure={self.measure}; {ends})"
 
     def save(self, path: str | Path) -> None:
-        """Write the trajectory to a safetensors file."""
+        """Write the trajectory, and what is needed to go on, to a safetensors file."""
         from safetensors.torch import save_file
 
-        tensors = {name: getattr(self, name) for name in ("times", "energies", "status", "steps")}
+        tensors: dict[str, Tensor | None] = {name: getattr(self, name) for name in _FIELDS}
         tensors |= {name: getattr(self.measures, name) for name in ("points", "weights", "marks")}
-        save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items() if t is not None}, path)
+        if self.remains is not None:
+            tensors |= {f"memory.{i}": t for i, t in enumerate(self.remains.memory)}
+            tensors |= {"taken": torch.tensor(self.remains.taken), "scale": self.remains.scale}
+            tensors["generator_state"] = self.remains.generator_state
+        kept = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items() if t is not None}
+        save_file(kept, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
-        """Read a trajectory that `save` wrote."""
+        """Read a trajectory that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file holds something else.
+        """
         from safetensors.torch import load_file
 
         tensors = load_file(path)
-        missing = {"points", "weights", "times", "energies", "status", "steps"} - tensors.keys()
+        missing = {"points", "weights", *_FIELDS} - tensors.keys()
         if missing:
             raise ValueError(f"path: expected a file that Trajectory.save wrote, but it lacks {sorted(missing)}")
-        measures = unchecked(tensors.pop("points"), tensors.pop("weights"), tensors.pop("marks", None))
-        return cls(measures, **tensors)
+        remains = None
+        if "taken" in tensors:
+            count = sum(name.startswith("memory.") for name in tensors)
+            memory = tuple(tensors[f"memory.{i}"] for i in range(count))
+            remains = Remains(int(tensors["taken"]), memory, tensors.get("scale"), tensors.get("generator_state"))
+        measures = unchecked(tensors["points"], tensors["weights"], tensors.get("marks"))
+        return cls(measures, **{name: tensors[name] for name in _FIELDS}, remains=remains)
+
+
+_FIELDS = ("times", "energies", "status", "steps", "dissipation")
+
+
+class Record(NamedTuple):
+    """What is known of a flow after a step."""
+
+    measure: DiscreteMeasure
+    energy: Tensor
+    dissipation: Tensor
 
 
 class Recorder:
-    """Collects the measures of a flow at chosen steps."""
+    """Collects the measures of a flow at chosen steps, on top of those of a flow that goes on."""
 
-    def __init__(self, steps: set[int] | range) -> None:
-        self._wanted = steps
-        self._records: dict[int, tuple[Tensor, DiscreteMeasure, Tensor]] = {}
+    def __init__(self, steps: set[int] | range, before: Trajectory | None = None) -> None:
+        self._wanted, self._before = steps, before
+        self._records: dict[int, Record] = {}
 
     def wants(self, step: int) -> bool:
         """Whether the step is one of those to record."""
         return step in self._wanted
 
-    def record(self, step: int, time: Tensor, measure: DiscreteMeasure, energy: Tensor) -> None:
+    def record(self, step: int, record: Record) -> None:
         """Keep a measure."""
-        self._records[step] = (time, measure, energy)
+        self._records[step] = record
 
-    def finish(self, step: int, time: Tensor, measure: DiscreteMeasure, energy: Tensor) -> None:
+    def finish(self, step: int, record: Record) -> None:
         """Keep the last measure, and nothing after it: there all samples stood still already."""
-        self._records = {k: r for k, r in self._records.items() if k < step} | {step: (time, measure, energy)}
+        self._records = {k: r for k, r in self._records.items() if k < step} | {step: record}
 
-    def trajectory(self, status: Tensor, steps: Tensor) -> Trajectory:
-        """What was collected."""
-        times, measures, energies = zip(*self._records.values(), strict=True)
-        stacked = torch.stack(torch.broadcast_tensors(*times))
-        return Trajectory(DiscreteMeasure.stack(measures), stacked, torch.stack(energies), status, steps)
+    def trajectory(self, clock: Tensor, first: int, status: Tensor, steps: Tensor, remains: Remains) -> Trajectory:
+        """What was collected; ``clock`` has the time after each step, ``first`` is the number of the step at its start."""
+        before = self._before
+        if before is not None and len(self._records) > 1:
+            self._records.pop(first, None)  # the last record of the flow that goes on
+        elif before is not None:
+            return _with_end(before, status, steps, remains)
+        measures, energies, dissipation = zip(*self._records.values(), strict=True)
+        found = Trajectory(
+            DiscreteMeasure.stack(measures),
+            clock[torch.tensor([step - first for step in self._records], device=clock.device)],
+            torch.stack(energies),
+            status,
+            steps,
+            torch.stack(dissipation),
+            remains,
+        )
+        return found if before is None else _joined(before, found)
+
+
+def _joined(before: Trajectory, after: Trajectory) -> Trajectory:
+    """Two parts of a flow as one."""
+
+    def cat(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b])
+
+    times = [t[(...,) + (None,) * (after.energies.ndim - t.ndim)] for t in (before.times, after.times)]
+    if before.times.ndim != after.times.ndim:
+        times = [t.expand(len(t), *after.energies.shape[1:]) for t in times]
+    else:
+        times = [before.times, after.times]
+    measures: DiscreteMeasure = pytree.tree_map(cat, before.measures, after.measures)
+    return Trajectory(
+        measures,
+        cat(*times),
+        cat(before.energies, after.energies),
+        after.status,
+        before.steps + after.steps,
+        cat(before.dissipation, after.dissipation),
+        after.remains,
+    )
+
+
+def _with_end(before: Trajectory, status: Tensor, steps: Tensor, remains: Remains) -> Trajectory:
+    """A flow that went on for no step at all."""
+    measures, times, energies = before.measures, before.times, before.energies
+    return Trajectory(measures, times, energies, status, before.steps + steps, before.dissipation, remains)
+
+
+def memory_tensors(memory: Any) -> tuple[Tensor, ...]:
+    """The tensors of a stepper's state, detached."""
+    return tuple(t.detach() for t in pytree.tree_leaves(memory) if isinstance(t, Tensor))
+
+
+def with_memory(memory: Any, tensors: tuple[Tensor, ...], like: Tensor) -> Any:
+    """A stepper's state with the tensors of another.
+
+    Raises
+    ------
+    ValueError
+        If they are not of the same number and shapes: another stepper left them.
+    """
+    leaves, spec = pytree.tree_flatten(memory)
+    own = [t for t in leaves if isinstance(t, Tensor)]
+    shapes = [[tuple(t.shape) for t in some] for some in (own, tensors)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"stepper: expected the one that the trajectory was made with, whose state has shapes {shapes[1]}, got {shapes[0]}"
+        )
+    given = iter(tensors)
+    return pytree.tree_unflatten([next(given).to(like.device) if isinstance(t, Tensor) else t for t in leaves], spec)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddeq.autodiff import gradient
-from ddeq.held import store
+from ddeq.held import select, store
 from ddeq.kernels.base import shown
 from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
 
@@ -53,6 +53,10 @@ class Functional(nn.Module):
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
     tolerance: float = 0.0
     """Relative error that the solve of an inner problem may leave in the value and its derivatives."""
+    selectable: bool = False
+    """Whether `select` finds all that it holds for each measure of a batch: targets, and numbers of the catalogue. Functions may
+    hold anything; where they hold nothing for single measures, set this to True, and samples that have finished can leave a flow.
+    """
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         """The energy of each measure of the batch."""
@@ -122,6 +126,27 @@ class Functional(nn.Module):
 
         return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
 
+    def select(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Functional:
+        """The functional of some measures of a batch: its targets and its numbers for each measure are those of them.
+
+        Parameters
+        ----------
+        keep
+            Which entries of the first batch dimension.
+        batch_shape
+            Shape of the batch so far.
+
+        Raises
+        ------
+        ValueError
+            If the functional is not `selectable`.
+        """
+        if not self.selectable:
+            raise ValueError(f"{self!r} may hold something for each measure that is not known; set its `selectable` if not")
+        chosen = select(self, keep, batch_shape)
+        assert isinstance(chosen, Functional)
+        return chosen
+
     def __repr__(self) -> str:
         kernel = getattr(self, "kernel", None)
         parts = [self.extra_repr(), f"kernel={kernel!r}" if kernel is not None else ""]
@@ -171,6 +196,7 @@ class Sum(Functional):
         self.smoothness = max(first.smoothness, second.smoothness)
         self.reads_marks = first.reads_marks or second.reads_marks
         self.tolerance = max(first.tolerance, second.tolerance)
+        self.selectable = first.selectable and second.selectable
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return self.first(mu) + self.second(mu)
@@ -198,7 +224,7 @@ class Scaled(Functional):
         self.factor: float | Tensor
         self.functional = functional
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
-        self.tolerance = functional.tolerance
+        self.tolerance, self.selectable = functional.tolerance, functional.selectable
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:

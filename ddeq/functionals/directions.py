@@ -88,7 +88,7 @@ class SlicedDiscrepancy(Discrepancy):
             if generator is not None:
                 raise ValueError("generator: expected None where directions are given, which leave nothing to draw")
             _check_directions(directions, target.dim)
-        store(self, "directions", directions)
+        store(self, "directions", directions, shared=True)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and files hold the directions, not how they were computed.

@@ -61,6 +61,8 @@ class DrMMD(RegularizedDivergence):
     (tensor(1.9779), tensor(1.9778))
     """
 
+    selectable = True
+
     factor = 2.0
 
     def density(self, u: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:

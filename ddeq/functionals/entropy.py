@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Functional, Smoothness, Sum, places
+from ddeq.functionals.base import Functional, Scaled, Smoothness, Sum, places
 from ddeq.functionals.potential import PotentialEnergy
 from ddeq.kernels import Gaussian, Kernel
 from ddeq.kernels.radial import Bandwidth
@@ -144,6 +144,8 @@ class Entropy(_Blob):
     tensor(-0.9189)
     """
 
+    selectable = True
+
     def __init__(self, bandwidth: Bandwidth, *, kernel: Callable[[Bandwidth], Kernel] = Gaussian) -> None:
         super().__init__(bandwidth, kernel)
 
@@ -190,3 +192,16 @@ class KLDivergence(Sum):
 
     def __repr__(self) -> str:
         return f"KLDivergence(kernel={self.first.kernel!r})"
+
+
+def split_entropy(functional: Functional) -> tuple[Functional | None, float | Tensor]:
+    r"""``G`` and ``c`` of a functional :math:`F = G + c \int\log\rho\,\mathrm d\mu`, by how it was put together."""
+    if isinstance(functional, Entropy):
+        return None, 1.0
+    if isinstance(functional, Scaled):
+        rest, share = split_entropy(functional.functional)
+        return (None if rest is None else Scaled(rest, functional.factor)), functional.factor * share
+    if isinstance(functional, Sum):
+        (first, a), (second, b) = split_entropy(functional.first), split_entropy(functional.second)
+        return (first + second if first is not None and second is not None else first or second), a + b
+    return functional, 0.0

@@ -61,6 +61,8 @@ class KALE(RegularizedDivergence):
     (tensor(0.9894), tensor(0.9889))
     """
 
+    selectable = True
+
     def density(self, u: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:
         return _bounded(u).exp()
 

@@ -51,6 +51,8 @@ class MMD(Discrepancy):
     tensor(3.)
     """
 
+    selectable = True
+
     def __init__(self, target: DiscreteMeasure, kernel: Kernel | None = None) -> None:
         super().__init__(target)
         if not isinstance(kernel, Kernel | None):

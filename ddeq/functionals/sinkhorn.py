@@ -73,6 +73,7 @@ class SinkhornDivergence(Discrepancy):
     tensor(4.5000)
     """
 
+    selectable = True
     smoothness = Smoothness.SMOOTH
 
     def __init__(

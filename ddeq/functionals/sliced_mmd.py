@@ -69,6 +69,8 @@ class SlicedMMD(SlicedDiscrepancy):
     tensor(3.)
     """
 
+    selectable = True
+
     def __init__(
         self,
         target: DiscreteMeasure,

@@ -71,6 +71,7 @@ class Wasserstein(Discrepancy):
     tensor(4.5000)
     """
 
+    selectable = True
     smoothness = Smoothness.ALMOST_EVERYWHERE
 
     def __init__(self, target: DiscreteMeasure, *, max_steps: int = 1_000_000) -> None:

@@ -80,6 +80,10 @@ class Outcome:
     growth: Tensor
     """Largest growth that was seen."""
     trace: Tensor | None
+    memory: Any
+    """The memory of the process, for the samples that were not removed."""
+    left: Tensor
+    """Which entries of the first batch dimension were not removed."""
 
 
 def iterate(
@@ -92,6 +96,8 @@ def iterate(
     converging: bool = True,
     patient: bool = False,
     best: bool = True,
+    last: bool = False,
+    still: bool = False,
     removable: bool = False,
     trace: bool = False,
     callback: Callable[[Report], object] | None = None,
@@ -106,11 +112,16 @@ def iterate(
     stop
         Tolerance and most steps; the last iterate is evaluated too, so that its residual is known.
     converging
-        If false, all steps are taken, the last iterate is not evaluated, and samples end as COMPLETED.
+        If false, all steps are taken, and samples end as COMPLETED.
     patient
         Whether samples may go on for ever without a new minimum of the residual.
     best
-        Return each sample's iterate of least residual instead of its last one.
+        Return each sample's iterate of least residual instead of its last one; of those that diverged, then, the last one
+        that was in order.
+    last
+        Evaluate the last iterate even if nothing is to converge.
+    still
+        Whether a sample that a step leaves where it is will never move again, and has stagnated.
     removable
         Whether finished samples may leave the computation through `Process.select`.
     trace, callback, progress
@@ -121,17 +132,16 @@ def iterate(
     full = _Samples.start(value, batch_shape, Status.MAX_STEPS if converging else Status.COMPLETED)
     now, index, traces = full, torch.arange(rows, device=device), []
     with _Bar(progress, stop.max_steps) as bar:
-        for step in range(stop.max_steps + converging):
+        for step in range(stop.max_steps + (converging or last)):
             evaluation, memory = process.evaluate(now.value, memory)
-            now = now.judge(evaluation, step, stop, converging, patient)
-            last = step == stop.max_steps
+            now = now.judge(evaluation, step, stop, converging, patient, best)
             if trace or callback is not None:
                 full = _scatter(full, now, index, rows)
                 if trace:
                     traces.append(torch.where(full.running | (full.checked == step), full.seen, torch.nan))
                 if callback is not None:
                     callback(Report(step, full.value, full.seen, full.running))
-            if last:
+            if step == stop.max_steps:
                 break
             if step % look == 0:
                 left = _running_rows(now.running)
@@ -142,17 +152,19 @@ def iterate(
                     now, index, process = now.select(left), index[left], process.select(left)
                     memory, evaluation = pytree.tree_map_only(Tensor, itemgetter(left), (memory, evaluation))
             proposal, memory = process.advance(now.value, memory, evaluation.found, step)
-            now = now.move(proposal)
+            now = now.move(proposal, still and converging)
             bar.update()
     full = _scatter(full, now, index, rows)
     return Outcome(
-        value=full.best if best else full.value,
+        value=full.best if best else torch.where(_as(full.status == Status.DIVERGED.value, full.value), full.best, full.value),
         residual=full.least if best else full.seen,
         steps=full.steps,
         status=full.status,
         absolute=full.distance,
         growth=full.growth,
         trace=torch.stack(traces) if trace else None,
+        memory=memory,
+        left=index,
     )
 
 
@@ -161,8 +173,8 @@ class _Samples(NamedTuple):
 
     value: Tensor
     seen: Tensor  # residual at the last evaluation while running
-    best: Tensor
-    least: Tensor  # residual of the best iterate
+    best: Tensor  # of least residual, or the last one in order
+    least: Tensor  # its residual
     distance: Tensor  # the same, absolute
     growth: Tensor
     improved: Tensor  # step of that iterate
@@ -193,12 +205,12 @@ class _Samples(NamedTuple):
             running,
         )
 
-    def judge(self, evaluation: Evaluation, step: int, stop: Stop, converging: bool, patient: bool) -> _Samples:
+    def judge(self, evaluation: Evaluation, step: int, stop: Stop, converging: bool, patient: bool, best: bool) -> _Samples:
         residual, size = evaluation.residual.detach(), evaluation.size.detach()
         limit = DIVERGENCE * size if step == 0 else self.limit
         valid = torch.isfinite(size) & (size <= limit)
         diverged = self.running & ~valid
-        better = self.running & valid & (residual < self.least)
+        better = self.running & valid & ((residual < self.least) | (not best))
         improved = torch.where(better, step, self.improved)
         status = torch.where(diverged, Status.DIVERGED.value, self.status)
         finished = diverged
@@ -221,14 +233,22 @@ class _Samples(NamedTuple):
             running=self.running & ~finished,
         )
 
-    def move(self, proposal: Tensor) -> _Samples:
-        """To the proposed iterates, where they are finite; the others stay where they were, and have diverged."""
+    def move(self, proposal: Tensor, still: bool) -> _Samples:
+        """To the proposed iterates, where they are finite; the others stay where they were, and have diverged.
+
+        ``still``: those that are proposed to stay where they are have stagnated.
+        """
         finite = torch.isfinite(proposal.detach()).flatten(self.running.ndim).all(-1)
+        status = torch.where(self.running & ~finite, Status.DIVERGED.value, self.status)
         moving = self.running & finite
+        if still:
+            moved = (proposal.detach() != self.value.detach()).flatten(self.running.ndim).any(-1)
+            status = torch.where(moving & ~moved, Status.STAGNATED.value, status)
+            moving = moving & moved
         return self._replace(
             value=torch.where(_as(moving, proposal), proposal, self.value),
             steps=self.steps + moving,
-            status=torch.where(self.running & ~finite, Status.DIVERGED.value, self.status),
+            status=status,
             running=moving,
         )
 

@@ -15,16 +15,26 @@ MOST_PAIRS = 2**22
 BINS = 2**12
 
 
-def median_bandwidth(mu: DiscreteMeasure, nu: DiscreteMeasure | None = None) -> Float[Tensor, "*batch"]:
+def median_bandwidth(
+    mu: DiscreteMeasure, nu: DiscreteMeasure | None = None, *, coincident: float | None = None
+) -> Float[Tensor, "*batch"]:
     r"""Median heuristic: the median of :math:`|x - y|` for :math:`x \sim \mu` and :math:`y \sim \nu` (default :math:`\mu`).
 
     A weighted median over pairs with :math:`x \ne y`, so that it depends on the measures alone. Not differentiated.
     The work is that of all pairs, the memory is bounded.
 
+    Parameters
+    ----------
+    mu, nu
+        The measures.
+    coincident
+        What to give where all atoms of positive mass coincide; default: raise.
+
     Raises
     ------
     ValueError
-        If all atoms of positive mass coincide, or the measures differ in dimension, dtype, device or batch shape.
+        If all atoms of positive mass coincide and there is no number for this, or the measures differ in dimension, dtype,
+        device or batch shape.
 
     Examples
     --------
@@ -36,9 +46,15 @@ def median_bandwidth(mu: DiscreteMeasure, nu: DiscreteMeasure | None = None) -> 
         raise ValueError(f"nu: expected a measure of the kind of mu, {mu}, got {nu}")
     mu, nu = mu.detach(), nu.detach()
     if mu.n * nu.n <= MOST_PAIRS:
-        return _by_sorting(*_pairs(mu, nu, 0, mu.n))
-    flat = [_by_counting(a, b) for a, b in zip(_each(mu), _each(nu), strict=True)]
-    return torch.stack(flat).reshape(mu.batch_shape)
+        median = _by_sorting(*_pairs(mu, nu, 0, mu.n))
+    else:
+        flat = [_by_counting(a, b) for a, b in zip(_each(mu), _each(nu), strict=True)]
+        median = torch.stack(flat).reshape(mu.batch_shape)
+    if coincident is not None:
+        return torch.where(median > 0, median, coincident)
+    if not bool((median > 0).all()):
+        raise ValueError("mu, nu: expected at least two different atoms of positive mass in each pair of measures")
+    return median
 
 
 def _each(mu: DiscreteMeasure) -> list[DiscreteMeasure]:
@@ -54,15 +70,17 @@ def _pairs(mu: DiscreteMeasure, nu: DiscreteMeasure, start: int, stop: int) -> t
 
 
 def _by_sorting(distance: Tensor, mass: Tensor) -> Tensor:
+    """The median of the distances, 0 where no pair of different atoms has mass."""
     distance, order = distance.sort(-1)
     cumulative = mass.gather(-1, order).cumsum(-1)
-    _check_some(cumulative[..., -1])
-    middle = torch.searchsorted(cumulative, 0.5 * cumulative[..., -1:].contiguous())
-    return distance.gather(-1, middle.clamp_max(distance.shape[-1] - 1)).squeeze(-1)
+    total = cumulative[..., -1:].contiguous()
+    middle = torch.searchsorted(cumulative, 0.5 * total)
+    median = distance.gather(-1, middle.clamp_max(distance.shape[-1] - 1))
+    return torch.where(total > 0, median, 0.0).squeeze(-1)
 
 
 def _by_counting(mu: DiscreteMeasure, nu: DiscreteMeasure) -> Tensor:
-    """Histograms of the bin in which the median lies, finer and finer, until it is known to rounding."""
+    """The same by histograms of the bin in which the median lies, finer and finer, until it is known to rounding."""
     rows = max(1, MOST_PAIRS // nu.n)
     blocks = range(0, mu.n, rows)
     low = torch.zeros((), dtype=torch.float64, device=mu.device)
@@ -77,15 +95,11 @@ def _by_counting(mu: DiscreteMeasure, nu: DiscreteMeasure) -> Tensor:
             inside = (place >= 0) & (place < BINS)
             counts.index_add_(0, place[inside].long(), mass[inside].double())
         if half is None:
-            _check_some(counts.sum())
             half = 0.5 * counts.sum()
+            if not bool(half > 0):
+                return mu.points.new_zeros(())
         cumulative = below + counts.cumsum(0)
         k = int(torch.searchsorted(cumulative, half).clamp_max(BINS - 1))
         below = below if k == 0 else cumulative[k - 1]
         low, high = low + (high - low) * k / BINS, low + (high - low) * (k + 1) / BINS
     return (0.5 * (low + high)).to(mu.dtype)
-
-
-def _check_some(mass: Tensor) -> None:
-    if not bool((mass > 0).all()):
-        raise ValueError("mu, nu: expected at least two different atoms of positive mass in each pair of measures")

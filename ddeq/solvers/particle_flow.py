@@ -78,5 +78,5 @@ class ParticleFlow:
         else:
             functional = against(self.discrepancy, problem.measure(image))
         descent = Descent(functional, mu)
-        z, stepper = self.stepper.step(descent, z, descent.velocity(z), state.stepper, state.step)
-        return z, _State(state.step + 1, stepper)
+        moved = self.stepper.step(descent, z, descent.velocity(z), state.stepper, state.step)
+        return moved.points, _State(state.step + 1, moved.state)

@@ -1,0 +1,125 @@
+"""Steps whose size is found on the way, so that the energy never increases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddeq.flows.problem import Descent
+from ddeq.flows.schedules import check_schedule, number_at, over_atoms
+from ddeq.flows.steppers import Step
+
+__all__ = ["AdaptiveEuler"]
+
+GROWTH = {"barzilai_borwein": 10.0, "armijo": 2.0}
+"""By how much a step may be longer than the one before."""
+SUFFICIENT = 1e-4
+"""Share of the decrease that the slope promises which a step must keep."""
+MOST_TRIALS = 60
+"""Step sizes that are tried in a step; then the energy cannot be lowered, to rounding."""
+
+
+class _State(NamedTuple):
+    tau: Tensor
+    """The last step size of each sample, ``(*batch,)``; 0 before the first step."""
+    points: Tensor
+    velocity: Tensor
+
+
+@dataclass(frozen=True)
+class AdaptiveEuler:
+    r"""Explicit Euler steps of a size that is found anew in each step and for each sample; the energy never increases.
+
+    The first trial of a step is the one of Barzilai and Borwein,
+    :math:`\tau = \langle s, s\rangle / \langle s, y\rangle` in :math:`L^2(\mu)` with the last change :math:`s` of the points
+    and :math:`y` of the gradient, or twice the last step (Armijo). It is shortened until
+
+    .. math:: F(\mu_{k+1}) \le F(\mu_k) - 10^{-4}\, \tau\, |v|^2_{L^2(\mu)} .
+
+    Where no step lowers the energy the sample stays; under ``stop`` it ends as STAGNATED. Autograd takes the step sizes as
+    constants.
+
+    Parameters
+    ----------
+    step_size
+        The first trial: a positive number, or one for each sample.
+    rule
+        ``"barzilai_borwein"`` (far fewer steps where the energy is stiff) or ``"armijo"``.
+
+    Raises
+    ------
+    ValueError
+        If the step size is not positive and finite, or the rule is another.
+
+    References
+    ----------
+    Barzilai and Borwein (1988), Two-point step size gradient methods. Armijo (1966), Minimization of functions having
+    Lipschitz continuous first partial derivatives.
+    """
+
+    step_size: float | Tensor = 1.0
+    rule: Literal["barzilai_borwein", "armijo"] = "barzilai_borwein"
+
+    descends: ClassVar[bool] = True
+    explicit: ClassVar[bool] = True
+    has_momentum: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if callable(self.step_size):
+            raise ValueError("step_size: expected the first step size, as a number or a tensor; AdaptiveEuler finds the others")
+        check_schedule("step_size", self.step_size)
+        if self.rule not in GROWTH:
+            raise ValueError(f"rule: expected 'barzilai_borwein' or 'armijo', got {self.rule!r}")
+
+    def init(self, problem: Descent, points: Tensor) -> _State:
+        first = number_at("step_size", self.step_size, 0, batch_shape=points.shape[:-2])
+        tau = torch.as_tensor(first, dtype=points.dtype, device=points.device).expand(points.shape[:-2])
+        return _State(tau, points, torch.full_like(points, torch.nan))
+
+    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: _State, step: int) -> Step:
+        with torch.no_grad():
+            tau, energy = self._line_search(problem, points.detach(), velocity.detach(), state)
+        moved = points + over_atoms(tau) * velocity
+        kept = torch.where(tau > 0, tau, state.tau)
+        return Step(moved, _State(kept, points.detach(), velocity.detach()), tau, energy)
+
+    def _line_search(self, problem: Descent, x: Tensor, v: Tensor, state: _State) -> tuple[Tensor, Tensor]:
+        """Step sizes and energies there, ``(*batch,)`` each."""
+        start = problem.energy(x) if problem.known_energy is None else problem.known_energy.detach()
+        slope = problem.inner(v, v)
+        rounding = 8.0 * torch.finfo(x.dtype).eps * start.abs()
+        tau, searching = self._first_trial(problem, x, v, state), slope > 0
+        found, energy = torch.zeros_like(tau), start
+        for _ in range(MOST_TRIALS):
+            reached = problem.energy(x + over_atoms(tau) * v)
+            promised = SUFFICIENT * tau * slope
+            # A decrease that rounding hides need not be seen, an increase is never taken.
+            enough = (reached <= start - promised) | ((reached <= start) & (promised <= rounding))
+            taken = searching & enough
+            found, energy = torch.where(taken, tau, found), torch.where(taken, reached, energy)
+            searching = searching & ~enough
+            if not bool(searching.any()):
+                break
+            tau = torch.where(searching, tau * _shortening(start, reached, tau * slope), tau)
+        return found, energy
+
+    def _first_trial(self, problem: Descent, x: Tensor, v: Tensor, state: _State) -> Tensor:
+        first = torch.isnan(state.velocity).flatten(state.tau.ndim).any(-1)
+        longest = torch.where(first, 1.0, GROWTH[self.rule]) * state.tau
+        if self.rule == "armijo":
+            return longest
+        s, y = x - state.points, state.velocity - v
+        curvature = problem.inner(s, y)
+        trial = problem.inner(s, s) / torch.where(curvature > 0, curvature, 1.0)
+        known = (curvature > 0) & (trial > 0) & torch.isfinite(trial)
+        return torch.where(known, trial.minimum(longest), longest)
+
+
+def _shortening(start: Tensor, reached: Tensor, promised: Tensor) -> Tensor:
+    """Factor to the minimum of the parabola through what was seen, between a tenth and a half."""
+    excess = reached - start + promised
+    factor = promised / (2.0 * torch.where(excess > 0, excess, 1.0))
+    return torch.where(torch.isfinite(reached) & (excess > 0), factor.clamp(0.1, 0.5), 0.1)

@@ -1,0 +1,64 @@
+"""Which steppers, geometries, noises and reactions make sense together; the others are errors that say why."""
+
+from __future__ import annotations
+
+from ddeq.flows.geometries import Geometry, Wasserstein
+from ddeq.flows.noise import Noise
+from ddeq.flows.reaction import FisherRao
+from ddeq.flows.steppers import Stepper
+from ddeq.functionals.base import Functional
+from ddeq.functionals.entropy import split_entropy
+from ddeq.measures import DiscreteMeasure
+
+__all__ = ["check_combination"]
+
+
+def check_combination(
+    functional: Functional,
+    mu0: DiscreteMeasure,
+    stepper: Stepper,
+    geometry: Geometry,
+    noise: Noise | None,
+    reaction: FisherRao | None,
+) -> None:
+    """Raise a `ValueError` that says why, and what to do, unless the parts of a flow make sense together."""
+    stepper_name = type(stepper).__name__
+    if noise is not None:
+        name = f"noise: {type(noise).__name__} "
+        if stepper.descends:
+            raise ValueError(name + f"may raise the energy, and {stepper_name} promises that it never rises; use Euler or Heun")
+        if noise.stands_for_entropy:
+            _check_entropic_noise(name, functional, stepper, geometry, reaction)
+        elif not stepper.explicit:
+            raise ValueError(
+                name + f"displaces the points at which velocities are taken, and {stepper_name} follows none; use Euler or Heun"
+            )
+    if reaction is not None and reaction.birth_death:
+        if stepper.descends or stepper.has_momentum:
+            why = "promises that the energy never rises" if stepper.descends else "remembers how each atom moved"
+            raise ValueError(f"reaction: with birth_death atoms jump, and {stepper_name} {why}; use Euler or Heun")
+        if mu0.marks is not None:
+            raise ValueError("reaction: with birth_death atoms jump to others, whose marks they do not bear; take weights")
+
+
+def _check_entropic_noise(
+    name: str, functional: Functional, stepper: Stepper, geometry: Geometry, reaction: FisherRao | None
+) -> None:
+    if stepper.has_momentum:
+        raise ValueError(name + f"adds no entropy to steps with momentum; use Euler or Heun instead of {type(stepper).__name__}")
+    if not isinstance(geometry, Wasserstein):
+        raise ValueError(
+            name + f"adds an entropy in the geometry of Wasserstein, not in {type(geometry).__name__}: there add it to the "
+            "functional, KLDivergence(log_density, bandwidth), of which Stein estimates no density"
+        )
+    share = split_entropy(functional)[1]
+    if not (isinstance(share, float) and share == 0.0):
+        raise ValueError(
+            name + "stands for the entropy, which is a part of the functional already, and would count twice (T17): leave out "
+            "the noise, or the entropy, e.g. PotentialEnergy(V) instead of KLDivergence"
+        )
+    if reaction is not None and reaction.functional is None:
+        raise ValueError(
+            name + "stands for an entropy that the reaction does not see: give it the whole energy, e.g. "
+            "FisherRao(rate, functional=KLDivergence(log_density, bandwidth))"
+        )

@@ -1,0 +1,112 @@
+"""Reactions: masses that grow and shrink while atoms move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ddeq.flows.problem import Descent
+from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
+from ddeq.functionals.base import Functional
+from ddeq.measures import DiscreteMeasure
+from ddeq.reductions import integrate
+
+__all__ = ["FisherRao"]
+
+
+@dataclass(frozen=True)
+class FisherRao:
+    r"""The Fisher-Rao reaction: mass moves from atoms where the first variation is large to those where it is small.
+
+    .. math:: \dot w_i = -r\, w_i \Big(\frac{\delta F}{\delta\mu}(x_i) - m\Big), \qquad
+              m = \int \frac{\delta F}{\delta\mu} \,\mathrm d\mu \,/\, \mu(\mathbb R^d) .
+
+    With the `Wasserstein` geometry this is the Wasserstein-Fisher-Rao flow, which can bring mass to places that atoms cannot
+    reach downhill (T17). Weights are updated multiplicatively and normalised: the mass is conserved and no weight becomes
+    negative; an atom of mass zero stays one. In a step the atoms move first; the flow is then of order one in the step
+    size, whatever the stepper.
+
+    Parameters
+    ----------
+    rate
+        :math:`r \ge 0`: a number, one for each sample, or a function of the number of the step.
+    birth_death
+        Weights stay, and atoms die and are born instead: each jumps with probability :math:`(1 - w_i'/w_i)_+` to an atom
+        :math:`j` drawn in proportion to :math:`(w_j' - w_j)_+`, where :math:`w'` are the weights that the reaction gives. In
+        expectation the measure is then the one with weights :math:`w'`, and no two weights come apart.
+    functional
+        The energy whose first variation moves the masses; default that of the flow. With `Langevin` noise it must be given: the
+        energy of the flow plus the entropy that the noise stands for.
+
+    Raises
+    ------
+    ValueError
+        If a rate is negative or not finite, or ``functional`` is something else.
+
+    References
+    ----------
+    Chizat, Peyré, Schmitzer and Vialard (2018), An interpolating distance between optimal transport and Fisher-Rao metrics. Lu,
+    Lu and Nolen (2019), Accelerating Langevin sampling with birth-death.
+    """
+
+    rate: Schedule = 1.0
+    birth_death: bool = False
+    functional: Functional | None = None
+
+    def __post_init__(self) -> None:
+        check_schedule("rate", self.rate, zero=True)
+        if not isinstance(self.birth_death, bool):
+            raise ValueError(f"birth_death: expected True or False, got {self.birth_death!r}")
+        if not isinstance(self.functional, Functional | None):
+            raise ValueError(f"functional: expected a ddeq.Functional or None, got {self.functional!r}")
+
+    def react(self, problem: Descent, mu: DiscreteMeasure, duration: float | Tensor, step: int) -> Tensor:
+        """The weights of ``mu`` after the reaction, ``(*batch, n)``."""
+        rate = problem.number("rate", self.rate, step, zero=True)
+        live, w = mu.support(), mu.weights
+        variation = self._functional(problem).first_variation(mu)
+        least = torch.where(live, variation, torch.inf).amin(-1, keepdim=True)
+        exponent = torch.where(live, least - variation, 0.0)  # at most zero: no exponential overflows
+        grown = w * (over_atoms(rate * duration, 1) * exponent).exp()
+        return grown * (mu.mass().unsqueeze(-1) / grown.sum(-1, keepdim=True))
+
+    def dissipation(self, problem: Descent, mu: DiscreteMeasure, step: int) -> Tensor:
+        r"""Rate :math:`r \int (\delta F/\delta\mu - m)^2 \,\mathrm d\mu` at which the energy falls, ``(*batch,)``."""
+        variation = torch.where(mu.support(), self._functional(problem).first_variation(mu), 0.0)
+        centred = variation - (integrate(variation, mu) / mu.mass()).unsqueeze(-1)
+        return problem.number("rate", self.rate, step, zero=True) * integrate(centred.square(), mu)
+
+    def select(self, keep: Tensor, batch_shape: tuple[int, ...]) -> FisherRao:
+        """The reaction of the entries ``keep`` of the batch."""
+        return self if self.functional is None else replace(self, functional=self.functional.select(keep, batch_shape))
+
+    def _functional(self, problem: Descent) -> Functional:
+        return problem.functional if self.functional is None else self.functional
+
+
+def jump(mu: DiscreteMeasure, weights: Tensor, draw: Callable[[], Tensor]) -> DiscreteMeasure:
+    r"""Atoms of ``mu`` that die and are born again elsewhere, such that the expected measure has ``weights``.
+
+    The maximal coupling of the two sets of weights: an atom stays with probability :math:`\min(1, w_i'/w_i)`.
+    """
+    order = _by_place(mu.points)
+    sorted_excess = (weights - mu.weights).clamp_min(0).gather(-1, order)
+    cumulative = sorted_excess.cumsum(-1)
+    stay, chosen = draw().unbind(-1)
+    keeps = stay * mu.weights <= weights
+    place = torch.searchsorted(cumulative, chosen.contiguous() * cumulative[..., -1:], right=True).clamp_max(mu.n - 1)
+    partner = order.gather(-1, place)
+    index = torch.where(keeps, torch.arange(mu.n, device=mu.device), partner)
+    return mu.permute_atoms(index).with_weights(mu.weights)
+
+
+def _by_place(points: Tensor) -> Tensor:
+    """The order of the atoms by their coordinates: one of the measure, not of the array."""
+    order = torch.arange(points.shape[-2], device=points.device).expand(points.shape[:-1])
+    for coordinate in reversed(range(points.shape[-1])):
+        keys = points[..., coordinate].gather(-1, order)
+        order = order.gather(-1, keys.argsort(dim=-1, stable=True))
+    return order
