@@ -58,15 +58,14 @@ def plot_energy(
     Raises
     ------
     ValueError
-        If there is no flow; if ``label`` is given with flows by name; or if ``dissipation`` is asked of a flow that
-        does not hold it, or in axes that are not part of a grid.
+        If there is no flow; if ``label`` is given with flows by name; or if ``dissipation`` is asked for in axes that are
+        not part of a grid.
     """
     if isinstance(trajectory, Mapping) and label is not None:
         raise ValueError(f"label: expected None where flows have names, got {label!r}")
     flows = dict(trajectory) if isinstance(trajectory, Mapping) else {label or "": trajectory}
     if not flows:
         raise ValueError("trajectory: expected at least one flow, got an empty mapping")
-    rates = {name: _dissipation(flow, name) for name, flow in flows.items()} if dissipation else {}
     ax = axes_for(ax)
     below = _panel_below(ax) if dissipation else None
     energies = {name: _by_sample(flow.times, flow.energies - (minimum or 0.0)) for name, flow in flows.items()}
@@ -77,20 +76,11 @@ def plot_energy(
     if below is None:
         ax.set_xlabel("time")
     else:
-        falls = {name: _by_sample(flow.times, rates[name]) for name, flow in flows.items()}
+        falls = {name: _by_sample(flow.times, flow.dissipation) for name, flow in flows.items()}
         _draw(below, falls, _logarithmic(falls, True) if log is None else log)
         below.set(xlabel="time", ylabel="dissipation")
         ax.tick_params(labelbottom=False)
     return ax
-
-
-def _dissipation(flow: Trajectory, name: str) -> Tensor:
-    rate = getattr(flow, "dissipation", None)
-    if rate is None:
-        which = f"trajectory[{name!r}]" if name else "trajectory"
-        raise ValueError(f"{which}: expected a flow that holds its dissipation; flows of old files do not: flow again")
-    assert isinstance(rate, Tensor)
-    return rate
 
 
 def _panel_below(ax: Axes) -> Axes:
