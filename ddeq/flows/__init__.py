@@ -10,6 +10,7 @@ from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.nesterov import Nesterov
 from ddeq.flows.noise import Langevin, Noise, NoiseInjection
 from ddeq.flows.problem import Descent
+from ddeq.flows.proximal import Proximal
 from ddeq.flows.reaction import FisherRao
 from ddeq.flows.stein import Stein
 from ddeq.flows.steppers import Euler, Heun, Step, Stepper
@@ -26,6 +27,7 @@ __all__ = [
     "Nesterov",
     "Noise",
     "NoiseInjection",
+    "Proximal",
     "Stein",
     "Step",
     "Stepper",

@@ -25,8 +25,8 @@ def check_combination(
     stepper_name = type(stepper).__name__
     if noise is not None:
         name = f"noise: {type(noise).__name__} "
-        if stepper.descends:
-            raise ValueError(name + f"may raise the energy, and {stepper_name} promises that it never rises; use Euler or Heun")
+        if stepper.descends and stepper.explicit:
+            raise ValueError(name + f"may raise the energy, by which {stepper_name} chooses its steps; use Euler or Heun")
         if noise.stands_for_entropy:
             _check_entropic_noise(name, functional, stepper, geometry, reaction)
         elif not stepper.explicit:
