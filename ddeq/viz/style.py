@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACCENT",
     "AREA",
+    "FAINT",
     "INK",
     "TARGET",
     "VIEW",
@@ -26,7 +27,7 @@ __all__ = [
 INK, ACCENT, TARGET = "#1f3b57", "#d1495b", "#9fb3c8"
 """Colours: of measures, of what the eye should go to, and of targets and inputs."""
 FAINT = "#8796a5"
-"""Colour of axes that explain no more than they must."""
+"""Colour of what stays behind: bare axes, paths."""
 LINES = (INK, ACCENT, "#e0a030", "#4f9fc4", "#8a8f98")
 """Colours of curves, told apart by lightness too."""
 DASHES = ("-", "--", ":", "-.")

@@ -14,7 +14,7 @@ from ddeq.measures import DiscreteMeasure
 from ddeq.viz.discs import MANY, area_of, discs, fitting_alpha, merged
 from ddeq.viz.records import STRETCH, Records, Spacing, check_spacing, moments, records_of
 from ddeq.viz.scene import Scene
-from ddeq.viz.style import ACCENT, TARGET, VIEW
+from ddeq.viz.style import ACCENT, FAINT, TARGET, VIEW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,11 +24,10 @@ __all__ = ["plot_trajectory"]
 
 PANEL = 2.1
 """Width of a snapshot in inches."""
-PATH = "#8796a5"
 WIDTH = 9.0
 """Width in points of the path of an atom that has all the mass."""
 CROWD = 5.0
-"""Paths lie on each other where so many times more discs would."""
+"""Paths cover each other as much as so many times more discs."""
 
 
 def plot_trajectory(
@@ -115,7 +114,7 @@ def _paths_until(ax: Axes, records: Records, last: int) -> None:
     points = records.measures.points[: last + 1].transpose(0, 1)
     lines, shares, _ = merged(points.flatten(1), records.shares[: last + 1].mT)
     lines = lines.unflatten(1, points.shape[1:])[shares.amax(1) > 0]
-    _add_lines(ax, lines, color=PATH, linewidths=0.5, alpha=fitting_alpha(CROWD * len(lines)))
+    _add_lines(ax, lines, color=FAINT, linewidths=0.5, alpha=fitting_alpha(CROWD * len(lines)))
 
 
 def _paths_on_line(records: Records, scene: Scene, spacing: Spacing) -> Figure:
