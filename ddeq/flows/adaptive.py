@@ -18,8 +18,10 @@ GROWTH = {"barzilai_borwein": 10.0, "armijo": 2.0}
 """By how much a step may be longer than the one before."""
 SUFFICIENT = 1e-4
 """Share of the decrease that the slope promises which a step must keep."""
-MOST_TRIALS = 60
+MOST_TRIALS = 30
 """Step sizes that are tried in a step; then the energy cannot be lowered, to rounding."""
+FINE_TRIALS = 6
+"""After so many of them, step sizes fall by ten."""
 
 
 class _State(NamedTuple):
@@ -93,7 +95,7 @@ class AdaptiveEuler:
         rounding = 8.0 * torch.finfo(x.dtype).eps * start.abs()
         tau, searching = self._first_trial(problem, x, v, state), slope > 0
         found, energy = torch.zeros_like(tau), start
-        for _ in range(MOST_TRIALS):
+        for trial in range(MOST_TRIALS):
             reached = problem.energy(x + over_atoms(tau) * v)
             promised = SUFFICIENT * tau * slope
             # A decrease that rounding hides need not be seen, an increase is never taken.
@@ -103,7 +105,8 @@ class AdaptiveEuler:
             searching = searching & ~enough
             if not bool(searching.any()):
                 break
-            tau = torch.where(searching, tau * _shortening(start, reached, tau * slope), tau)
+            shortening = _shortening(start, reached, tau * slope, most=0.5 if trial < FINE_TRIALS else 0.1)
+            tau = torch.where(searching, tau * shortening, tau)
         return found, energy
 
     def _first_trial(self, problem: Descent, x: Tensor, v: Tensor, state: _State) -> Tensor:
@@ -118,8 +121,8 @@ class AdaptiveEuler:
         return torch.where(known, trial.minimum(longest), longest)
 
 
-def _shortening(start: Tensor, reached: Tensor, promised: Tensor) -> Tensor:
-    """Factor to the minimum of the parabola through what was seen, between a tenth and a half."""
+def _shortening(start: Tensor, reached: Tensor, promised: Tensor, most: float) -> Tensor:
+    """Factor to the minimum of the parabola through what was seen, between a tenth and ``most``."""
     excess = reached - start + promised
     factor = promised / (2.0 * torch.where(excess > 0, excess, 1.0))
-    return torch.where(torch.isfinite(reached) & (excess > 0), factor.clamp(0.1, 0.5), 0.1)
+    return torch.where(torch.isfinite(reached) & (excess > 0), factor.clamp(0.1, most), 0.1)

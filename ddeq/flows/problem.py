@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -45,10 +44,6 @@ class Descent:
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         r""":math:`\langle a, b\rangle_{L^2(\mu)} = \sum_i w_i\, a_i \cdot b_i`, ``(*batch,)``."""
         return inner(self.like, a, b)
-
-    def knowing(self, energy: Tensor) -> Self:
-        """The same problem, where a step starts at which the energy is known."""
-        return replace(self, known_energy=energy)
 
     def number(self, name: str, schedule: Schedule, step: int, *, zero: bool = False) -> float | Tensor:
         """A number of a stepper, a noise or a reaction at a step, for the samples that are left.

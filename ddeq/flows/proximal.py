@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -115,7 +115,7 @@ def _solve(problem: _Movement, guess: Tensor, stop: Stop) -> Outcome:
     better = problem.energy(guess) <= problem.energy(still)
     first = torch.where(better[..., None, None], guess, still)
     force = problem.velocity(still)
-    process = _Minimisation(problem, problem.inner(force, force).sqrt() + stop.atol / stop.rtol)
+    process = _Minimisation(problem, problem.inner(force, force).sqrt() + stop.atol / stop.rtol, stop.rtol)
     stepper = process.stepper.init(problem, first)
     return iterate(process, first, (stepper, None), stop=stop, batch_shape=problem.like.batch_shape, best=False, still=True)
 
@@ -123,20 +123,24 @@ def _solve(problem: _Movement, guess: Tensor, stop: Stop) -> Outcome:
 class _Minimisation(Process):
     """Adaptive descent of the inner problem, as the loop sees it."""
 
-    def __init__(self, problem: _Movement, scale: Tensor) -> None:
-        self._problem, self._scale = problem, scale
-        time = problem.time[..., 0, 0] if isinstance(problem.time, Tensor) else problem.time
-        self.stepper = AdaptiveEuler(time)
+    def __init__(self, problem: _Movement, scale: Tensor, rtol: float) -> None:
+        self._problem, self._scale, self._rtol = problem, scale, rtol
+        self._time = problem.time[..., 0, 0] if isinstance(problem.time, Tensor) else problem.time
+        self.stepper = AdaptiveEuler(self._time)
 
     def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
         velocity = self._problem.velocity(value)
         norm = self._problem.inner(velocity, velocity).clamp_min(0.0).sqrt()
+        scale = self._scale
+        if memory[1] is not None:  # what a smaller gradient can still gain is hidden by rounding of the energy
+            hidden = 16.0 * torch.finfo(norm.dtype).eps * memory[1].abs() / self._time
+            scale = scale.maximum(hidden.sqrt() / self._rtol)
         nothing = 0.0 * norm
-        return Evaluation(norm / self._scale, norm, nothing, nothing, velocity), memory
+        return Evaluation(norm / scale, norm, nothing, nothing, velocity), memory
 
     def advance(self, value: Tensor, memory: Any, found: Tensor, step: int) -> tuple[Tensor, Any]:
         state, energy = memory
-        problem = self._problem if energy is None else self._problem.knowing(energy)
+        problem = replace(self._problem, known_energy=energy)
         moved = self.stepper.step(problem, value, found, state, step)
         return moved.points, (moved.state, moved.energy)
 
