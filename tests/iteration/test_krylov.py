@@ -1,9 +1,10 @@
-"""Conjugate gradients against direct solves, for batches whose samples end at different times."""
+"""Krylov methods against direct solves, for batches whose samples end at different times, and for singular equations."""
 
 import pytest
 import torch
 
-from ddeq.iteration.krylov import conjugate_gradients
+from ddeq.iteration import krylov
+from ddeq.iteration.krylov import conjugate_gradients, minimal_residual
 from ddeq.testing import assert_close
 
 
@@ -127,3 +128,108 @@ def test_a_sample_that_is_not_finite_disturbs_no_other():
     solution = conjugate_gradients(times(a), b)
     assert solution.converged.tolist() == [False, True]
     assert_close(solution.x[1], torch.linalg.solve(a[1], b[1]), rtol=1e-5)
+
+
+# --- minimal residuals ---
+
+
+def indefinite(*batch, n=8, condition=100.0, singular=0, dtype=torch.float64):
+    """Eigenvalues of both signs, the first ``singular`` of them zero; also gives the eigenvectors."""
+    q = torch.linalg.qr(torch.randn(*batch, n, n, dtype=torch.float64)).Q
+    values = torch.logspace(0, -float(torch.tensor(condition).log10()), n, dtype=torch.float64)
+    values = values * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(n)[:n]
+    values = values.flip(0) if singular else values
+    values[:singular] = 0.0
+    return (q * values @ q.mT).to(dtype), q.to(dtype)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_minimal_residual_of_indefinite_equations(batch, dtype):
+    a, _ = indefinite(*batch, dtype=dtype)
+    b = torch.randn(*batch, 8, dtype=dtype)
+    rtol = 1e-12 if dtype == torch.float64 else 1e-6
+    solution = minimal_residual(times(a), b, rtol=rtol)
+    assert solution.converged.all()
+    assert not solution.flat.any()
+    assert (solution.steps <= 9).all()
+    assert solution.residual.shape == solution.steps.shape == solution.flat.shape == solution.norm.shape == batch
+    assert_close(solution.x, torch.linalg.solve(a, b), rtol=2e3 * rtol)
+
+
+@pytest.mark.theorem("T16")
+@pytest.mark.parametrize(("n", "condition"), [(8, 1e2), (40, 1e4), (40, 1e6)])
+def test_minimal_residual_of_singular_equations(n, condition):
+    """Inconsistent: the solution of least squares and least norm, and the part in the kernel, which is said to be there."""
+    a, q = indefinite(n=n, condition=condition, singular=2)
+    b = torch.randn(n, dtype=torch.float64)
+    solution = minimal_residual(times(a), b, rtol=1e-10, max_steps=5 * n)
+    kernel = q[:, :2] @ (q[:, :2].mT @ b)
+    assert solution.flat
+    assert not solution.converged
+    assert solution.steps <= n + 1
+    assert_close(solution.x, torch.linalg.pinv(a, rtol=1e-12, hermitian=True) @ b, rtol=max(1e-8, 1e-11 * condition))
+    assert_close(b - a @ solution.x, kernel, rtol=max(1e-8, 1e-11 * condition))
+    assert_close(solution.residual, kernel.norm() / b.norm(), rtol=1e-8)
+    consistent = minimal_residual(times(a), b - kernel, rtol=1e-10, max_steps=5 * n)
+    assert consistent.converged
+    assert_close(consistent.x, solution.x, rtol=max(1e-8, 1e-11 * condition))
+
+
+@pytest.mark.theorem("T16")
+def test_minimal_residual_in_an_inner_product():
+    """Self-adjoint in L2 and indefinite, blind to a common shift; against T16's pseudo-inverse."""
+    n, d = 5, 2
+    w = torch.rand(n, dtype=torch.float64) + 0.1
+    c = torch.randn(n, n, dtype=torch.float64)
+    c = c + c.T
+    matrix = torch.diag(c.sum(1)) - c
+    right = torch.randn(n, d, dtype=torch.float64)
+    solution = minimal_residual(lambda x: matrix @ x / w[:, None], right, weights=w[:, None], dims=2, rtol=1e-12)
+    mean = (w[:, None] * right).sum(0) / w.sum()
+    root = w.sqrt()[:, None]
+    pseudo = torch.linalg.pinv(matrix / root / root.T, rtol=1e-12, hermitian=True)
+    assert solution.flat
+    assert_close(solution.x, pseudo @ (root * right) / root, rtol=1e-9)
+    assert_close(right - matrix @ solution.x / w[:, None], mean.expand(n, d), rtol=1e-9)
+
+
+def test_minimal_residual_samples_do_not_influence_each_other():
+    a, q = indefinite(5)
+    a[1] = 0.0
+    b = torch.randn(5, 8, dtype=torch.float64)
+    b[0] = 0.0
+    b[2] = q[2, :, 3]
+    b[4, 0] = torch.nan
+    together = minimal_residual(times(a), b, rtol=1e-12)
+    assert together.steps[:3].tolist() == [0, 1, 1]
+    assert together.flat.tolist() == [False, True, False, False, False]
+    assert together.converged.tolist() == [True, False, True, True, False]
+    assert (together.x[1] == 0).all()
+    for i in range(4):
+        alone = minimal_residual(times(a[i]), b[i], rtol=1e-12)
+        assert_close(alone.x, together.x[i])
+        assert alone.steps == together.steps[i]
+
+
+def test_an_operator_that_should_be_zero_is_taken_for_it():
+    noise = 1e-17 * indefinite()[0]
+    b = torch.randn(8, dtype=torch.float64)
+    assert minimal_residual(times(noise), b).converged
+    assert minimal_residual(times(noise), b, scale=torch.tensor(1.0, dtype=torch.float64)).flat
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_minimal_residual_of_tiny_and_huge_right_hand_sides(scale):
+    a, b = indefinite(dtype=torch.float32)[0], torch.randn(8)
+    solution = minimal_residual(times(a), b * scale, rtol=1e-6)
+    assert solution.converged
+    assert_close(solution.x / scale, torch.linalg.solve(a, b), rtol=1e-3)
+
+
+def test_without_room_for_its_vectors_it_takes_longer_and_arrives(monkeypatch):
+    monkeypatch.setattr(krylov, "REMEMBERED", 10 * 40)
+    a, b = indefinite(n=40, condition=1e3)[0], torch.randn(40, dtype=torch.float64)
+    solution = minimal_residual(times(a), b, rtol=1e-10, max_steps=400)
+    assert solution.converged
+    assert_close(solution.x, torch.linalg.solve(a, b), rtol=1e-6)
