@@ -4,8 +4,6 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from ddeq import ConvergenceError, ConvergenceWarning, DiscreteMeasure, Functional
@@ -196,7 +194,7 @@ def test_marks_where_they_are_read():
 def test_learning_an_interaction_with_a_given_spread():
     """Newton's method on the spread of the equilibrium, with derivatives of the implicit rule: quadratic convergence."""
     wanted, log_theta = 0.8, leaf(0.0)
-    start = cloud(4, weights=[0.2, 0.3, 0.1, 0.4])
+    start = cloud(3, weights=[0.2, 0.3, 0.5])
     errors = []
     for _ in range(6):
         F = at_distance(log_theta.exp()) + 0.1 * PotentialEnergy(lambda x: 0.5 * x.square().sum(-1))
@@ -206,21 +204,6 @@ def test_learning_an_interaction_with_a_given_spread():
         errors.append(abs(error.item()))
     assert errors[0] > 0.1
     assert errors[-1] < 1e-6
-
-
-def test_learning_a_parameter_by_gradient_descent():
-    stiffness = nn.Parameter(torch.tensor(0.02, dtype=torch.float64))
-    optimizer = torch.optim.SGD([stiffness], lr=0.01)
-    target, losses = cloud(4, seed=1), []
-    for _ in range(12):
-        F = MMD(target, Gaussian(1.0)) + stiffness * PotentialEnergy(lambda x: 0.5 * x.square().sum(-1))
-        loss = (spread(equilibrium(F, cloud(3), stop=Stop(rtol=1e-4, max_steps=500)).measure) - 0.3).square()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] > 1e-2
-    assert losses[-1] < 1e-4
 
 
 # --- symmetries ---
@@ -457,31 +440,25 @@ def test_diverged_samples_get_zero_and_disturb_no_other(selectable):
 # --- a function of measures ---
 
 
+def energy_and_derivatives(mu):
+    """Of an energy without symmetries, with a kernel that is not smooth on the diagonal; a loss, two gradients, one Hessian."""
+    target, theta = cloud(2, seed=3).points.requires_grad_(), leaf(0.3)
+    F = MMD(DiscreteMeasure(target), Riesz(1.5)) + potential(lambda x, t: t * x.square().sum(-1), theta) + at_distance(theta)
+    end = equilibrium(F, mu, stepper=Euler(0.1), stop=Stop(rtol=1e-9, max_steps=9000)).measure
+    value = (end.weights * end.points.sin().sum(-1)).sum()
+    first = torch.autograd.grad(value, (target, theta), create_graph=True)
+    return [value, *first, torch.autograd.grad(first[0].sum() + first[1], theta)[0]]
+
+
 @pytest.mark.theorem("T1")
-@given(data=st.data())
-def test_results_depend_on_the_measure_alone(data):
-    """Values and derivatives, under a permutation, a split and atoms of mass zero."""
-    mu, stop = cloud(3, weights=[0.2, 0.5, 0.3]), Stop(rtol=1e-10, max_steps=9000)
-
-    def result(mu):
-        target, theta = cloud(2, seed=3).points.requires_grad_(), leaf(0.3)
-        F = MMD(DiscreteMeasure(target), Riesz(1.5)) + potential(lambda x, t: t * x.square().sum(-1), theta)
-        F = F + at_distance(theta)
-        end = equilibrium(F, mu, stepper=Euler(0.1), stop=stop).measure
-        value = (end.weights * end.points.sin().sum(-1)).sum()
-        first = torch.autograd.grad(value, (target, theta), create_graph=True)
-        (second,) = torch.autograd.grad(first[0].sum() + first[1], theta)
-        return [value, *first, second]
-
-    change = data.draw(st.sampled_from(["permute", "split", "pad"]))
-    if change == "permute":
-        same = mu.permute_atoms(torch.tensor(data.draw(st.permutations(range(3)))))
-    elif change == "split":
-        same = mu.split_atom(data.draw(st.integers(0, 2)), data.draw(st.sampled_from([0.25, 0.5, 1.0])))
-    else:
-        same = mu.pad_atoms(data.draw(st.integers(1, 2)))
-    for a, b in zip(result(same), result(mu), strict=True):
-        assert_close(a, b, rtol=1e-7)
+def test_results_depend_on_the_measure_alone():
+    """Values and derivatives, under permutations, splits and atoms of mass zero."""
+    mu = cloud(3, weights=[0.2, 0.5, 0.3])
+    expected = energy_and_derivatives(mu)
+    same = mu.permute_atoms(torch.tensor([2, 0, 1])), mu.split_atom(1, 0.25), mu.split_atom(0, 1.0), mu.pad_atoms(2)
+    for other in same:
+        for a, b in zip(energy_and_derivatives(other), expected, strict=True):
+            assert_close(a, b, rtol=1e-6)
 
 
 def test_atoms_of_mass_zero_have_no_derivative_and_influence_no_other():
