@@ -39,10 +39,10 @@ class AdaptiveEuler:
     :math:`\tau = \langle s, s\rangle / \langle s, y\rangle` in :math:`L^2(\mu)` with the last change :math:`s` of the points
     and :math:`y` of the gradient, or twice the last step (Armijo). It is shortened until
 
-    .. math:: F(\mu_{k+1}) \le F(\mu_k) - 10^{-4}\, \tau\, |v|^2_{L^2(\mu)} .
+    .. math:: F(\mu_{k+1}) \le F(\mu_k) - 10^{-4}\, \tau\, s_k ,
 
-    Where no step lowers the energy the sample stays; under ``stop`` it ends as STAGNATED. Autograd takes the step sizes as
-    constants.
+    with the rate :math:`s_k` at which the energy falls along the velocity, in its geometry. Where no step lowers the energy
+    the sample stays; under ``stop`` it ends as STAGNATED. Autograd takes the step sizes as constants.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class AdaptiveEuler:
     def _line_search(self, problem: Descent, x: Tensor, v: Tensor, state: _State) -> tuple[Tensor, Tensor]:
         """Step sizes and energies there, ``(*batch,)`` each."""
         start = problem.energy(x) if problem.known_energy is None else problem.known_energy.detach()
-        slope = problem.inner(v, v)
+        slope = problem.slope(x, v)
         rounding = 8.0 * torch.finfo(x.dtype).eps * start.abs()
         tau, searching = self._first_trial(problem, x, v, state), slope > 0
         found, energy = torch.zeros_like(tau), start

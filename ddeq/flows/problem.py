@@ -41,6 +41,12 @@ class Descent:
         """The functional, ``(*batch,)``."""
         return self.functional(self.measure(points))
 
+    def slope(self, points: Tensor, velocity: Tensor) -> Tensor:
+        """Rate at which the energy falls at ``points`` along the velocity there, ``(*batch,)``."""
+        if isinstance(self.geometry, Wasserstein):
+            return self.inner(velocity, velocity)
+        return self.geometry.dissipation(self.functional, self.measure(points))
+
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         r""":math:`\langle a, b\rangle_{L^2(\mu)} = \sum_i w_i\, a_i \cdot b_i`, ``(*batch,)``."""
         return inner(self.like, a, b)

@@ -206,9 +206,9 @@ class FlowProcess(Process):
             return jump(mu, self.reaction.react(problem, mu, duration, step), self._uniform), None
         if not self.stepper.descends:
             return mu.with_weights(self.reaction.react(problem, mu, duration, step)), None
-        functional = problem.functional
+        functional = self.reaction.functional or problem.functional
         with torch.no_grad():
-            start = functional(mu) if energy is None else energy
+            start = functional(mu) if energy is None or self.reaction.functional is not None else energy
             time = torch.as_tensor(duration, dtype=mu.dtype, device=mu.device).expand(mu.batch_shape)
             for _ in range(MOST_TRIALS):
                 reached = functional(mu.with_weights(self.reaction.react(problem, mu, time, step)))
@@ -219,4 +219,6 @@ class FlowProcess(Process):
             else:
                 time = torch.where(rises, 0.0, time)
                 reached = torch.where(rises, start, reached)
-        return mu.with_weights(self.reaction.react(problem, mu, time, step)), reached
+        return mu.with_weights(
+            self.reaction.react(problem, mu, time, step)
+        ), reached if self.reaction.functional is None else None

@@ -29,10 +29,11 @@ class _State(NamedTuple):
 class Proximal:
     r"""Proximal (JKO) steps, :math:`\mu_{k+1} = \arg\min_\nu F(\nu) + \frac{1}{2\tau} W_2^2(\mu_k, \nu)`, of order one.
 
-    The implicit Euler step: the energy never increases, however long the step (T15). Atoms stay coupled to themselves,
-    :math:`W_2^2 = \sum_i w_i |y_i - x_i|^2`, which is exact at the minimiser, and unique for steps shorter than
-    the inverse of the largest negative curvature of :math:`F`. In another geometry its own norm takes the place of
-    :math:`W_2`. The inner problem is solved by `AdaptiveEuler` steps, from the movement of the step before.
+    The implicit Euler step: the energy never increases, however long the step. Atoms stay coupled to themselves,
+    :math:`W_2^2 = \sum_i w_i |y_i - x_i|^2`. At the minimiser this is the optimal coupling if all weights are equal, and for
+    any weights if the step is shorter than the inverse of the largest negative curvature of :math:`F` (T15). In another
+    geometry its own norm takes the place of :math:`W_2`. The inner problem is solved by `AdaptiveEuler` steps, from the
+    movement of the step before.
 
     Parameters
     ----------
@@ -104,6 +105,9 @@ class _Movement(Descent):
 
     def energy(self, points: Tensor) -> Tensor:
         return super().energy(points) + 0.5 * self.inner(points, points / self.time)
+
+    def slope(self, points: Tensor, velocity: Tensor) -> Tensor:
+        return self.inner(velocity, velocity)
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         return super().inner(a, self.mobility(b))
