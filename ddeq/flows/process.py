@@ -121,8 +121,14 @@ class FlowProcess(Process):
         """Rate at which geometry and reaction lower the energy of the whole batch ``mu``, which was evaluated last."""
         problem = replace(self.problem, like=mu)
         with torch.no_grad():
-            if type(problem.geometry) is Wasserstein and self.noise is None and self.shared.speed is not None:
-                rate = self.shared.speed.square()
+            speed = self.shared.speed
+            if (
+                type(problem.geometry) is Wasserstein
+                and self.noise is None
+                and speed is not None
+                and bool(speed.isfinite().all())
+            ):
+                rate = speed.square()
             else:
                 rate = problem.geometry.dissipation(problem.functional, mu)
             if self.reaction is not None:

@@ -176,6 +176,12 @@ def test_a_reaction_with_its_own_energy_descends_that_one():
     mu = DiscreteMeasure(torch.tensor([[0.0], [2.0]], dtype=DOUBLE))
     g = torch.Generator().manual_seed(0)
     end = flow(
-        quadratic(), mu, stepper=Proximal(0.01), steps=5, noise=Langevin(1e-6), reaction=FisherRao(5.0, functional=kl), generator=g
+        quadratic(),
+        mu,
+        stepper=Proximal(0.01),
+        steps=5,
+        noise=Langevin(1e-6),
+        reaction=FisherRao(5.0, functional=kl),
+        generator=g,
     ).measure
     assert end.weights[0] > 1.2 * end.weights[1]
