@@ -1,10 +1,11 @@
 """Gradient flows of functionals on measures.
 
 A flow is a functional, a geometry, a stepper, optionally noise and optionally a reaction; `flow` puts them together
-and returns a `Trajectory`.
+and returns a `Trajectory`. `equilibrium` flows to rest, and differentiates the stationary measure.
 """
 
 from ddeq.flows.adaptive import AdaptiveEuler
+from ddeq.flows.equilibrium import equilibrium
 from ddeq.flows.flow import flow
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.nesterov import Nesterov
@@ -33,5 +34,6 @@ __all__ = [
     "Stepper",
     "Trajectory",
     "Wasserstein",
+    "equilibrium",
     "flow",
 ]

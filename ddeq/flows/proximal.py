@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from ddeq.flows.adaptive import AdaptiveEuler
+from ddeq.flows.bound_functional import BoundFunctional
+from ddeq.flows.geometries import Wasserstein
 from ddeq.flows.problem import Descent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 from ddeq.flows.steppers import Step
-from ddeq.iteration import ConvergenceWarning, Evaluation, Outcome, Process, Status, Stop, iterate
+from ddeq.iteration import ConvergenceWarning, Evaluation, Outcome, Process, Status, Stop, implicit_function, iterate
+from ddeq.iteration.krylov import minimal_residual
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Proximal"]
+
+RTOL = {torch.float32: 1e-5}
+"""Relative residual of the equations of derivatives, 1e-8 in double precision."""
 
 
 class _State(NamedTuple):
@@ -33,7 +39,8 @@ class Proximal:
     :math:`W_2^2 = \sum_i w_i |y_i - x_i|^2`. At the minimiser this is the optimal coupling if all weights are equal, and for
     any weights if the step is shorter than the inverse of the largest negative curvature of :math:`F` (T15). In another
     geometry its own norm takes the place of :math:`W_2`. The inner problem is solved by `AdaptiveEuler` steps, from the
-    movement of the step before.
+    movement of the step before. Autograd differentiates its solution by the implicit rule, not its steps: in points, weights,
+    the step size, and the parameters and targets of the functional.
 
     Parameters
     ----------
@@ -71,20 +78,25 @@ class Proximal:
             raise ValueError(f"inner: expected a Stop such as Stop(rtol=1e-6) without a metric, or None, got {self.inner!r}")
 
     def init(self, problem: Descent, points: Tensor) -> _State:
+        if torch.is_grad_enabled():
+            BoundFunctional(problem.functional, problem.like).watch(points)
         return _State(torch.zeros_like(points))
 
     def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: _State, step: int) -> Step:
         tau = problem.number("step_size", self.step_size, step)
         stop = self.inner or Stop(rtol=1e-6 if points.dtype == torch.float64 else 1e-3, max_steps=500, patience=20)
+        time = over_atoms(tau)
         with torch.no_grad():
             start = problem.measure(points.detach())
             movement = _Movement(
-                problem.functional, start, problem.geometry, time=over_atoms(tau), mobility=problem.geometry.mobility(start)
+                problem.functional, start, problem.geometry, time=time, mobility=problem.geometry.mobility(start)
             )
-            outcome = _solve(movement, over_atoms(tau) * state.force, stop)
+            outcome = _solve(movement, time * state.force, stop)
+            moved = movement.measure(outcome.value)
+            energy = problem.functional(moved)
         _report(outcome, stop)
-        moved = movement.measure(outcome.value)
-        return Step(moved.points, _State(outcome.value / over_atoms(tau)), tau, problem.functional(moved))
+        end = _attach(problem, points, time, moved.points)
+        return Step(end, _State(outcome.value / time), tau, energy)
 
 
 @dataclass(frozen=True)
@@ -162,3 +174,47 @@ def _report(outcome: Outcome, stop: Stop) -> None:
             ConvergenceWarning,
             stacklevel=2,
         )
+
+
+def _attach(problem: Descent, x: Tensor, time: float | Tensor, y: Tensor) -> Tensor:
+    r""":math:`y`, the same numbers, as the solution of :math:`y - x + \tau \nabla_W F(y) = 0` as a function of what enters it.
+
+    Atoms of mass zero follow their start, by convention, and influence no other.
+    """
+    bound = BoundFunctional(problem.functional, problem.like)
+    step = torch.as_tensor(time, dtype=x.dtype, device=x.device)
+    tensors = [x, step, *bound.tensors]
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return y
+    if not isinstance(problem.geometry, Wasserstein):
+        raise ValueError(
+            "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein only, not "
+            f"in {problem.geometry!r}; flow under torch.no_grad(), or take an explicit stepper"
+        )
+    live = problem.like.support().unsqueeze(-1)
+
+    def equation(y: Tensor, x: Tensor, step: Tensor, *rest: Tensor) -> Tensor:
+        return y - x + torch.where(live, step * bound.gradient_of(y, *rest), 0.0)
+
+    return implicit_function(equation, _LinearSolve(problem.like.weights.detach()), y, *tensors)
+
+
+class _LinearSolve:
+    r""":math:`A u + b = 0` for :math:`A = I + \tau H`, self-adjoint in :math:`L^2(\mu)`, or for its transpose on cotangents."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights, self._mass = weights.unsqueeze(-1), torch.where(weights > 0, weights, 1.0).unsqueeze(-1)
+
+    def __call__(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> Tensor:
+        rtol = RTOL.get(b.dtype, 1e-8)
+        mass = self._mass if dual else torch.ones_like(self._mass)
+        solution = minimal_residual(lambda u: operator(u * mass) / mass, -b / mass, weights=self._weights, dims=2, rtol=rtol)
+        failed = ~solution.converged
+        if bool(failed.any()):
+            warnings.warn(
+                f"Proximal: the derivatives of {int(failed.sum())} of {failed.numel()} samples were not solved for (largest "
+                f"relative residual {float(solution.residual.max()):.1e}, wanted {rtol:.0e}); take shorter steps",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return torch.where(self._weights > 0, solution.x * mass, -b)

@@ -2,18 +2,17 @@
 
 import pytest
 import torch
-from landscapes import cloud, deviation, normal_quantiles, quadratic
+from landscapes import DOUBLE, cloud, deviation, normal_quantiles, quadratic
 
-from ddeq import flow
+from ddeq import DiscreteMeasure, flow
 from ddeq.flows import Proximal, Stein
-from ddeq.functionals import MMD, Entropy, KLDivergence, Wasserstein
+from ddeq.functionals import MMD, Entropy, KLDivergence, PotentialEnergy, Wasserstein
 from ddeq.iteration import ConvergenceWarning, Stop
 from ddeq.kernels import Gaussian
 from ddeq.testing import assert_close
 from proofs_checks.test_t15_proximal_steps import jko_entropy_standard_deviation, proximal_quadratic
 
 TARGET = cloud(5, seed=3, shift=0.7)
-DOUBLE_WELL_STEPS = 0.5
 
 
 @pytest.mark.theorem("T15")
@@ -99,3 +98,51 @@ def test_step_sizes_for_each_sample():
     end = flow(quadratic(), mu, stepper=Proximal(tau), steps=1)
     assert_close(end.measure.points, mu.points / (1 + tau)[:, None, None], rtol=1e-5)
     assert end.times[-1].tolist() == [0.5, 2.0]
+
+
+@pytest.mark.theorem("T15")
+def test_derivatives_of_a_step():
+    """By the implicit rule, in the start, the weights, the step size and a target, to second order."""
+
+    def end(points, weights, tau, target):
+        F = MMD(DiscreteMeasure(target), Gaussian(1.0)) + 0.5 * quadratic()
+        mu = DiscreteMeasure(points, weights)
+        stepper = Proximal(tau, inner=Stop(rtol=1e-11, max_steps=500))
+        return flow(F, mu, stepper=stepper, steps=2).measure.points
+
+    inputs = (
+        cloud(3).points,
+        torch.tensor([0.2, 0.5, 0.3], dtype=DOUBLE),
+        torch.tensor(0.7, dtype=DOUBLE),
+        cloud(2, seed=5).points,
+    )
+    inputs = tuple(t.requires_grad_() for t in inputs)
+    assert torch.autograd.gradcheck(end, inputs, atol=1e-5)
+    assert torch.autograd.gradgradcheck(
+        lambda p, t: end(p, inputs[1].detach(), inputs[2].detach(), t), (inputs[0], inputs[3]), atol=1e-4
+    )
+
+
+def test_atoms_of_mass_zero_do_not_disturb_derivatives():
+    points = cloud(3).points.requires_grad_()
+    mu = DiscreteMeasure(points)
+    F = MMD(TARGET, Gaussian(1.0)) + 0.5 * quadratic()
+
+    def slope(mu):
+        end = flow(F, mu, stepper=Proximal(0.7, inner=Stop(rtol=1e-11, max_steps=500)), steps=2).measure
+        (g,) = torch.autograd.grad((end.weights * end.points.square().sum(-1)).sum(), points)
+        return g
+
+    assert_close(slope(mu.pad_atoms(2)), slope(mu), rtol=1e-6)
+
+
+def test_what_cannot_be_differentiated_is_refused():
+    hidden = torch.tensor(1.0, dtype=DOUBLE, requires_grad=True)
+    F = PotentialEnergy(lambda x: hidden * x.square().sum(-1))
+    with pytest.raises(ValueError, match="enter"):
+        flow(F, cloud(3), stepper=Proximal(0.1), steps=1)
+    with torch.no_grad():
+        flow(F, cloud(3), stepper=Proximal(0.1), steps=1)
+    mu = DiscreteMeasure(cloud(3).points.requires_grad_())
+    with pytest.raises(ValueError, match="no_grad"):
+        flow(quadratic(), mu, stepper=Proximal(0.1), geometry=Stein(), steps=1)
