@@ -127,13 +127,13 @@ def test_a_matched_target_moves_its_atoms_along():
 # --- finite differences ---
 
 BARYCENTRES = {
-    "sinkhorn": (lambda nu: SinkhornDivergence(nu, blur=0.3), Euler(1.0), 1e-7),
-    "mmd": (lambda nu: MMD(nu, Gaussian(1.0)), Euler(2.0), 1e-10),
-    "wasserstein": (Wasserstein, Euler(1.0), 1e-10),
+    "sinkhorn": (lambda nu: SinkhornDivergence(nu, blur=0.3), Euler(1.0), 1e-9),
+    "mmd": (lambda nu: MMD(nu, Gaussian(1.0)), Euler(2.0), 1e-12),
+    "wasserstein": (Wasserstein, Euler(1.0), 1e-12),
 }
 
 
-@pytest.mark.parametrize("name", BARYCENTRES)
+@pytest.mark.parametrize("name", [pytest.param("sinkhorn", marks=pytest.mark.slow), "mmd", "wasserstein"])
 def test_barycentres_against_finite_differences(name):
     """In the weights of the targets, their atoms and masses, and the masses of the barycentre itself."""
     discrepancy, stepper, accuracy = BARYCENTRES[name]
@@ -153,11 +153,13 @@ def test_barycentres_against_finite_differences(name):
         return solution.measure
 
     tensors = [t.clone().requires_grad_() for t in first]
-    end = rest(start, 1e-9, *tensors)
+    end = rest(start, accuracy, *tensors)
     derivative = slope((c * end.points).sum(), tensors, directions)
-    h = 1e-4
+    h = 2e-5
     with torch.no_grad():  # from the end: the gradient there is of the size of h
-        moved = [rest(end.detach(), accuracy, *(t + s * h * v for t, v in zip(first, directions, strict=True))) for s in (1, -1)]
+        moved = [
+            rest(end.detach(), 1e2 * accuracy, *(t + s * h * v for t, v in zip(first, directions, strict=True))) for s in (1, -1)
+        ]
         ends = [(c * mu.points).sum().item() for mu in moved]
     assert derivative == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-5)
 
