@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from ddeq import ConvergenceError, ConvergenceWarning, DiscreteMeasure, Functional
-from ddeq.flows import Euler, Stein
+from ddeq.flows import Euler, Stein, equilibrium
 from ddeq.flows.bound_functional import BoundFunctional
-from ddeq.flows.equilibrium import equilibrium
 from ddeq.functionals import MMD, Entropy, InteractionEnergy, PotentialEnergy, SinkhornDivergence, Wasserstein
 from ddeq.iteration import Status, Stop
 from ddeq.kernels import Gaussian, Riesz
