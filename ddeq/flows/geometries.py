@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,5 +56,5 @@ class Wasserstein:
 
 
 def inner(mu: DiscreteMeasure, a: Float[Tensor, "*batch n d"], b: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-    r""":math:`\langle a, b\rangle_{L^2(\mu)} = \sum_i w_i\, a_i \cdot b_i`."""
-    return (mu.weights * (a * b).sum(-1)).sum(-1)
+    r""":math:`\langle a, b\rangle_{L^2(\mu)} = \sum_i w_i\, a_i \cdot b_i`, whatever the fields are at atoms of mass zero."""
+    return (mu.weights * torch.where(mu.support(), (a * b).sum(-1), 0.0)).sum(-1)

@@ -16,8 +16,17 @@ from ddeq.flows.geometries import Wasserstein
 from ddeq.flows.problem import Descent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 from ddeq.flows.steppers import Step
-from ddeq.iteration import ConvergenceWarning, Evaluation, Outcome, Process, Status, Stop, implicit_function, iterate
-from ddeq.iteration.krylov import minimal_residual
+from ddeq.iteration import (
+    ConvergenceWarning,
+    Evaluation,
+    Outcome,
+    Process,
+    Status,
+    Stop,
+    implicit_function,
+    iterate,
+    minimal_residual,
+)
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Proximal"]

@@ -14,8 +14,7 @@ from torch import Tensor
 from ddeq.flows.bound_functional import BoundFunctional
 from ddeq.flows.symmetries import Place, Symmetries, find_symmetries, generic_field
 from ddeq.functionals.base import Smoothness
-from ddeq.iteration import ConvergenceError, ConvergenceWarning, Status
-from ddeq.iteration.krylov import LeastSquares, minimal_residual
+from ddeq.iteration import ConvergenceError, ConvergenceWarning, LeastSquares, Status, minimal_residual
 
 __all__ = ["Stationary"]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddeq import DiscreteMeasure, flow
-from ddeq.flows import Euler, Trajectory
+from ddeq.flows import Euler, Heun, Nesterov, Trajectory
 from ddeq.functionals import MMD, InteractionEnergy, PotentialEnergy
 from ddeq.iteration import Status, Stop
 from ddeq.kernels import Gaussian, Riesz
@@ -211,3 +211,19 @@ def test_more_bad_input():
         flow(QUADRATIC, MU, stop=5)
     with pytest.raises(ValueError, match="record: "):
         flow(QUADRATIC, MU, steps=3, record=1.5)
+
+
+@pytest.mark.theorem("T1")
+def test_an_atom_of_mass_zero_ends_no_flow():
+    """Far out on a quartic its steps overshoot to infinity; where the root has no gradient its velocity is NaN."""
+    for energy, far in ((lambda x: x.square().square().sum(-1), 1e60), (lambda x: x.sqrt().sum(-1), -1.0)):
+        points = torch.tensor([[1.0], [far]], dtype=torch.float64)
+        mu = DiscreteMeasure(points, torch.tensor([1.0, 0.0], dtype=torch.float64))
+        alone = DiscreteMeasure(points[:1])
+        for stepper in (Euler(0.05), Heun(0.05), Nesterov(0.05)):
+            trajectory = flow(PotentialEnergy(energy), mu, stepper=stepper, steps=6)
+            assert trajectory.status.item() == Status.COMPLETED
+            assert_close(
+                trajectory.measure.points[:1], flow(PotentialEnergy(energy), alone, stepper=stepper, steps=6).measure.points
+            )
+            assert torch.isfinite(trajectory.measure.points).all()
