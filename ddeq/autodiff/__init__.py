@@ -1,6 +1,6 @@
 """What the other rooms ask of automatic differentiation: gradients that are differentiable again, and memory for time."""
 
 from ddeq.autodiff.derivatives import alias, gradient, graph_leaves, under_transforms
-from ddeq.autodiff.recompute import autocast_now, recompute
+from ddeq.autodiff.recompute import autocast_now, recompute, without_autocast
 
-__all__ = ["alias", "autocast_now", "gradient", "graph_leaves", "recompute", "under_transforms"]
+__all__ = ["alias", "autocast_now", "gradient", "graph_leaves", "recompute", "under_transforms", "without_autocast"]
