@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,12 +11,19 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ddeq.iteration import ConvergenceError, ConvergenceWarning, Status, Stop, implicit_function, iterate
+from ddeq.autodiff import without_autocast
+from ddeq.iteration import ConvergenceError, ConvergenceWarning, Evaluation, Outcome, Status, Stop, implicit_function, iterate
+from ddeq.solvers.alignment import alignment
 from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.bound_map import BoundMap
 from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
 
 __all__ = ["Adjoint", "Implicit", "OneStep", "Phantom", "Unrolled", "attach"]
+
+log = logging.getLogger("ddeq")
+
+MISMATCH = 10.0
+"""Atoms and images that a metric calls equal may be this many tolerances apart before a gradient is called inexact."""
 
 
 @runtime_checkable
@@ -36,26 +44,48 @@ class Implicit:
     the adjoint equation being solved as a fixed-point problem of its own. Samples that did not converge are
     differentiated at their best iterate, with a `ConvergenceWarning`; those that diverged get zero, with another.
 
+    A gradient that is not right says so. When the adjoint equation has been solved as well as it goes, its residual
+    :math:`|J^\top u + \bar z - u| / |\bar z|` is compared with the tolerance. It is relative to :math:`\bar z` because
+    the iterates of a singular equation grow without end, next to which any residual is small. An equation also fails whose
+    solution is more than ``1 / rtol`` times :math:`\bar z` (or where rounding leaves less than half of the digits): there
+    :math:`I - J` is singular as far as the tolerance can tell, as where fixed points are not isolated. (If
+    :math:`I - J` is singular but :math:`\bar z` is orthogonal to its kernel, the loss does not see the direction in which
+    the fixed point is undetermined. Such an equation has a solution, and there is nothing to report.)
+
     Parameters
     ----------
     solver
-        Solver of the adjoint equation; default ``Anderson()``.
+        Solver of the adjoint equation, one that sees points only; default ``Anderson()``.
     stop
         Its tolerance and steps; default: those of the forward solve.
     on_failure
         Whether an adjoint equation that was not solved warns, or raises a `ConvergenceError`.
+    report
+        Called in backward with what the iteration gave, a `ddeq.iteration.Outcome` with residual, steps and status of
+        each sample, once for each adjoint equation (again for those of second derivatives).
+
+    Raises
+    ------
+    ValueError
+        If ``on_failure`` is neither of the two.
+
+    References
+    ----------
+    Christianson (1994), Reverse accumulation and attractive fixed points. Bai, Kolter and Koltun (2019), Deep equilibrium
+    models.
     """
 
     solver: Solver | None = None
     stop: Stop | None = None
     on_failure: Literal["warn", "raise"] = "warn"
+    report: Callable[[Outcome], object] | None = None
 
     def __post_init__(self) -> None:
         if self.on_failure not in ("warn", "raise"):
             raise ValueError(f"on_failure: expected 'warn' or 'raise', got {self.on_failure!r}")
 
     def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
-        solve = _AdjointSolve(self, bound.mu.weights.detach(), status, self.stop or stop)
+        solve = _AdjointSolve(self, bound.mu.weights.detach(), status, replace(self.stop or stop, metric=None))
         return implicit_function(lambda z, *t: bound.image_of(z, *t) - z, solve, z, *bound.tensors)
 
 
@@ -74,27 +104,51 @@ class _AdjointSolve:
         self._inverse, self._weights = inverse, torch.where(live, weights, mean)
 
     def __call__(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> Tensor:
-        problem = FixedPoint(_Affine(operator, b), self._inverse if dual else self._weights)
-        size = problem.norm(b)[..., None, None]
-        size = torch.where(size > 0, size, 1.0)
-        problem = replace(problem, function=_Affine(operator, b / size))
-        iteration = FixedPointIteration(problem, self._solver, self._stop)
-        outcome = iterate(iteration, b / size, iteration.start(b), stop=self._stop, batch_shape=tuple(b.shape[:-2]))
-        self._judge(outcome.status, outcome.residual)
+        with without_autocast(b.device):
+            problem = FixedPoint(_Affine(operator, b), self._inverse if dual else self._weights)
+            size = problem.norm(b)[..., None, None]
+            size = torch.where(size > 0, size, 1.0)
+            problem = replace(problem, function=_Affine(operator, b / size))
+            iteration = _AdjointIteration(problem, self._solver, self._stop)
+            outcome = iterate(iteration, b / size, iteration.start(b), stop=self._stop, batch_shape=tuple(b.shape[:-2]))
+            self._judge(outcome, problem.norm(outcome.value))
         return outcome.value * size
 
-    def _judge(self, status: Tensor, residual: Tensor) -> None:
-        failed = (status != Status.CONVERGED.value) & (self._status != Status.DIVERGED.value)
-        if not bool(failed.any()):
-            return
-        message = (
-            f"{int(failed.sum())} of {failed.numel()} adjoint equations were not solved (largest relative residual "
-            f"{float(residual[failed].max()):.1e}, wanted {self._stop.rtol:.1e}): gradients are inexact, or the system is "
-            "singular. Give the adjoint more steps, Implicit(stop=Stop(...)), or make the map contract more"
-        )
-        if self._options.on_failure == "raise":
-            raise ConvergenceError(message)
-        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+    def _judge(self, outcome: Outcome, growth: Tensor) -> None:
+        """``growth``: how many times larger the solution is than the gradient that came in."""
+        log.debug("adjoint: largest residual %.1e, steps %s", float(outcome.residual.max()), int(outcome.steps.max()))
+        if self._options.report is not None:
+            self._options.report(outcome)
+        largest = min(1.0 / self._stop.rtol, torch.finfo(growth.dtype).eps ** -0.5)
+        considered = self._status != Status.DIVERGED.value
+        failed = considered & (outcome.status != Status.CONVERGED.value)
+        singular = considered & ~failed & (growth > largest)
+        messages = []
+        if bool(failed.any()):
+            messages.append(
+                f"{int(failed.sum())} of {failed.numel()} adjoint equations were not solved (largest relative residual "
+                f"{float(outcome.residual[failed].max()):.1e}, wanted {self._stop.rtol:.1e}): gradients are inexact, or the system "
+                "is singular (the fixed point is not isolated). Give the adjoint more steps or another solver, "
+                "Implicit(solver, stop=Stop(...)), or make the map contract more"
+            )
+        if bool(singular.any()):
+            messages.append(
+                f"{int(singular.sum())} of {singular.numel()} adjoint equations are singular to the tolerance: their solutions are "
+                f"up to {float(growth[singular].max()):.1e} times the gradient that came in. The fixed point is not isolated, or "
+                "hardly so, and its derivatives mean little; make the map contract more, or solve with a smaller rtol"
+            )
+        for message in messages:
+            if self._options.on_failure == "raise":
+                raise ConvergenceError(message, outcome)
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)
+
+
+class _AdjointIteration(FixedPointIteration):
+    """Residuals relative to the right-hand side, which has norm one: next to an iterate that grows for ever all are small."""
+
+    def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
+        evaluation, memory = super().evaluate(value, memory)
+        return evaluation._replace(residual=evaluation.absolute), memory
 
 
 @dataclass(frozen=True)
@@ -155,9 +209,14 @@ class Unrolled:
     ----------
     steps
         Most steps to take; default: those of ``stop``.
+    checkpoint
+        Keep the iterates only and evaluate the map again in backward, one step at a time, for derivatives of any order. What
+        then grows with the steps is a few iterates each, not the intermediate results of the map. Tensors that the map
+        captures are then an error, as with the other adjoints.
     """
 
     steps: int | None = None
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is not None and not (isinstance(self.steps, int) and self.steps >= 0):
@@ -170,12 +229,22 @@ class Unrolled:
 def attach(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
     """``adjoint.attach`` for the samples that did not diverge; the others get zero gradients. Warns in backward of both.
 
-    Zero times NaN is NaN: where it is known how to leave samples out, those that diverged take no part in backward.
+    Zero times NaN is NaN: where it is known how to leave samples out, those that diverged take no part in backward. Where a
+    metric between measures has stopped the solve, the atoms are first matched with their images (T7).
     """
-    tied = _attach_without_diverged(adjoint, bound, z, status, stop)
+    messages = []
+    with without_autocast(z.device):
+        if stop.metric is not None:
+            bound, mismatch = _align(bound, z, status)
+            apart = mismatch > MISMATCH * stop.rtol
+            if bool(apart.any()):
+                messages.append(
+                    f"{int(apart.sum())} of {apart.numel()} fixed points agree with their images in the metric of `stop`, but atom "
+                    f"by atom they are up to {float(mismatch.max()):.1e} apart, relative to their size: gradients are inexact"
+                )
+        tied = _attach_without_diverged(adjoint, bound, z, status, stop)
     failed = int(((status == Status.MAX_STEPS.value) | (status == Status.STAGNATED.value)).sum())
     diverged = int((status == Status.DIVERGED.value).sum())
-    messages = []
     if failed:
         messages.append(
             f"{failed} of {status.numel()} fixed points did not converge; their gradients are taken at the best iterate. More "
@@ -185,6 +254,19 @@ def attach(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: S
         remedy = "" if bound.removable else "; declare in_dims, so that they take no part in backward where the map is NaN"
         messages.append(f"{diverged} of {status.numel()} fixed points diverged; their gradients are set to zero{remedy}")
     return _Announce.apply(tied, messages) if messages else tied  # type: ignore[no-untyped-call]
+
+
+def _align(bound: BoundMap, z: Tensor, status: Tensor) -> tuple[BoundMap, Tensor]:
+    """The map with its images matched to atoms, and how far they are apart then, relative to their size."""
+    with torch.no_grad():
+        z, weights = z.detach(), bound.mu.weights.detach()
+        usable = (status != Status.DIVERGED.value)[..., None, None]
+        image = bound.image(z)
+        matrix = alignment(torch.where(usable, z, 0.0), torch.where(usable, image, 0.0), weights)
+        problem = FixedPoint(_Affine(lambda u: u, z), weights)
+        apart, size = problem.norms(matrix @ image - z, z)
+        mismatch = torch.where(usable[..., 0, 0], apart / torch.where(size > 0, size, 1.0), 0.0)
+    return bound.aligned(matrix), mismatch
 
 
 def _attach_without_diverged(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
