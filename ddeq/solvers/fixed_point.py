@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ddeq.autodiff import without_autocast
 from ddeq.iteration import ConvergenceError, Report, Solution, Stop, iterate
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
@@ -91,14 +92,16 @@ def fixed_point(
     unrolled = isinstance(adjoint, Unrolled) and torch.is_grad_enabled()
     if isinstance(adjoint, Unrolled) and adjoint.steps is not None:
         stop = replace(stop, max_steps=adjoint.steps)
+    if isinstance(adjoint, Unrolled) and adjoint.checkpoint and unrolled:
+        bound = bound.recomputed()
     watched = torch.is_grad_enabled() and not unrolled
     if watched and mu0.points.requires_grad:
         raise ValueError(
             "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "
             "detached points, mu0.with_points(mu0.points.detach()), or differentiate the solve with adjoint=Unrolled()"
         )
-    with torch.set_grad_enabled(unrolled):
-        problem = FixedPoint(_CheckedAtFirst(bound, "watch" if watched else "compare"), mu0.weights, mu0)
+    with torch.set_grad_enabled(unrolled), without_autocast(mu0.device):  # the map itself runs as it was bound
+        problem = FixedPoint(_CheckedAtFirst(bound, "watch" if watched or bound.recomputes else "compare"), mu0.weights, mu0)
         iteration = FixedPointIteration(problem, solver, stop)
         outcome = iterate(
             iteration,
