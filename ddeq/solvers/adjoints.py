@@ -127,15 +127,15 @@ class _AdjointSolve:
         if bool(failed.any()):
             messages.append(
                 f"{int(failed.sum())} of {failed.numel()} adjoint equations were not solved (largest relative residual "
-                f"{float(outcome.residual[failed].max()):.1e}, wanted {self._stop.rtol:.1e}): gradients are inexact, or the system "
-                "is singular (the fixed point is not isolated). Give the adjoint more steps or another solver, "
+                f"{float(outcome.residual[failed].max()):.1e}, wanted {self._stop.rtol:.1e}): gradients are inexact, or the "
+                "system is singular (the fixed point is not isolated). Give the adjoint more steps or another solver, "
                 "Implicit(solver, stop=Stop(...)), or make the map contract more"
             )
         if bool(singular.any()):
             messages.append(
-                f"{int(singular.sum())} of {singular.numel()} adjoint equations are singular to the tolerance: their solutions are "
-                f"up to {float(growth[singular].max()):.1e} times the gradient that came in. The fixed point is not isolated, or "
-                "hardly so, and its derivatives mean little; make the map contract more, or solve with a smaller rtol"
+                f"{int(singular.sum())} of {singular.numel()} adjoint equations are singular to the tolerance: their "
+                f"solutions are up to {float(growth[singular].max()):.1e} times the gradient that came in. The fixed point is "
+                "not isolated, or hardly so, and its derivatives mean little; make the map contract more, or lower the rtol"
             )
         for message in messages:
             if self._options.on_failure == "raise":
@@ -239,8 +239,9 @@ def attach(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: S
             apart = mismatch > MISMATCH * stop.rtol
             if bool(apart.any()):
                 messages.append(
-                    f"{int(apart.sum())} of {apart.numel()} fixed points agree with their images in the metric of `stop`, but atom "
-                    f"by atom they are up to {float(mismatch.max()):.1e} apart, relative to their size: gradients are inexact"
+                    f"{int(apart.sum())} of {apart.numel()} fixed points agree with their images in the metric of `stop`, "
+                    f"but atom by atom they are up to {float(mismatch.max()):.1e} apart, relative to their size: gradients are "
+                    "inexact"
                 )
         tied = _attach_without_diverged(adjoint, bound, z, status, stop)
     failed = int(((status == Status.MAX_STEPS.value) | (status == Status.STAGNATED.value)).sum())

@@ -55,8 +55,7 @@ class BoundMap:
     def image(self, z: Tensor, compare: bool = False) -> Tensor:
         """The points of the image of the measure with atoms at ``z``; ``compare``: also check its weights and marks."""
         if self.recomputes and not compare:
-            (image,) = recompute(lambda z, *tensors: (self.image_of(z, *tensors),), z, *self.tensors)
-            return image
+            return recompute(lambda z, *tensors: (self.image_of(z, *tensors),), z, *self.tensors)[0]
         mu = self.mu.with_points(z)
         with self._autocast():
             image = self.map(mu, *self.args)

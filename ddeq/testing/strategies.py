@@ -101,7 +101,8 @@ def contractions(draw: Any, *, dim: int = 2, hidden: int = 3) -> Callable[..., D
 
     def of_norm(norm: float, *shape: int) -> torch.Tensor:
         matrix = torch.randn(*shape, generator=g, dtype=torch.float64)
-        return norm * matrix / torch.linalg.matrix_norm(matrix, 2)
+        scaled: torch.Tensor = norm * matrix / torch.linalg.matrix_norm(matrix, 2)
+        return scaled
 
     b, c, d = of_norm(1.0, dim, dim), of_norm(1.0, dim, hidden), of_norm(by_features, hidden, dim)
 
