@@ -30,10 +30,12 @@ class Solution:
     evaluations: int
     """Evaluations of the map, or of the gradient, on the batch, those for derivatives within a solver included."""
     error_bound: Tensor
-    r"""``(*batch,)``: estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - \hat L)` of the distance to the fixed point (T8).
+    r"""``(*batch,)``: bound or estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - L)` of the distance to the fixed point (T8).
 
-    :math:`\hat L` is the largest growth of differences between successive iterates that was seen: a lower estimate of
-    the Lipschitz constant, so this is an estimate, not a bound. Infinite where :math:`\hat L \ge 1` or unknown.
+    A *bound*, up to rounding, where the map declares an upper bound ``lipschitz`` of its Lipschitz constant in
+    :math:`L^2(\mu)`, as `ddeq.nn.ContractiveCell` does: then :math:`L` is that number. Else an *estimate* with the largest
+    growth of differences between successive iterates that was seen in the place of :math:`L`: a lower estimate of the
+    constant, so the distance may be larger. Infinite where :math:`L \ge 1` or unknown.
     """
     trace: Tensor | None = None
     """``(evaluations of the solver, *batch)``: residuals on request; NaN once a sample has finished."""

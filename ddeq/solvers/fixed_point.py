@@ -40,7 +40,8 @@ def fixed_point(
     ----------
     map
         ``map(mu, *args)``, a function or an ``nn.Module``, gives a measure with the same weights, marks and number of
-        atoms. It should be measure consistent (`ddeq.testing.check_map`).
+        atoms. It should be measure consistent (`ddeq.testing.check_map`). It may declare ``lipschitz``, an upper bound of
+        its Lipschitz constant in :math:`L^2(\mu)` at fixed weights and marks: then ``error_bound`` is a bound.
     mu0
         The start.
     args
@@ -122,7 +123,7 @@ def fixed_point(
         steps=outcome.steps,
         status=outcome.status,
         evaluations=problem.counter.count,
-        error_bound=_error_bound(outcome.absolute, outcome.growth),
+        error_bound=_error_bound(outcome.absolute, outcome.growth, getattr(map, "lipschitz", None)),
         trace=outcome.trace,
         args=args,
     )
@@ -131,8 +132,13 @@ def fixed_point(
     return solution
 
 
-def _error_bound(absolute: Tensor, growth: Tensor) -> Tensor:
-    known = (growth > 0) & (growth < 1)
+def _error_bound(absolute: Tensor, growth: Tensor, lipschitz: Any) -> Tensor:
+    """A bound where the map declares its Lipschitz constant, else an estimate from the growth that was seen (T8)."""
+    if lipschitz is None:
+        known = (growth > 0) & (growth < 1)
+    else:
+        growth = torch.as_tensor(lipschitz).detach().to(absolute).expand_as(absolute)
+        known = growth < 1
     return torch.where(known, absolute / torch.where(known, 1.0 - growth, 1.0), torch.inf)
 
 
