@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals import exact_transport
+from ddeq.functionals.exact_transport import solve
 
 __all__ = ["alignment"]
 
@@ -56,7 +56,7 @@ def _one(z: Any, image: Any, weights: Any) -> Any:
         matrix[live[rows], live[columns]] = 1.0
         return matrix
     share = weights / weights.sum()
-    plan = exact_transport.solve(image, share, z, share, MAX_STEPS)
+    plan = solve(image, share, z, share, MAX_STEPS)
     moved = np.zeros((len(z), len(z)))  # from place to place
     moved[plan.rows, plan.columns] = plan.masses
     source, target = plan.source_places, plan.target_places
