@@ -30,11 +30,7 @@ class BoundMap:
         leaves, self._spec = pytree.tree_flatten(args)
         self.map, self.mu, self._leaves = map, mu, leaves
         self._dims = None if in_dims is None else _flat_dims(in_dims, leaves, self._spec, mu)
-        self._names: list[str] = []
-        own: list[Tensor] = []
-        if isinstance(map, nn.Module):
-            named = dict(map.named_parameters()) | {k: b for k, b in map.named_buffers() if b.requires_grad}
-            self._names, own = list(named), list(named.values())
+        self._names, own = _parameters(map) if isinstance(map, nn.Module) else ({}, [])
         given = [mu.weights] + ([] if mu.marks is None else [mu.marks])
         self.tensors: list[Tensor] = given + [t for t in leaves if isinstance(t, Tensor)] + own
         self._autocast = autocast_now(mu.device)
@@ -70,8 +66,8 @@ class BoundMap:
         with self._autocast():
             if self._names:
                 assert isinstance(self.map, nn.Module)
-                named = dict(zip(self._names, rest, strict=True))
-                image = torch.func.functional_call(self.map, named, (mu, *args))
+                named = {name: rest[i] for name, i in self._names.items()}
+                image = torch.func.functional_call(self.map, named, (mu, *args), tie_weights=False)
             else:
                 image = self.map(mu, *args)
         return self._checked(mu, image, compare)
@@ -121,7 +117,8 @@ class BoundMap:
         selected = copy.copy(self)
         selected.mu, selected._leaves = self.mu[keep], chosen
         selected._alignment = None if self._alignment is None else self._alignment[keep]
-        own = self.tensors[len(self.tensors) - len(self._names) :] if self._names else []
+        count = len(set(self._names.values()))
+        own = self.tensors[len(self.tensors) - count :]
         given = [selected.mu.weights] + ([] if selected.mu.marks is None else [selected.mu.marks])
         selected.tensors = given + [t for t in chosen if isinstance(t, Tensor)] + own
         return selected
@@ -148,6 +145,23 @@ class BoundMap:
             return image.points
         with without_autocast(mu.device):
             return self._alignment @ image.points
+
+
+def _parameters(module: nn.Module) -> tuple[dict[str, int], list[Tensor]]:
+    """Parameters, and buffers that require grad, each once, and the number of the tensor for each place that holds one.
+
+    ``functional_call`` must be told all places of a tensor, but not two names of one place: where two names of a module
+    lead to one submodule, its own treatment of shared tensors leaves the substitutes behind.
+    """
+    names: dict[str, int] = {}
+    tensors: dict[Tensor, int] = {}
+    for prefix, part in module.named_modules():
+        held = dict(part.named_parameters(recurse=False)) | {
+            k: b for k, b in part.named_buffers(recurse=False) if b.requires_grad
+        }
+        for name, tensor in held.items():
+            names[f"{prefix}.{name}" if prefix else name] = tensors.setdefault(tensor, len(tensors))
+    return names, list(tensors)
 
 
 def _flat_dims(in_dims: Any, leaves: Sequence[Any], spec: Any, mu: DiscreteMeasure) -> list[int | None]:
