@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddeq.iteration.status import Status, Stop
 
-__all__ = ["Evaluation", "Outcome", "Process", "Report", "iterate"]
+__all__ = ["Evaluation", "Outcome", "Process", "Report", "choose", "iterate"]
 
 DIVERGENCE = 1e8
 """An iterate this many times larger than the first one has diverged; it would take long to become infinite."""
@@ -36,6 +36,8 @@ class Evaluation(NamedTuple):
     """How large the next iterate threatens to be, ``(*batch,)``; not finite: diverged."""
     found: Any
     """What `Process.advance` needs of it."""
+    note: Tensor | None = None
+    """What is to be known of each sample when it has finished, besides, ``(*batch, k)``."""
 
 
 @runtime_checkable
@@ -80,6 +82,8 @@ class Outcome:
     growth: Tensor
     """Largest growth that was seen."""
     trace: Tensor | None
+    note: Tensor
+    """The last `Evaluation.note` of each sample; ``(*batch, 0)`` where there is none."""
 
 
 def iterate(
@@ -153,6 +157,7 @@ def iterate(
         absolute=full.distance,
         growth=full.growth,
         trace=torch.stack(traces) if trace else None,
+        note=full.note,
     )
 
 
@@ -171,6 +176,7 @@ class _Samples(NamedTuple):
     steps: Tensor
     status: Tensor
     running: Tensor
+    note: Tensor
 
     @classmethod
     def start(cls, value: Tensor, batch_shape: tuple[int, ...], status: Status) -> _Samples:
@@ -191,42 +197,47 @@ class _Samples(NamedTuple):
             zeros,
             zeros + status.value,
             running,
+            value.new_zeros(*batch_shape, 0),
         )
 
     def judge(self, evaluation: Evaluation, step: int, stop: Stop, converging: bool, patient: bool) -> _Samples:
         residual, size = evaluation.residual.detach(), evaluation.size.detach()
         limit = DIVERGENCE * size if step == 0 else self.limit
-        valid = torch.isfinite(size) & (size <= limit)
-        diverged = self.running & ~valid
-        better = self.running & valid & (residual < self.least)
+        running = self.running
+        valid = running & torch.isfinite(size) & (size <= limit)
+        better = valid & (residual < self.least)
         improved = torch.where(better, step, self.improved)
-        status = torch.where(diverged, Status.DIVERGED.value, self.status)
-        finished = diverged
+        status = torch.where(valid, self.status, torch.where(running, Status.DIVERGED.value, self.status))
+        left = valid
         if converging:
-            converged = self.running & valid & (residual <= stop.rtol)
-            stagnated = self.running & valid & ~converged & (not patient and step - improved >= stop.patience)
+            converged = valid & (residual <= stop.rtol)
             status = torch.where(converged, Status.CONVERGED.value, status)
-            status = torch.where(stagnated, Status.STAGNATED.value, status)
-            finished = finished | converged | stagnated
+            left = valid & ~converged
+            if not patient and step >= stop.patience:
+                stagnated = left & (step - improved >= stop.patience)
+                status = torch.where(stagnated, Status.STAGNATED.value, status)
+                left = left & ~stagnated
+        note = evaluation.note
         return self._replace(
-            seen=torch.where(self.running, residual, self.seen),
-            best=torch.where(_as(better, self.value), self.value, self.best),
+            seen=torch.where(running, residual, self.seen),
+            best=choose(better, self.value, self.best),
             least=torch.where(better, residual, self.least),
             distance=torch.where(better, evaluation.absolute.detach(), self.distance),
-            growth=torch.where(self.running, torch.maximum(self.growth, evaluation.growth.detach()), self.growth),
+            growth=torch.where(running, torch.maximum(self.growth, evaluation.growth.detach()), self.growth),
             improved=improved,
-            checked=torch.where(self.running, step, self.checked),
+            checked=torch.where(running, step, self.checked),
             limit=limit,
             status=status,
-            running=self.running & ~finished,
+            running=left,
+            note=self.note if note is None else note if step == 0 else choose(running, note, self.note),
         )
 
     def move(self, proposal: Tensor) -> _Samples:
         """To the proposed iterates, where they are finite; the others stay where they were, and have diverged."""
-        finite = torch.isfinite(proposal.detach()).flatten(self.running.ndim).all(-1)
+        finite = torch.isfinite(proposal.detach().flatten(self.running.ndim).sum(-1))  # one pass; what overflows has diverged
         moving = self.running & finite
         return self._replace(
-            value=torch.where(_as(moving, proposal), proposal, self.value),
+            value=choose(moving, proposal, self.value),
             steps=self.steps + moving,
             status=torch.where(self.running & ~finite, Status.DIVERGED.value, self.status),
             running=moving,
@@ -247,8 +258,14 @@ def _running_rows(running: Tensor) -> Tensor:
     return rows.unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
 
 
-def _as(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
+def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """``torch.where`` with a mask of samples ``(*batch,)``, without a copy where all agree and looking costs nothing."""
+    if mask.device.type == "cpu":
+        if bool(mask.all()):
+            return yes
+        if not bool(mask.any()):
+            return no
+    return torch.where(mask.reshape(*mask.shape, *(1,) * (yes.ndim - mask.ndim)), yes, no)
 
 
 class _Bar:
