@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +42,9 @@ class Solution:
     args: tuple[Any, ...] = ()
     """What the map was solved with, for diagnostics: ``spectral_radius(map, solution.measure, *solution.args)``."""
 
+    used: dict[str, Tensor] = field(default_factory=dict)
+    """``(*batch,)`` for each method that the solver has: steps that each sample took with it."""
+
     @property
     def converged(self) -> Tensor:
         """``(*batch,)``: which samples ended as CONVERGED."""
@@ -50,7 +53,9 @@ class Solution:
     def summary(self) -> str:
         """One line: how many samples ended how, and the largest residual."""
         counts = [f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())]
-        return f"{', '.join(counts)}; largest residual {float(self.residual.max()):.1e}; {self.evaluations} evaluations"
+        line = f"{', '.join(counts)}; largest residual {float(self.residual.max()):.1e}; {self.evaluations} evaluations"
+        steps = [f"{int(n.sum())} of {name}" for name, n in self.used.items()]
+        return line if len(steps) < 2 else f"{line}; steps: {', '.join(steps)}"
 
     def __repr__(self) -> str:
         return f"Solution({self.measure}; {self.summary()})"

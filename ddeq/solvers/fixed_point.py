@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ddeq.autodiff import without_autocast
-from ddeq.iteration import ConvergenceError, Report, Solution, Stop, iterate
+from ddeq.iteration import ConvergenceError, Outcome, Report, Solution, Stop, iterate
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
 from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.bound_map import BoundMap, Map
+from ddeq.solvers.metric import check_metric
 from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
 
 __all__ = ["fixed_point"]
@@ -43,16 +44,20 @@ def fixed_point(
         atoms. It should be measure consistent (`ddeq.testing.check_map`). It may declare ``lipschitz``, an upper bound of
         its Lipschitz constant in :math:`L^2(\mu)` at fixed weights and marks: then ``error_bound`` is a bound.
     mu0
-        The start.
+        The start. A warm start is an earlier solution's ``solution.measure.detach()``: if it solves the new problem too, one
+        evaluation tells so. (Solvers keep nothing from one solve to the next.)
     args
         What the map takes besides; any pytrees.
     in_dims
         Which dimension of the tensors in ``args`` is the first one of the batch, as in ``torch.vmap`` (None: it carries no
         batch). Given this, samples that have finished leave the computation.
     solver
-        How to step: `Picard`, `Anderson`, `ParticleFlow`.
+        How to step: `Picard`, `Anderson`, `Broyden`, `NewtonKrylov`, `ParticleFlow`; or `Auto`, which chooses.
     stop
-        Tolerances and most steps. CONVERGED iff the residual is at most ``rtol``.
+        Tolerances and most steps. A sample is CONVERGED at the first iterate whose residual is at most ``rtol``. (Solvers that
+        extrapolate do not accept an iterate far away whose residual is small only relative to how far away it is.) With
+        a metric, such as ``Stop(metric=MMD)``, the residual is :math:`\sqrt{D(\mu, \Phi(\mu)) / D(0_\#\mu, \Phi(\mu))}`,
+        which does not ask which atom goes where; it sees half as many digits, and may be small far from a fixed point (T4).
     adjoint
         How gradients flow: `Implicit`, `Phantom`, `OneStep`, `Unrolled`. They reach the parameters of the module, tensors
         in ``args``, ``mu0.weights`` and ``mu0.marks``.
@@ -126,10 +131,18 @@ def fixed_point(
         error_bound=_error_bound(outcome.absolute, outcome.growth, getattr(map, "lipschitz", None)),
         trace=outcome.trace,
         args=args,
+        used=_used(solver, outcome),
     )
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(f"the fixed point was not found: {solution.summary()}", solution)
     return solution
+
+
+def _used(solver: Solver, outcome: Outcome) -> dict[str, Tensor]:
+    """Steps with each method of a solver that has several, else with the one."""
+    methods = getattr(solver, "methods", (type(solver).__name__,))
+    counts = outcome.note.unbind(-1) if outcome.note.shape[-1] else (outcome.steps,)
+    return dict(zip(methods, counts, strict=True))
 
 
 def _error_bound(absolute: Tensor, growth: Tensor, lipschitz: Any) -> Tensor:
@@ -157,8 +170,10 @@ class _CheckedAtFirst:
 
 
 def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, adjoint: Adjoint) -> None:
-    if not isinstance(mu0, DiscreteMeasure):
-        raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(mu0).__name__}")
+    given: Any = mu0
+    if not isinstance(given, DiscreteMeasure):
+        remedy = "; a warm start is mu0=solution.measure.detach()" if isinstance(given, Solution) else ""
+        raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(given).__name__}{remedy}")
     if not callable(map):
         raise ValueError(f"map: expected a function of a measure, got {type(map).__name__}")
     for name, value, kind, example in (
@@ -169,3 +184,5 @@ def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, a
         if not isinstance(value, kind) or isinstance(value, type):
             raise ValueError(f"{name}: expected an instance such as {example}, got {value!r}")
     check_mass("mu0", mu0)
+    if stop.metric is not None:
+        check_metric(stop.metric, mu0)

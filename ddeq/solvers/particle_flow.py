@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ddeq.functionals.base import Functional
 from ddeq.functionals.discrepancy import DiscrepancyLike, against
 from ddeq.functionals.fixed_point import FixedPointDiscrepancy
 from ddeq.functionals.mmd import MMD
+from ddeq.measures import DiscreteMeasure
 from ddeq.solvers.problem import FixedPoint
 
 __all__ = ["ParticleFlow"]
@@ -31,11 +34,15 @@ class ParticleFlow:
     ----------
     discrepancy
         Function from a target to a functional, such as ``MMD`` or ``lambda nu: MMD(nu, Gaussian(1.0))``, or a discrepancy.
+        With a ``bandwidth`` it is a function of both: ``lambda nu, h: MMD(nu, Gaussian(h))``.
     stepper
         How the flow steps, such as ``Euler(step_size=1.0)``.
     target
         ``"moving"`` descends :math:`G`, through the derivative of the map (T4), at one more evaluation per step;
         ``"frozen"`` takes the image as a fixed target in each step and needs no derivative of the map.
+    bandwidth
+        A number, or a schedule: function of the number of the step, such as ``lambda k: max(0.1, 2 * 0.95**k)``. Large
+        bandwidths see how far atoms have to go, small ones see them apart.
 
     Raises
     ------
@@ -54,9 +61,10 @@ class ParticleFlow:
     gradient flows.
     """
 
-    discrepancy: DiscrepancyLike = MMD
+    discrepancy: DiscrepancyLike | Callable[[DiscreteMeasure, float], Functional] = MMD
     stepper: Stepper = Euler(1.0)
     target: Literal["moving", "frozen"] = "moving"
+    bandwidth: float | Callable[[int], float] | None = None
 
     selectable: ClassVar[bool] = False
     """Discrepancy and stepper may hold something for each sample, so that none may be left out."""
@@ -66,17 +74,40 @@ class ParticleFlow:
             raise ValueError(f"target: expected 'moving' or 'frozen', got {self.target!r}")
         if not isinstance(self.stepper, Stepper):
             raise ValueError(f"stepper: expected a stepper such as Euler(step_size=1.0), got {self.stepper!r}")
+        if not callable(self.discrepancy):
+            raise ValueError(f"discrepancy: expected a discrepancy such as MMD, got {self.discrepancy!r}")
+        if not (self.bandwidth is None or callable(self.bandwidth)):
+            _checked(self.bandwidth)
 
     def init(self, problem: FixedPoint, z: Tensor) -> _State:
-        moving = FixedPointDiscrepancy(problem.map, self.discrepancy)
+        moving = FixedPointDiscrepancy(problem.map, self._discrepancy(0))
         return _State(0, self.stepper.init(Descent(moving, problem.measure(z)), z))
 
     def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: _State) -> tuple[Tensor, _State]:
-        mu = problem.measure(z)
+        mu, discrepancy = problem.measure(z), self._discrepancy(state.step)
         if self.target == "moving":
-            functional: Functional = FixedPointDiscrepancy(problem.map, self.discrepancy)
+            functional: Functional = FixedPointDiscrepancy(problem.map, discrepancy)
         else:
-            functional = against(self.discrepancy, problem.measure(image))
+            functional = against(discrepancy, problem.measure(image))
         descent = Descent(functional, mu)
         z, stepper = self.stepper.step(descent, z, descent.velocity(z), state.stepper, state.step)
         return z, _State(state.step + 1, stepper)
+
+    def _discrepancy(self, step: int) -> DiscrepancyLike:
+        """The discrepancy at a step: with the bandwidth that it has then."""
+        if self.bandwidth is None:
+            return cast(DiscrepancyLike, self.discrepancy)
+        bandwidth = self.bandwidth(step) if callable(self.bandwidth) else self.bandwidth
+        return cast(DiscrepancyLike, partial(_at, cast(Any, self.discrepancy), _checked(bandwidth)))
+
+
+def _at(discrepancy: Callable[[DiscreteMeasure, float], Functional], bandwidth: float, nu: DiscreteMeasure) -> Functional:
+    return discrepancy(nu, bandwidth)
+
+
+def _checked(bandwidth: float) -> float:
+    if not (isinstance(bandwidth, int | float) and 0.0 < bandwidth < float("inf")):
+        raise ValueError(
+            f"bandwidth: expected a positive finite number, or a function of the step that gives one, got {bandwidth!r}"
+        )
+    return bandwidth
