@@ -12,16 +12,21 @@ from ddeq.solvers import Stop
 STARTS = 20
 
 
+def two_digits(split):
+    data = load_digits(split)
+    return data.subset((data.labels < 2).nonzero().squeeze(-1))
+
+
 @pytest.mark.theorem("T8")
 @pytest.mark.parametrize(("cell", "penalty"), [(EquilibriumCell, 1.0), (ContractiveCell, 0.0)])
 def test_predictions_of_a_trained_model_do_not_depend_on_the_start(cell, penalty):
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
     encoder = InducedSetEncoder(2, 16, heads=2, inducing=4)
-    model = Classifier(DDEQ(encoder, cell(16, 4, heads=2), LearnedReference(5, 16, 4)), 10)
-    optimizer, data = torch.optim.Adam(model.parameters(), 5e-3), load_digits("train")
+    model = Classifier(DDEQ(encoder, cell(16, 4, heads=2), LearnedReference(5, 16, 4)), 2)
+    optimizer, data = torch.optim.Adam(model.parameters(), 5e-3), two_digits("train")
     losses = []
-    for _ in range(150):
+    for _ in range(80):
         rho, labels = data.batch(torch.randint(len(data), (24,), generator=g))
         loss = nn.functional.cross_entropy(model(rho, generator=g), labels)
         losses.append(loss.item())
@@ -30,9 +35,9 @@ def test_predictions_of_a_trained_model_do_not_depend_on_the_start(cell, penalty
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])  # it has learned something
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])  # it has learned something
 
-    test = load_digits("test")
+    test = two_digits("test")
     rho, _ = test.batch(range(32))
     ddeq = model.eval().model
     with torch.no_grad():
