@@ -14,7 +14,7 @@ from torch import Tensor
 from ddeq.autodiff import without_autocast
 from ddeq.iteration import ConvergenceError, ConvergenceWarning, Evaluation, Outcome, Status, Stop, implicit_function, iterate
 from ddeq.solvers.alignment import alignment
-from ddeq.solvers.anderson import Anderson
+from ddeq.solvers.auto import Auto
 from ddeq.solvers.bound_map import BoundMap
 from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
 
@@ -55,7 +55,8 @@ class Implicit:
     Parameters
     ----------
     solver
-        Solver of the adjoint equation, one that sees points only; default ``Anderson()``.
+        Solver of the adjoint equation, one that sees points only; default ``Auto(contraction=0.0)``:
+        Anderson's steps, and Newton's (which here is GMRES) where their residual stops falling.
     stop
         Its tolerance and steps; default: those of the forward solve.
     on_failure
@@ -94,7 +95,7 @@ class _AdjointSolve:
 
     def __init__(self, options: Implicit, weights: Tensor, status: Tensor, stop: Stop) -> None:
         self._options, self._status = options, status
-        self._solver = options.solver or Anderson()
+        self._solver = options.solver or Auto(contraction=0.0)
         self._stop = stop
         live = weights > 0
         mean = weights.mean(-1, keepdim=True)
@@ -148,7 +149,8 @@ class _AdjointIteration(FixedPointIteration):
 
     def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
         evaluation, memory = super().evaluate(value, memory)
-        return evaluation._replace(residual=evaluation.absolute), memory
+        usable = torch.isfinite(evaluation.residual)  # the others are lost, and for the solver to deal with
+        return evaluation._replace(residual=torch.where(usable, evaluation.absolute, torch.inf)), memory
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,10 @@ class _Affine:
 
     def image(self, z: Tensor) -> Tensor:
         return self.operator(z) + z + self.b
+
+    def linearized(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """Products with the derivative, the same everywhere: a solver that asks for them gets the operator itself."""
+        return lambda v: self.operator(v) + v
 
     def select(self, keep: Tensor) -> _Affine:
         raise AssertionError("adjoint equations are solved for all samples together")
