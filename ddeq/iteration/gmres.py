@@ -76,7 +76,7 @@ def gmres(
     x, r, left = torch.zeros_like(right), right, start
     steps = torch.zeros_like(start, dtype=torch.long)
     running = left > bound  # false for NaN
-    taken = 0
+    taken, scale = 0, torch.zeros_like(start)
     while taken < max_steps and bool(running.any()):
         if taken:
             renewed = right - product(x)
@@ -84,11 +84,11 @@ def gmres(
             r = torch.where(running.unsqueeze(-1), renewed, r)
             left = torch.where(running, norm(r), left)
             running = running & (left > bound)
-        cycle = _Arnoldi(product, metric, r, left, running, min(restart, max_steps - taken))
+        cycle = _Arnoldi(product, metric, r, left, running, scale, min(restart, max_steps - taken))
         while cycle.k < cycle.size and bool(cycle.running.any()):
             steps = steps + cycle.running
             cycle.extend(bound)
-        taken += cycle.k
+        taken, scale = taken + cycle.k, cycle.scale
         progress = running & (cycle.left < left)
         x = torch.where(progress.unsqueeze(-1), x + cycle.solution(), x)
         left = torch.where(progress, cycle.left, left)
@@ -101,11 +101,11 @@ class _Arnoldi:
     """A growing Krylov space for each sample, and the least residual in it by rotations of its Hessenberg matrix."""
 
     def __init__(
-        self, product: Callable[[Tensor], Tensor], metric: Tensor, r: Tensor, norm: Tensor, running: Tensor, size: int
+        self, product: Callable[[Tensor], Tensor], metric: Tensor, r: Tensor, norm: Tensor, running: Tensor, scale: Tensor, size: int
     ) -> None:
         batch, n = r.shape[:-1], r.shape[-1]
         self._product, self._metric, self.size, self.k = product, metric, size, 0
-        self.running, self.left, self._start = running, norm, norm
+        self.running, self.left, self.scale, self._start = running, norm, scale, norm
         self._basis = r.new_zeros(*batch, size + 1, n)
         self._basis[..., 0, :] = torch.where(running.unsqueeze(-1), r, 0.0) / torch.where(running, norm, 1.0).unsqueeze(-1)
         self._rotations = torch.eye(size + 1, dtype=r.dtype, device=r.device).repeat(*batch, 1, 1)
@@ -132,8 +132,9 @@ class _Arnoldi:
         turned = (self._rotations @ column.unsqueeze(-1)).squeeze(-1)
         a, c = turned[..., k], turned[..., k + 1]
         rho = torch.hypot(a, c)
-        # A column that the others nearly span would ask for a step of any length.
-        independent = rho > epsilon ** (2 / 3) * torch.linalg.vector_norm(column, dim=-1)
+        # A column that is nearly zero, or that the others nearly span, would ask for a step of any length.
+        self.scale = torch.where(running, torch.maximum(self.scale, torch.linalg.vector_norm(column, dim=-1)), self.scale)
+        independent = rho > epsilon ** (2 / 3) * self.scale
         used = running & independent & torch.isfinite(rho)
         cos, sin = (torch.where(used, t / torch.where(used, rho, 1.0), one) for t, one in ((a, 1.0), (c, 0.0)))
         upper, lower = self._rotations[..., k, :].clone(), self._rotations[..., k + 1, :].clone()

@@ -83,7 +83,7 @@ class Auto:
         return AutoState(0, history, newton, stage, infinite, infinite, stage, each)
 
     def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: AutoState) -> tuple[Tensor, AutoState]:
-        size = problem.norm(image - z)
+        _, size = problem.residual(z, image)
         fell = size < FALL * state.least
         waited = torch.where(fell, 0, state.waited + 1)
         slow = ~(size <= self.contraction * state.last) if state.step else torch.full_like(fell, self.contraction == 0.0)

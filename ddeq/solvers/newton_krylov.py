@@ -91,8 +91,7 @@ class NewtonKrylov:
         self, problem: FixedPoint, z: Tensor, image: Tensor, state: NewtonState, active: Tensor
     ) -> tuple[Tensor, NewtonState]:
         """The step of the samples that are ``active``; for the others no equations are solved."""
-        r = image - z
-        size = problem.norm(r)
+        r, size = problem.residual(z, image)
         taken = active & (size <= (1.0 - 1e-4 * state.length * (1.0 - state.forcing)) * state.size) & torch.isfinite(size)
         # Forcing terms by how well the last step did.
         known = torch.isfinite(state.size)
@@ -138,5 +137,7 @@ class NewtonKrylov:
             max_steps=self.products,
             restart=self.memory,
         )
-        moves = (found.residual < 1.0) & torch.isfinite(found.x.flatten(-2).sum(-1))
+        length, size = problem.norms(found.x, r)
+        # A step that is this much longer was asked for by rounding.
+        moves = (found.residual < 1.0) & (length <= size * torch.finfo(size.dtype).eps ** (-2 / 3))
         return choose(wanted, choose(moves, found.x, r), before)  # a plain step where the equation is singular

@@ -26,6 +26,8 @@ class Counter:
     """How often the map was evaluated."""
     forward_mode: bool = True
     """Whether it is not known yet that an operation in the map lacks forward-mode derivatives."""
+    seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    """The last iterate, its image, their difference and its norm, so that solvers need not take them again."""
 
 
 @runtime_checkable
@@ -95,7 +97,15 @@ class FixedPoint:
 
     def norm(self, a: Tensor) -> Tensor:
         """Norm of that inner product, ``(*batch,)``."""
-        return self.inner(a, a).sqrt()
+        return self.norms(a)[0]
+
+    def residual(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The residual :math:`\Phi(z) - z` and its norm, which carries no derivatives; both are known from `evaluate`."""
+        seen = self.counter.seen
+        if seen is not None and seen[0] is z and seen[1] is image:
+            return seen[2], seen[3]
+        r = image - z
+        return r, self.norm(r.detach())
 
     def norms(self, *fields: Tensor) -> tuple[Tensor, ...]:
         """The norms of several, of each in one pass over its numbers."""
@@ -151,12 +161,14 @@ class FixedPointIteration(Process):
         problem, stop = self._problem, self._stop
         found = problem.image(value)
         z, image = value.detach(), found.detach()
+        r = image - z
         if memory.z is None or memory.image is None:
-            absolute, size, start = problem.norms(image - z, image, z)
+            absolute, size, start = problem.norms(r, image, z)
             growth = torch.zeros_like(absolute)
         else:
-            absolute, size, start, moved, grown = problem.norms(image - z, image, z, z - memory.z, image - memory.image)
+            absolute, size, start, moved, grown = problem.norms(r, image, z, z - memory.z, image - memory.image)
             growth = torch.where(moved > 0, grown / moved, 0.0)
+        problem.counter.seen = None if value.requires_grad or found.requires_grad else (value, found, r, absolute)
         scale = size + stop.atol / stop.rtol
         if stop.metric is None:
             residual = absolute / scale

@@ -25,10 +25,10 @@ class History(NamedTuple):
     z: Tensor
     residual: Tensor
     image: Tensor  # damped: z + beta * residual
-    tests: Tensor  # what the equations are tested with: changes of residuals, or of iterates; (*batch, memory, n * d)
+    tests: Tensor  # masses times what tests the equations: changes of residuals, or of iterates; (*batch, memory, n * d)
     moves: Tensor  # differences of damped images, which is what the next iterate is made of
     system: Tensor  # the equations of the coefficients, (*batch, memory, memory)
-    squares: Tensor  # squared norms of the tests, (*batch, memory)
+    squares: Tensor  # squared norms of the changes that test, (*batch, memory)
     used: Tensor  # which places count, (*batch, memory)
     best: Tensor  # iterate of least residual
     drive: Tensor  # its residual
@@ -39,7 +39,7 @@ class History(NamedTuple):
 def secant_start(z: Tensor, memory: int) -> History:
     """A history without entries."""
     batch = z.shape[:-2]
-    places = z.new_zeros(*batch, memory, z.shape[-2] * z.shape[-1])
+    places = z.new_empty(*batch, memory, z.shape[-2] * z.shape[-1])  # read only where written
     nothing = torch.zeros_like(z)
     return History(
         step=0,
@@ -47,7 +47,7 @@ def secant_start(z: Tensor, memory: int) -> History:
         residual=nothing,
         image=z,
         tests=places,
-        moves=torch.zeros_like(places),
+        moves=torch.empty_like(places),
         system=z.new_zeros(*batch, memory, memory),
         squares=z.new_zeros(*batch, memory),
         used=torch.zeros(*batch, memory, dtype=torch.bool, device=z.device),
@@ -63,18 +63,17 @@ def secant_step(
 ) -> tuple[Tensor, History]:
     """The next iterate, ``z + beta * r`` minus the combination of moves that the equations of ``kind`` give."""
     beta, memory = 1.0 - damping, state.moves.shape[-2]
-    r = image - z
+    r, size = problem.residual(z, image)
     damped = z + beta * r if damping else image
-    move = damped - state.image
-    size = problem.norm(r.detach())
-    good = size <= restart * state.least  # false for NaN
-    better = size < state.least
-    change = r - state.residual
-    step = change if kind == "II" else z - state.z
-    if not _all(good):  # what may be NaN must not enter the history, not even to be multiplied by zero
+    move, change = damped - state.image, r - state.residual
+    test = change if kind == "II" else z - state.z
+    good, better = size <= restart * state.least, size < state.least  # both false for NaN
+    all_good = _all(good)
+    retreats = torch.where(better, 0.0, state.retreats)
+    if not all_good:  # what may be NaN must not enter the history, not even to be multiplied by zero
         z, r = choose(good, z, state.best), choose(good, r, state.drive)
-        damped = choose(good, damped, z + beta * r)
-        move, step, change = (choose(good, a, torch.zeros_like(a)) for a in (move, step, change))
+        damped, retreats = choose(good, damped, z + beta * r), retreats + ~good
+        move, change, test = (choose(good, a, torch.zeros_like(a)) for a in (move, change, test))
     following = state._replace(
         step=state.step + 1,
         z=z,
@@ -83,22 +82,23 @@ def secant_step(
         best=choose(better, z, state.best),
         drive=choose(better, r, state.drive),
         least=torch.where(better, size, state.least),
-        retreats=torch.where(better, 0.0, state.retreats + ~good),
+        retreats=retreats,
     )
     proposal = damped
     if state.step:
         place, filled = (state.step - 1) % memory, min(state.step, memory)
-        tests = _put(state.tests, (..., place, slice(None)), (change if kind == "II" else step).flatten(-2))
-        moves = _put(state.moves, (..., place, slice(None)), move.flatten(-2))
-        used = _put(state.used, (..., place), torch.ones_like(good)) & good.unsqueeze(-1)
-        fields = (change, r) if kind == "II" else (change, r, step)
-        rows = (torch.stack(fields, -3) * problem.weights[..., None, :, None]).flatten(-2)
-        products = rows @ tests[..., :filled, :].mT
+        row_of, until = (..., place, slice(None)), (..., slice(0, filled), slice(None))
+        tests = _put(state.tests, row_of, (problem.weights.unsqueeze(-1) * test).flatten(-2))
+        moves = _put(state.moves, row_of, move.flatten(-2))
+        used = _put(state.used, (..., place), True)
+        used = used if all_good else used & good.unsqueeze(-1)
+        fields = (change, r) if kind == "II" else (change, r, test)
+        products = torch.stack(fields, -3).flatten(-2) @ tests[until].mT
         column, right = products[..., 0, :], products[..., 1, :]
         if kind == "II":
             row, square = column, column[..., place]
         else:
-            row, square = (rows[..., 2:, :] @ moves[..., :filled, :].mT)[..., 0, :], products[..., 2, place]
+            row, square = (tests[..., place, None, :] @ moves[until].mT)[..., 0, :], products[..., 2, place]
             # <s, y> = (<s, m> - <s, s>) / beta. Broyden's matrix has <s_i, s_j> / beta added where i is younger than j.
             row = (row if kind == "Broyden" else row - products[..., 2, :]) / beta
         system = _put(state.system, (..., place, slice(0, filled)), row)
@@ -107,10 +107,10 @@ def secant_step(
         following = following._replace(tests=tests, moves=moves, system=system, squares=squares, used=used)
         first = slice(0, filled)
         gamma = _coefficients(kind, system[..., first, first], right, used[..., first], squares[..., first], ridge)
-        proposal = damped - (gamma.unsqueeze(-2) @ moves[..., first, :]).reshape(z.shape)
-    if not _all(good):
-        retreat = state.best + (beta * 0.5**following.retreats)[..., None, None] * state.drive
-        lost = ~torch.isfinite(size) & (following.retreats > RETREATS)
+        proposal = damped - (gamma.unsqueeze(-2) @ moves[until]).reshape(z.shape)
+    if not all_good:
+        retreat = state.best + (beta * 0.5**retreats)[..., None, None] * state.drive
+        lost = ~torch.isfinite(size) & (retreats > RETREATS)
         proposal = choose(good, proposal, choose(lost, torch.full_like(z, torch.nan), retreat))
     return proposal, following
 
@@ -129,16 +129,17 @@ def _coefficients(kind: Kind, system: Tensor, right: Tensor, used: Tensor, squar
         normal, columns = system, system.diagonal(dim1=-2, dim2=-1)
     else:
         used = used & (squares > 0)
-        scale = torch.where(used, squares.double(), 1.0).rsqrt() * used
+        scale = torch.where(used, squares.double(), torch.inf).rsqrt()
         system = system * scale.unsqueeze(-1) * used.unsqueeze(-2)
         normal, right = system.mT @ system, (system.mT @ (right * scale).unsqueeze(-1)).squeeze(-1)
         columns = normal.diagonal(dim1=-2, dim2=-1)
     used = used & (columns > 0)
-    scale = torch.where(used, columns, 1.0).rsqrt() * used
+    scale = torch.where(used, columns, torch.inf).rsqrt()  # zero where a place is not used
+    normal = normal * scale.unsqueeze(-1) * scale.unsqueeze(-2)
     # A place that is not used has a row of zeros: one on its diagonal makes its coefficient zero.
-    normal = normal * scale.unsqueeze(-1) * scale.unsqueeze(-2) + torch.diag_embed(torch.where(used, ridge, 1.0).to(normal.dtype))
+    normal.diagonal(dim1=-2, dim2=-1).add_(torch.where(used, ridge, 1.0))
     solution: Tensor = torch.linalg.solve_ex(normal, right * scale).result
-    return (solution * scale).to(dtype)
+    return (solution * scale).to(dtype).contiguous()  # products with strided ones are much slower
 
 
 def check_secant_options(memory: int, damping: float, ridge: float | None, restart: float) -> None:
@@ -153,7 +154,7 @@ def check_secant_options(memory: int, damping: float, ridge: float | None, resta
         raise ValueError(f"restart: expected a factor > 1, got {restart}")
 
 
-def _put(places: Tensor, index: Any, value: Tensor) -> Tensor:
+def _put(places: Tensor, index: Any, value: Tensor | bool) -> Tensor:
     """``places`` with ``value`` at ``index``: in place where autograd does not record, which spares a copy of the history."""
     if torch.is_grad_enabled():
         places = places.clone()
