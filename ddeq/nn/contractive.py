@@ -56,7 +56,7 @@ def norm_bound(matrix: Float[Tensor, "m k"], squarings: int = SQUARINGS) -> Floa
             size = gram.diagonal().sum().clamp_min(tiny)
             logarithm = logarithm + size.log() / 2**k
             gram = gram / size  # of trace one, so that no power is out of range
-        return (0.5 * logarithm).exp()
+        return (0.5 * logarithm).exp() * (1.0 + 64.0 * torch.finfo(matrix.dtype).eps)  # for the rounding of all this
 
 
 def interaction(

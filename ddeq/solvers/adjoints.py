@@ -68,7 +68,7 @@ class Implicit:
     Raises
     ------
     ValueError
-        If ``on_failure`` is neither of the two.
+        If an option is not what it should be.
 
     References
     ----------
@@ -84,6 +84,10 @@ class Implicit:
     def __post_init__(self) -> None:
         if self.on_failure not in ("warn", "raise"):
             raise ValueError(f"on_failure: expected 'warn' or 'raise', got {self.on_failure!r}")
+        for name, kind, example in (("solver", Solver, "Anderson()"), ("stop", Stop, "Stop(rtol=1e-6)")):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, type)):
+                raise ValueError(f"{name}: expected an instance such as {example} or None, got {value!r}")
 
     def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
         solve = _AdjointSolve(self, bound.mu.weights.detach(), status, replace(self.stop or stop, metric=None))
@@ -117,7 +121,8 @@ class _AdjointSolve:
 
     def _judge(self, outcome: Outcome, growth: Tensor) -> None:
         """``growth``: how many times larger the solution is than the gradient that came in."""
-        log.debug("adjoint: largest residual %.1e, steps %s", float(outcome.residual.max()), int(outcome.steps.max()))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("adjoint: largest residual %.1e, %d steps", float(outcome.residual.max()), int(outcome.steps.max()))
         if self._options.report is not None:
             self._options.report(outcome)
         largest = min(1.0 / self._stop.rtol, torch.finfo(growth.dtype).eps ** -0.5)
@@ -237,7 +242,7 @@ def attach(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: S
     messages = []
     with without_autocast(z.device):
         if stop.metric is not None:
-            bound, mismatch = _align(bound, z, status)
+            bound, mismatch = _align(bound, z, status, MISMATCH * stop.rtol)
             apart = mismatch > MISMATCH * stop.rtol
             if bool(apart.any()):
                 messages.append(
@@ -259,17 +264,24 @@ def attach(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: S
     return _Announce.apply(tied, messages) if messages else tied  # type: ignore[no-untyped-call]
 
 
-def _align(bound: BoundMap, z: Tensor, status: Tensor) -> tuple[BoundMap, Tensor]:
-    """The map with its images matched to atoms, and how far they are apart then, relative to their size."""
+def _align(bound: BoundMap, z: Tensor, status: Tensor, near: float) -> tuple[BoundMap, Tensor]:
+    """The map with its images matched to atoms, unless all are ``near`` already, and how far apart they are then, relatively."""
     with torch.no_grad():
         z, weights = z.detach(), bound.mu.weights.detach()
-        usable = (status != Status.DIVERGED.value)[..., None, None]
+        usable = status != Status.DIVERGED.value
         image = bound.image(z)
-        matrix = alignment(torch.where(usable, z, 0.0), torch.where(usable, image, 0.0), weights)
-        problem = FixedPoint(_Affine(lambda u: u, z), weights)
-        apart, size = problem.norms(matrix @ image - z, z)
-        mismatch = torch.where(usable[..., 0, 0], apart / torch.where(size > 0, size, 1.0), 0.0)
-    return bound.aligned(matrix), mismatch
+        problem = FixedPoint(_Affine(torch.zeros_like, z), weights)
+        size = problem.norm(z)
+
+        def mismatch(image: Tensor) -> Tensor:
+            return torch.where(usable, problem.norm(image - z) / torch.where(size > 0, size, 1.0), 0.0)
+
+        before = mismatch(image)
+        if bool((before <= near).all()):
+            return bound, before
+        there = usable[..., None, None]
+        matrix = alignment(torch.where(there, z, 0.0), torch.where(there, image, 0.0), weights)
+        return bound.aligned(matrix), mismatch(matrix @ image)
 
 
 def _attach_without_diverged(adjoint: Adjoint, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:

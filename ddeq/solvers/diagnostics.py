@@ -24,7 +24,8 @@ def spectral_radius(
 
     Arnoldi's method on the adjoint of :math:`J` with ``steps`` vector-Jacobian products, in the inner product of
     :math:`L^2(\mu)`: complex pairs of eigenvalues are seen, and the result is exact where ``steps`` reaches the number of
-    coordinates. Picard's iteration converges near a fixed point iff it is below one.
+    coordinates; before that it is an estimate, good where few eigenvalues stand out, and possibly too large where
+    :math:`J` is far from normal. Picard's iteration converges near a fixed point iff the radius is below one.
 
     A field in :math:`L^2(\mu)` has one value in each place: atoms of the same mark that coincide count as one, those of
     mass zero do not count, and what is found depends on the measure alone (T1), but for the random first direction.
@@ -64,8 +65,9 @@ def spectral_radius(
                 exhausted = norm <= rounding * size
                 hessenberg[..., k + 1, k] = torch.where(exhausted, 0.0, norm)[..., 0, 0]
                 basis.append(torch.where(exhausted, 0.0, w / torch.where(exhausted, 1.0, norm)))
-        radius: Tensor = torch.linalg.eigvals(hessenberg).abs().amax(-1)
-    return radius
+        finite = torch.isfinite(hessenberg).flatten(-2).all(-1)
+        radius = torch.linalg.eigvals(torch.where(finite[..., None, None], hessenberg, 0.0)).abs().amax(-1)
+    return torch.where(finite, radius, torch.nan)
 
 
 def jacobian_penalty(

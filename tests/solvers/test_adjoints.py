@@ -515,6 +515,26 @@ def test_alignment_finds_who_went_where():
         assert_close(matrix.sum(-1), torch.ones(same.n, dtype=torch.float64))
 
 
+def test_atoms_that_stay_where_they_are_need_no_alignment(monkeypatch):
+    """The assignment costs the cube of the number of atoms."""
+    monkeypatch.setattr("ddeq.solvers.adjoints.alignment", None)
+    points, weights, marks = marked((2,))
+    shift = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    mu, stop = DiscreteMeasure(points, weights, marks), Stop(rtol=1e-6, metric=MMD)
+    z = fixed_point(mean_field, mu, 0.4, shift, stop=stop).measure.points
+    exact = fixed_point(mean_field, mu, 0.4, shift, stop=TIGHT).measure.points
+    assert_close(*(torch.autograd.grad(t.sum(), shift)[0] for t in (z, exact)), rtol=1e-4)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("option", "value"), [("solver", "anderson"), ("solver", Anderson), ("stop", 1e-3), ("on_failure", "ignore")]
+)
+def test_options_of_the_adjoint_are_checked_when_it_is_made(option, value):
+    with pytest.raises(ValueError, match=f"{option}: "):
+        Implicit(**{option: value})
+
+
 def test_atoms_that_only_the_metric_calls_equal_are_reported():
     theta = scalar(1.0)
     z = tied(DiscreteMeasure(ATOMS + torch.tensor([[0.01], [0.0], [0.0]], dtype=torch.float64)), theta, Implicit(), rtol=1e-4)

@@ -31,6 +31,13 @@ def test_spectral_radius_of_nothing_and_of_nilpotent_maps():
     assert jacobian_penalty(lambda mu: mu.with_points(torch.ones_like(mu.points)), mu, steps=2) == 0.0
 
 
+def test_a_sample_that_is_not_finite_leaves_the_others_alone():
+    mu = DiscreteMeasure(torch.randn(2, 3, 2))
+    a = torch.tensor([0.5, torch.nan])
+    assert_close(spectral_radius(affine, mu, a, 0.0)[0], torch.tensor(0.5), rtol=1e-5)
+    assert spectral_radius(affine, mu, a, 0.0)[1].isnan()
+
+
 def test_complex_pairs_at_few_steps_and_in_single_precision():
     turn = lambda angle: torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     matrix = torch.block_diag(0.9 * turn(1.0), 0.5 * turn(2.0), 0.3 * torch.eye(26))
