@@ -79,6 +79,11 @@ def fixed_point(
         If the map changes the number of atoms, their dimension, dtype, weights or marks; if ``mu0.points`` require grad
         and the adjoint is not `Unrolled`; if a tensor that requires grad enters the map unseen; if an option is unknown.
 
+    Notes
+    -----
+    Under ``torch.autocast`` the map runs in the lower precision, in backward too; iterates, residuals and what solvers make of
+    them stay in the precision of ``mu0``. A compiled map has first derivatives only.
+
     Examples
     --------
     >>> mu = DiscreteMeasure(torch.tensor([[0.0]]))
