@@ -110,10 +110,12 @@ class _AdjointSolve:
 
     def __call__(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> Tensor:
         with without_autocast(b.device):
-            problem = FixedPoint(_Affine(operator, b), self._inverse if dual else self._weights)
-            size = problem.norm(b)[..., None, None]
+            weights = self._inverse if dual else self._weights
+            size = b.abs().amax((-2, -1), keepdim=True)  # squares of small numbers would be zero
             size = torch.where(size > 0, size, 1.0)
-            problem = replace(problem, function=_Affine(operator, b / size))
+            norm = FixedPoint(_Affine(operator, b), weights).norm(b / size)[..., None, None]
+            size = size * torch.where(norm > 0, norm, 1.0)
+            problem = FixedPoint(_Affine(operator, b / size), weights)
             iteration = _AdjointIteration(problem, self._solver, self._stop)
             outcome = iterate(iteration, b / size, iteration.start(b), stop=self._stop, batch_shape=tuple(b.shape[:-2]))
             self._judge(outcome, problem.norm(outcome.value))

@@ -169,10 +169,12 @@ def test_a_loss_may_look_at_atoms_of_mass_zero():
     check_implicit_gradient(mean_field, DiscreteMeasure(points, weights, marks), 0.4, shift, solver=Picard())
 
 
-def test_tiny_cotangents_are_not_taken_for_zero():
-    a = scalar(0.9)
-    z = fixed_point(affine, point(0.0), a, 1.0, stop=Stop(rtol=1e-6, max_steps=500)).measure.points.sum()
-    assert torch.autograd.grad(1e-9 * z, a)[0].item() == pytest.approx(1e-7, rel=1e-4)
+@pytest.mark.parametrize(("dtype", "small"), [(torch.float64, 1e-9), (torch.float32, 1e-9), (torch.float32, 1e-25)])
+def test_tiny_cotangents_are_not_taken_for_zero(dtype, small):
+    """Gradients of confident classifiers are of that size, and their squares are zero."""
+    a = torch.tensor(0.9, dtype=dtype, requires_grad=True)
+    z = fixed_point(affine, point(0.0, dtype=dtype), a, 1.0, stop=Stop(rtol=1e-5, max_steps=500)).measure.points.sum()
+    assert torch.autograd.grad(small * z, a)[0].item() == pytest.approx(100 * small, rel=1e-3, abs=0.0)
 
 
 @pytest.mark.parametrize("adjoint", [Implicit(), OneStep(), Phantom(3)], ids=repr)
@@ -559,7 +561,7 @@ def halfway(mu, b):
     return mu.push_forward(lambda z: torch.stack([z[..., 0], 0.5 * z[..., 1] + b], -1))
 
 
-PATIENT = Stop(rtol=1e-2, max_steps=300, patience=300)
+PATIENT = Stop(rtol=2e-2, max_steps=120, patience=120)
 
 
 @pytest.mark.theorem("T7")
