@@ -101,7 +101,14 @@ class _Arnoldi:
     """A growing Krylov space for each sample, and the least residual in it by rotations of its Hessenberg matrix."""
 
     def __init__(
-        self, product: Callable[[Tensor], Tensor], metric: Tensor, r: Tensor, norm: Tensor, running: Tensor, scale: Tensor, size: int
+        self,
+        product: Callable[[Tensor], Tensor],
+        metric: Tensor,
+        r: Tensor,
+        norm: Tensor,
+        running: Tensor,
+        scale: Tensor,
+        size: int,
     ) -> None:
         batch, n = r.shape[:-1], r.shape[-1]
         self._product, self._metric, self.size, self.k = product, metric, size, 0

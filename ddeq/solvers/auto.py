@@ -36,10 +36,10 @@ class AutoState(NamedTuple):
 class Auto:
     r"""Picard's steps while they contract well, then Anderson's, then Newton's where the residual stops falling.
 
-    Each sample changes by itself, and never back: from `Picard` to `Anderson` when a step leaves more than ``contraction``
-    of the residual, and on to `NewtonKrylov` when ``patience`` evaluations have not brought it below nine tenths of the least
-    one so far. Anderson's history is kept from the first step on. ``solution.used`` tells how many steps each sample took with
-    each.
+    Each sample changes by itself: from `Picard` to `Anderson` when a step leaves more than ``contraction`` of the residual, on
+    to `NewtonKrylov` when ``patience`` evaluations have not brought it below nine tenths of the least one so far, and back
+    to Anderson when Newton's have not either. Anderson's history is kept from the first step on. ``solution.used`` tells how
+    many steps each sample took with each.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Auto:
     """
 
     contraction: float = 0.5
-    patience: int = 10
+    patience: int = 30
     anderson: Anderson = field(default_factory=Anderson)
     newton: NewtonKrylov = field(default_factory=NewtonKrylov)
 
@@ -89,13 +89,17 @@ class Auto:
         slow = ~(size <= self.contraction * state.last) if state.step else torch.full_like(fell, self.contraction == 0.0)
         stage = torch.where((state.stage == PICARD) & slow, ANDERSON, state.stage)
         tired = (state.stage == ANDERSON) & (waited >= self.patience)
-        stage = torch.where(tired, NEWTON, stage)
+        stage = torch.where(tired, NEWTON, torch.where((state.stage == NEWTON) & (waited >= self.patience), ANDERSON, stage))
+        waited = torch.where(stage == state.stage, waited, 0)
         accelerated, history = self.anderson.step(problem, z, image, state.history)
         proposal, newton = choose(stage == PICARD, image, accelerated), state.newton
         strong = stage == NEWTON
-        if state.step >= self.patience and bool(strong.any()):  # before that nobody can be tired: a GPU need not be asked
-            direct, newton = self.newton.step_of(problem, z, image, newton, strong)
-            proposal = choose(strong, direct, proposal)
+        if state.step >= self.patience:  # before that nobody can be tired: a GPU need not be asked
+            if bool(strong.any()):
+                direct, newton = self.newton.step_of(problem, z, image, newton, strong)
+                proposal = choose(strong, direct, proposal)
+            else:  # who comes back to it begins anew
+                newton = newton._replace(size=torch.full_like(newton.size, torch.inf))
         return proposal, AutoState(
             step=state.step + 1,
             history=history,

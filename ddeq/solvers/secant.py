@@ -14,6 +14,9 @@ __all__ = ["History", "check_secant_options", "secant_start", "secant_step"]
 
 Kind = Literal["II", "I", "Broyden"]
 
+FALL, PATIENCE = 0.95, 10
+"""Where so many evaluations have not brought the residual below that share, twice as many plain steps follow, and so on in
+turn: they leave the neighbourhood of a least residual that is no solution, to which extrapolation would always come back."""
 RETREATS = 10
 """After so many returns to its best iterate, none of which led to a better one, a sample has diverged if its image is NaN."""
 
@@ -34,6 +37,8 @@ class History(NamedTuple):
     drive: Tensor  # its residual
     least: Tensor  # the norm of that, (*batch,)
     retreats: Tensor  # returns to it since it was found, (*batch,)
+    mark: Tensor  # the residual when it last fell, (*batch,)
+    waited: Tensor  # evaluations since then, (*batch,)
 
 
 def secant_start(z: Tensor, memory: int) -> History:
@@ -55,6 +60,8 @@ def secant_start(z: Tensor, memory: int) -> History:
         drive=nothing,
         least=z.new_full(batch, torch.inf),
         retreats=z.new_zeros(batch),
+        mark=z.new_full(batch, torch.inf),
+        waited=z.new_zeros(batch),
     )
 
 
@@ -74,6 +81,8 @@ def secant_step(
         z, r = choose(good, z, state.best), choose(good, r, state.drive)
         damped, retreats = choose(good, damped, z + beta * r), retreats + ~good
         move, change, test = (choose(good, a, torch.zeros_like(a)) for a in (move, change, test))
+    fell = size < FALL * state.mark
+    waited = torch.where(fell, 0.0, state.waited + 1.0)
     following = state._replace(
         step=state.step + 1,
         z=z,
@@ -83,6 +92,8 @@ def secant_step(
         drive=choose(better, r, state.drive),
         least=torch.where(better, size, state.least),
         retreats=retreats,
+        mark=torch.where(fell, size, state.mark),
+        waited=waited,
     )
     proposal = damped
     if state.step:
@@ -106,7 +117,8 @@ def secant_step(
         squares = _put(state.squares, (..., place), square)
         following = following._replace(tests=tests, moves=moves, system=system, squares=squares, used=used)
         first = slice(0, filled)
-        gamma = _coefficients(kind, system[..., first, first], right, used[..., first], squares[..., first], ridge)
+        allowed = used[..., first] & (waited % (3 * PATIENCE) < PATIENCE).unsqueeze(-1)
+        gamma = _coefficients(kind, system[..., first, first], right, allowed, squares[..., first], ridge)
         proposal = damped - (gamma.unsqueeze(-2) @ moves[until]).reshape(z.shape)
     if not all_good:
         retreat = state.best + (beta * 0.5**retreats)[..., None, None] * state.drive

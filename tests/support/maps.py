@@ -6,7 +6,15 @@ from ddeq import DiscreteMeasure
 from ddeq.solvers import Anderson, Auto, Broyden, NewtonKrylov, Picard, Stop
 
 TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=500)
-EXTRAPOLATING = [Anderson(), Anderson(kind="I"), Anderson(5, damping=0.3), Broyden(), Broyden(4, damping=0.2), NewtonKrylov(), Auto()]
+EXTRAPOLATING = [
+    Anderson(),
+    Anderson(kind="I"),
+    Anderson(5, damping=0.3),
+    Broyden(),
+    Broyden(4, damping=0.2),
+    NewtonKrylov(),
+    Auto(),
+]
 SOLVERS = [Picard(), Picard(0.2), Anderson(2), *EXTRAPOLATING]
 
 
