@@ -5,7 +5,7 @@ Solvers see points and the inner product of L2(mu); adjoints say how gradients f
 """
 
 from ddeq.iteration import Solution, Status, Stop
-from ddeq.solvers.adjoints import Adjoint, Implicit, OneStep, Phantom, Unrolled
+from ddeq.solvers.adjoints import Adjoint, AdjointReport, Implicit, OneStep, Phantom, Unrolled
 from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.auto import Auto
 from ddeq.solvers.broyden import Broyden
@@ -18,6 +18,7 @@ from ddeq.solvers.problem import FixedPoint, Solver
 
 __all__ = [
     "Adjoint",
+    "AdjointReport",
     "Anderson",
     "Auto",
     "Broyden",

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ddeq.autodiff import without_autocast
-from ddeq.iteration import ConvergenceError, ConvergenceWarning, Evaluation, Outcome, Status, Stop, implicit_function, iterate
+from ddeq.iteration import ConvergenceError, ConvergenceWarning, Evaluation, Status, Stop, implicit_function, iterate
 from ddeq.solvers.alignment import alignment
 from ddeq.solvers.auto import Auto
 from ddeq.solvers.bound_map import BoundMap
 from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
 
-__all__ = ["Adjoint", "Implicit", "OneStep", "Phantom", "Unrolled", "attach"]
+__all__ = ["Adjoint", "AdjointReport", "Implicit", "OneStep", "Phantom", "Unrolled", "attach"]
 
 log = logging.getLogger("ddeq")
 
@@ -33,6 +33,22 @@ class Adjoint(Protocol):
     def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
         """``z``, the same numbers, as a differentiable function of ``bound.tensors``."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class AdjointReport:
+    """How the solve of an adjoint equation went, for each sample ``(*batch,)``."""
+
+    residual: Tensor
+    """Relative to the gradient that came in."""
+    steps: Tensor
+    """Steps of the solver."""
+    status: Tensor
+    """`ddeq.iteration.Status` as whole numbers."""
+    growth: Tensor
+    """How many times larger the solution is than the gradient that came in; where that is much, little is sure."""
+    products: int
+    """Products with the transposed Jacobian, on the batch."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,7 @@ class Implicit:
     on_failure
         Whether an adjoint equation that was not solved warns, or raises a `ConvergenceError`.
     report
-        Called in backward with what the iteration gave, a `ddeq.iteration.Outcome` with residual, steps and status of
-        each sample, once for each adjoint equation (again for those of second derivatives).
+        Called in backward with an `AdjointReport`, once for each adjoint equation (again for those of second derivatives).
 
     Raises
     ------
@@ -79,7 +94,7 @@ class Implicit:
     solver: Solver | None = None
     stop: Stop | None = None
     on_failure: Literal["warn", "raise"] = "warn"
-    report: Callable[[Outcome], object] | None = None
+    report: Callable[[AdjointReport], object] | None = None
 
     def __post_init__(self) -> None:
         if self.on_failure not in ("warn", "raise"):
@@ -118,36 +133,37 @@ class _AdjointSolve:
             problem = FixedPoint(_Affine(operator, b / size), weights)
             iteration = _AdjointIteration(problem, self._solver, self._stop)
             outcome = iterate(iteration, b / size, iteration.start(b), stop=self._stop, batch_shape=tuple(b.shape[:-2]))
-            self._judge(outcome, problem.norm(outcome.value))
+            growth = problem.norm(outcome.value)
+            self._judge(AdjointReport(outcome.residual, outcome.steps, outcome.status, growth, problem.counter.count))
         return outcome.value * size
 
-    def _judge(self, outcome: Outcome, growth: Tensor) -> None:
-        """``growth``: how many times larger the solution is than the gradient that came in."""
+    def _judge(self, report: AdjointReport) -> None:
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("adjoint: largest residual %.1e, %d steps", float(outcome.residual.max()), int(outcome.steps.max()))
+            log.debug("adjoint: largest residual %.1e, %d products", float(report.residual.max()), report.products)
         if self._options.report is not None:
-            self._options.report(outcome)
-        largest = min(1.0 / self._stop.rtol, torch.finfo(growth.dtype).eps ** -0.5)
+            self._options.report(report)
+        largest = min(1.0 / self._stop.rtol, torch.finfo(report.growth.dtype).eps ** -0.5)
         considered = self._status != Status.DIVERGED.value
-        failed = considered & (outcome.status != Status.CONVERGED.value)
-        singular = considered & ~failed & (growth > largest)
+        failed = considered & (report.status != Status.CONVERGED.value)
+        singular = considered & ~failed & (report.growth > largest)
         messages = []
         if bool(failed.any()):
             messages.append(
                 f"{int(failed.sum())} of {failed.numel()} adjoint equations were not solved (largest relative residual "
-                f"{float(outcome.residual[failed].max()):.1e}, wanted {self._stop.rtol:.1e}): gradients are inexact, or the "
+                f"{float(report.residual[failed].max()):.1e}, wanted {self._stop.rtol:.1e}): gradients are inexact, or the "
                 "system is singular (the fixed point is not isolated). Give the adjoint more steps or another solver, "
                 "Implicit(solver, stop=Stop(...)), or make the map contract more"
             )
         if bool(singular.any()):
             messages.append(
                 f"{int(singular.sum())} of {singular.numel()} adjoint equations are singular to the tolerance: their "
-                f"solutions are up to {float(growth[singular].max()):.1e} times the gradient that came in. The fixed point is "
-                "not isolated, or hardly so, and its derivatives mean little; make the map contract more, or lower the rtol"
+                f"solutions are up to {float(report.growth[singular].max()):.1e} times the gradient that came in. The fixed "
+                "point is not isolated, or hardly so, and its derivatives mean little; make the map contract more, or lower the "
+                "rtol"
             )
         for message in messages:
             if self._options.on_failure == "raise":
-                raise ConvergenceError(message, outcome)
+                raise ConvergenceError(message, report)
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
 

@@ -614,6 +614,8 @@ def test_the_adjoint_reports_how_it_went():
     assert (reports[0].residual <= 1e-6).all()
     # Powers of a, relative to the right-hand side: the least k with a^(k+1) <= 1e-6.
     assert reports[0].steps.tolist() == [math.ceil(math.log(1e-6) / math.log(x)) - 1 for x in (0.5, 0.9)]
+    assert reports[0].products == reports[0].steps.max() + 1
+    assert_close(reports[0].growth, 1 / (1 - a), rtol=1e-4)
     torch.autograd.grad(gradient.sum(), a)
     assert len(reports) > 1
 
