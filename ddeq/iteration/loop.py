@@ -19,7 +19,7 @@ DIVERGENCE = 1e8
 """An iterate this many times larger than the first one has diverged; it would take long to become infinite."""
 RARELY = 64
 """Where nothing is to converge, look only every so many steps whether all samples have diverged."""
-FILL = 0.875
+FILL = 0.6
 """Finished samples are removed when at most this share of the current batch is still running."""
 
 
