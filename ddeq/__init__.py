@@ -19,7 +19,7 @@ from ddeq.measures import DiscreteMeasure
 if TYPE_CHECKING:
     from ddeq.flows import flow as flow
     from ddeq.functionals import Functional as Functional
-    from ddeq.solvers import fixed_point as fixed_point
+    from ddeq.solvers.fixed_point import fixed_point as fixed_point
 
 __version__ = "0.1.0"
 __all__ = ["DiscreteMeasure", "Functional", "__version__", "fixed_point", "flow"]

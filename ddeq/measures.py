@@ -226,10 +226,12 @@ class DiscreteMeasure:
         return self.with_points(map(self.points))
 
     def with_points(self, points: Float[Tensor, "*batch n e"]) -> DiscreteMeasure:
-        """The same weights and marks at other points, of any dimension."""
+        """The same weights and marks at other points, of any dimension; under autocast in the precision of this measure."""
         if not isinstance(points, Tensor) or points.shape[:-1] != self.weights.shape:
             seen = tuple(points.shape) if isinstance(points, Tensor) else type(points).__name__
             raise ValueError(f"points: expected a tensor of shape {(*self.weights.shape, 'd')}, got {seen}")
+        if torch.is_autocast_enabled(points.device.type):
+            points = points.to(self.dtype)
         _check_atoms(points, self.weights, self.marks)
         return unchecked(points, self.weights, self.marks)
 

@@ -6,8 +6,9 @@ Z)_i = Z_{p(i)}; with unequal masses P is the coupling divided by the weights.
 
 Verified: the first derivative for two coupled states; the first and second derivative for an undetermined scalar map,
 against direct implicit differentiation and a closed form; a 3-cycle against the derivative of the thrice-applied map;
-copies of its atoms with unequal masses; that a missing transpose is rejected by 3-cycles and passes unseen on
-2-cycles.
+copies of its atoms with unequal masses; that the map followed by the inverse of P is fixed atom by atom and has the same
+derivatives; that a missing transpose is rejected by 3-cycles and passes unseen on 2-cycles; that residuals relative to
+the solution do not show a singular system, and those relative to the right-hand side do.
 Assumed: the implicit function theorem; I - J (P - J) invertible.
 """
 
@@ -167,3 +168,41 @@ def test_unequal_masses_use_the_coupling_divided_by_the_weights():
         direct = sum(c * d for c, d in zip(cotangent, (first, second, second, last), strict=True))
         assert gradient(p - jacobian, cotangent) == direct
         assert gradient(sp.Matrix(coupling) - jacobian, cotangent) != direct
+
+
+def test_the_aligned_map_has_the_same_derivatives():
+    """R takes each image to its atom, in shares of the masses: R Phi is fixed atom by atom, and R^T u is the adjoint of Phi."""
+    third, quarter, twelfth = sp.Rational(1, 3), sp.Rational(1, 4), sp.Rational(1, 12)
+    atoms = sp.Matrix([CYCLE[0], CYCLE[1], CYCLE[1], CYCLE[2]])
+    weights = (third, quarter, twelfth, third)
+    coupling = sp.Matrix([[0, quarter, twelfth, 0], [0, 0, 0, quarter], [0, 0, 0, twelfth], [third, 0, 0, 0]])
+    align = sp.Matrix(4, 4, lambda j, i: coupling[i, j] / weights[j])
+    images = sp.Matrix([transport(a).subs(theta, 1) for a in atoms])
+    jacobian = sp.diag(*(transport(z).diff(z).subs({z: a, theta: 1}) for a in atoms))
+    assert align * images == atoms
+    first, second, last = direct_derivatives(3, transport, CYCLE[0])
+    for cotangent in ([1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 2, -3, 4]):
+        direct = sum(c * d for c, d in zip(cotangent, (first, second, second, last), strict=True))
+        u = (sp.eye(4) - align * jacobian).T.LUsolve(sp.Matrix(cotangent))
+        assert sum(align.T * u) == direct
+        forth = sp.Matrix(4, 4, lambda i, j: coupling[i, j] / weights[i])  # P in the place of its inverse
+        assert sum(forth.T * (sp.eye(4) - forth * jacobian).T.LUsolve(sp.Matrix(cotangent))) != direct
+    off = sp.Matrix([0, twelfth, -quarter, 0])  # a displacement without mean on the two copies: R forgets it
+    assert align * off == sp.zeros(4, 1)
+
+
+def test_singular_systems_show_in_the_residual_relative_to_the_right_hand_side():
+    """J = 1: u_k = (k + 1) b by Picard's iteration, whose residual is b at every step."""
+    b, k = sp.symbols("b k", positive=True)
+    u = sp.Symbol("u")
+    steps = [b]
+    for _ in range(5):
+        steps.append(steps[-1] + b)
+    assert [sp.expand(s - (i + 1) * b) for i, s in enumerate(steps)] == [0] * 6
+    residual = (u + b - u).subs(u, (k + 1) * b)
+    assert sp.limit(residual / ((k + 1) * b), k, sp.oo) == 0
+    assert sp.simplify(residual / b) == 1
+    # Invertible by rounding alone: the equation is solved, by a number that means nothing.
+    tiny = sp.Symbol("epsilon", positive=True)
+    solved = sp.solve((1 - tiny) * u + b - u, u)[0]
+    assert sp.simplify(solved / b) == 1 / tiny

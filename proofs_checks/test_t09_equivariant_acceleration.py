@@ -1,13 +1,14 @@
-"""T9 Equivariant acceleration: Anderson and Broyden steps commute with permutations, splits and mass-zero atoms.
+"""T9 Equivariant acceleration: Anderson, Broyden and GMRES steps commute with permutations, splits and mass-zero atoms.
 
 They do if their coefficients depend on the residuals through L2(mu) inner products only: B_0 a multiple of the
 identity and transposes in L2(mu). On cotangents the inner product is sum_i a_i . b_i / w_i over live atoms.
 
-Verified: one Anderson step of memory 2 with ridge (undetermined residuals) and three steps of Broyden's good method
-(rational residuals) commute with the three moves for symbolic masses; Anderson on cotangents commutes with them for
-1/w_i; unweighted inner products fail for splits and mass-zero atoms; a Gram matrix without ridge is singular for
-collinear differences.
-Assumed: residuals follow the moves, that is, the map is measure consistent (T1).
+Verified: one Anderson step of memory 2, of type II with ridge and of type I, one GMRES step in a Krylov space of dimension
+2 (undetermined residuals) and three steps of Broyden's good method (rational residuals) commute with the three moves for
+symbolic masses; the compact form of Broyden's method gives its steps, with the lower triangle and no other; Anderson on
+cotangents commutes with the moves for 1/w_i; unweighted inner products fail for splits and mass-zero atoms; a Gram matrix
+without ridge is singular for collinear differences.
+Assumed: residuals and Krylov vectors follow the moves, that is, the map and its derivative are measure consistent (T1).
 """
 
 from itertools import pairwise
@@ -55,6 +56,25 @@ def anderson(x, residuals, metric, ridge):
     return x + newest - sum((c * (s + d) for c, s, d in zip(coefficients, steps, differences, strict=True)), 0 * x)
 
 
+def type_one(x, residuals, metric):
+    """As `anderson`, but it is the steps that the residual is made orthogonal to, and the equations are not symmetric."""
+    *earlier, newest = residuals
+    differences = [newest - r for r in earlier]
+    steps = [sum(earlier[k:], 0 * x) for k in range(len(earlier))]
+    system = sp.Matrix(len(steps), len(steps), lambda i, j: inner(steps[i], differences[j], metric))
+    right = sp.Matrix([inner(step, newest, metric) for step in steps])
+    coefficients = system.adjugate() * right / system.det()
+    return x + newest - sum((c * (s + d) for c, s, d in zip(coefficients, steps, differences, strict=True)), 0 * x)
+
+
+def gmres(x, krylov, metric):
+    """From ``x``, with b, A b and maybe A^2 b: the correction in the span of all but the last that leaves the least of b."""
+    b, *images = krylov
+    gram = sp.Matrix(len(images), len(images), lambda i, j: inner(images[i], images[j], metric))
+    coefficients = gram.adjugate() * sp.Matrix([inner(image, b, metric) for image in images]) / gram.det()
+    return x + sum((c * vector for c, vector in zip(coefficients, krylov[:-1], strict=True)), 0 * x)
+
+
 def broyden(x, residuals, metric):
     """Three steps of Broyden's good method for r(x) = 0, the inverse Jacobian starting at minus the identity."""
     inverse = -sp.eye(len(x))
@@ -65,6 +85,21 @@ def broyden(x, residuals, metric):
         inverse = (inverse + (step - change) * row / (row * (after - before))[0]).applyfunc(sp.cancel)
         x, step = x + step, -inverse * after
     return x + step
+
+
+def compact_broyden(x, residuals, metric, later=lambda i, j: i > j):
+    """The last of the same steps without any matrix: coefficients as in Anderson's, with a triangle of the steps' products."""
+    differences = [after - before for before, after in pairwise(residuals)]
+    steps = []
+    for k in range(len(residuals)):
+        system = sp.Matrix(
+            k, k, lambda i, j: inner(steps[i], differences[j], metric) + (inner(steps[i], steps[j], metric) if later(i, j) else 0)
+        )
+        right = sp.Matrix([inner(step, residuals[k], metric) for step in steps])
+        coefficients = system.adjugate() * right / system.det() if k else []
+        corrections = (c * (s + d) for c, s, d in zip(coefficients, steps, differences[:k], strict=True))
+        steps.append((residuals[k] - sum(corrections, 0 * x)).applyfunc(sp.cancel))
+    return x + sum(steps, 0 * x)
 
 
 def carried(move, vector, label):
@@ -96,15 +131,25 @@ numbers = [sp.Matrix(r) for r in ([3, -2], [sp.Rational(1, 2), 1], [-1, sp.Ratio
 
 
 @every_move
-@pytest.mark.parametrize(("step", "residuals"), [(with_ridge, history), (broyden, numbers)])
+@pytest.mark.parametrize(
+    ("step", "residuals"), [(with_ridge, history), (type_one, history), (gmres, history), (broyden, numbers)]
+)
 def test_weighted_steps_commute_with_every_move(step, residuals, move):
     """Broyden's rational functions are too large for undetermined residuals; masses are symbols in both."""
     assert commutes(step, move, weighted, residuals)
 
 
-@pytest.mark.parametrize("step", [with_ridge, broyden])
-def test_unweighted_steps_commute_with_permutations_only(step):
-    assert [move for move in MOVES if commutes(step, move, unweighted, numbers)] == ["swap"]
+@pytest.mark.parametrize(("step", "memory"), [(with_ridge, 2), (type_one, 1), (gmres, 1), (broyden, 2)])
+def test_unweighted_steps_commute_with_permutations_only(step, memory):
+    """With as many unknowns as coordinates the equations of type I and GMRES are solved exactly, in any inner product."""
+    assert [move for move in MOVES if commutes(step, move, unweighted, numbers[: memory + 1])] == ["swap"]
+
+
+def test_the_compact_form_is_broydens_method():
+    exact = broyden(point, numbers, weighted(w))
+    assert all(is_zero(gap) for gap in compact_broyden(point, numbers, weighted(w)) - exact)
+    for wrong in (lambda i, j: i < j, lambda i, j: False):  # the other triangle; none, which is Anderson's type I
+        assert not all(is_zero(gap) for gap in compact_broyden(point, numbers, weighted(w), wrong) - exact)
 
 
 def test_the_reason_is_that_a_move_is_an_isometry():

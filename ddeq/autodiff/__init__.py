@@ -1,7 +1,17 @@
 """What the other rooms ask of automatic differentiation: gradients that are differentiable again, and memory for time."""
 
 from ddeq.autodiff.derivatives import alias, gradient, graph_leaves, under_transforms
-from ddeq.autodiff.inputs import open_tensors, strangers
-from ddeq.autodiff.recompute import autocast_now, recompute
+from ddeq.autodiff.inputs import OpenModule, strangers
+from ddeq.autodiff.recompute import autocast_now, recompute, without_autocast
 
-__all__ = ["alias", "autocast_now", "gradient", "graph_leaves", "open_tensors", "recompute", "strangers", "under_transforms"]
+__all__ = [
+    "OpenModule",
+    "alias",
+    "autocast_now",
+    "gradient",
+    "graph_leaves",
+    "recompute",
+    "strangers",
+    "under_transforms",
+    "without_autocast",
+]

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddeq.autodiff.derivatives import alias, graph_leaves
 
-__all__ = ["open_tensors", "strangers"]
+__all__ = ["OpenModule", "strangers"]
 
 
-def open_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module and those of its buffers that require grad, by the names that ``functional_call`` takes."""
-    return dict(module.named_parameters()) | {name: b for name, b in module.named_buffers() if b.requires_grad}
+class OpenModule:
+    """A module as a function of its parameters, and of those of its buffers that require grad, each once: `tensors`.
+
+    ``functional_call`` must be told all places of a tensor, but not two names of one place: where two names of a module lead
+    to one submodule, its own treatment of shared tensors leaves the substitutes behind.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._numbers: dict[str, int] = {}
+        tensors: dict[Tensor, int] = {}
+        for prefix, part in module.named_modules():
+            held = dict(part.named_parameters(recurse=False))
+            held |= {name: b for name, b in part.named_buffers(recurse=False) if b.requires_grad}
+            for name, tensor in held.items():
+                self._numbers[f"{prefix}.{name}" if prefix else name] = tensors.setdefault(tensor, len(tensors))
+        self.tensors: list[Tensor] = list(tensors)
+
+    def __call__(self, tensors: Sequence[Tensor], *args: Any) -> Any:
+        """``module(*args)`` with other tensors in the place of its own, in the order of `tensors`."""
+        if not self._numbers:
+            return self.module(*args)
+        named = {name: tensors[i] for name, i in self._numbers.items()}
+        return torch.func.functional_call(self.module, named, args, tie_weights=False)
 
 
 def strangers(function: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, set[Tensor]]:

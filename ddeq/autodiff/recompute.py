@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_now", "recompute"]
+__all__ = ["autocast_now", "recompute", "without_autocast"]
 
 Outputs = tuple[Tensor, ...]
 
@@ -27,10 +27,18 @@ def recompute(function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
 
 
 def autocast_now(device: torch.device) -> Callable[[], torch.autocast]:
-    """Makes the autocast that holds now hold again later: backward passes run without it."""
+    """Makes the autocast that holds now hold again later: backward passes run without it.
+
+    Casts are not cached: a parameter that is cast where nothing is recorded would be found by who needs its gradient.
+    """
     kind = device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def without_autocast(device: torch.device) -> torch.autocast:
+    """For sums and small linear systems, whose digits matter, between evaluations of a function under autocast."""
+    return torch.autocast(device.type, enabled=False)
 
 
 class _Recompute(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddeq.autodiff import open_tensors, strangers
+from ddeq.autodiff import OpenModule, strangers
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure, unchecked
 
@@ -31,18 +31,15 @@ class BoundFunctional:
 
     def __init__(self, functional: Functional, mu: DiscreteMeasure, keep: Tensor | None = None) -> None:
         self.functional, self.mu, self.keep = functional, mu, keep
-        self._module = _Gradient(functional)
-        named = open_tensors(self._module)
-        self._names = list(named)
+        self._gradient = OpenModule(_Gradient(functional))
         given = [mu.weights] + ([] if mu.marks is None else [mu.marks])
-        self.tensors: list[Tensor] = given + list(named.values())
+        self.tensors: list[Tensor] = given + self._gradient.tensors
 
     def gradient_of(self, points: Tensor, *tensors: Tensor) -> Tensor:
         """The gradient ``(*batch, n, d)`` as a function of all tensors, in the order of `tensors`."""
         weights, *rest = tensors
         marks = None if self.mu.marks is None else rest.pop(0)
-        named = dict(zip(self._names, rest, strict=True))
-        value: Tensor = torch.func.functional_call(self._module, named, (unchecked(points, weights, marks), self.keep))
+        value: Tensor = self._gradient(rest, unchecked(points, weights, marks), self.keep)
         return value
 
     def watch(self, points: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ddeq.iteration.status import Status, Stop
 
-__all__ = ["Evaluation", "Outcome", "Process", "Report", "iterate"]
+__all__ = ["Evaluation", "Outcome", "Process", "Report", "choose", "iterate"]
 
 DIVERGENCE = 1e8
 """An iterate this many times larger than the first one has diverged; it would take long to become infinite."""
 RARELY = 64
 """Where nothing is to converge, look only every so many steps whether all samples have diverged."""
-FILL = 0.875
+FILL = 0.6
 """Finished samples are removed when at most this share of the current batch is still running."""
 
 
@@ -36,6 +36,8 @@ class Evaluation(NamedTuple):
     """How large the next iterate threatens to be, ``(*batch,)``; not finite: diverged."""
     found: Any
     """What `Process.advance` needs of it."""
+    note: Tensor | None = None
+    """What is to be known of each sample when it has finished, besides, ``(*batch, k)``."""
 
 
 @runtime_checkable
@@ -84,6 +86,8 @@ class Outcome:
     """The memory of the process, for the samples that were not removed."""
     left: Tensor
     """Which entries of the first batch dimension were not removed."""
+    note: Tensor
+    """The last `Evaluation.note` of each sample; ``(*batch, 0)`` where there is none."""
 
 
 def iterate(
@@ -156,7 +160,7 @@ def iterate(
             bar.update()
     full = _scatter(full, now, index, rows)
     return Outcome(
-        value=full.best if best else torch.where(_as(full.status == Status.DIVERGED.value, full.value), full.best, full.value),
+        value=full.best if best else choose(full.status == Status.DIVERGED.value, full.best, full.value),
         residual=full.least if best else full.seen,
         steps=full.steps,
         status=full.status,
@@ -165,6 +169,7 @@ def iterate(
         trace=torch.stack(traces) if trace else None,
         memory=memory,
         left=index,
+        note=full.note,
     )
 
 
@@ -183,6 +188,7 @@ class _Samples(NamedTuple):
     steps: Tensor
     status: Tensor
     running: Tensor
+    note: Tensor
 
     @classmethod
     def start(cls, value: Tensor, batch_shape: tuple[int, ...], status: Status) -> _Samples:
@@ -203,34 +209,39 @@ class _Samples(NamedTuple):
             zeros,
             zeros + status.value,
             running,
+            value.new_zeros(*batch_shape, 0),
         )
 
     def judge(self, evaluation: Evaluation, step: int, stop: Stop, converging: bool, patient: bool, best: bool) -> _Samples:
         residual, size = evaluation.residual.detach(), evaluation.size.detach()
         limit = DIVERGENCE * size if step == 0 else self.limit
-        valid = torch.isfinite(size) & (size <= limit)
-        diverged = self.running & ~valid
-        better = self.running & valid & ((residual < self.least) | (not best))
+        running = self.running
+        valid = running & torch.isfinite(size) & (size <= limit)
+        better = valid & ((residual < self.least) | (not best))
         improved = torch.where(better, step, self.improved)
-        status = torch.where(diverged, Status.DIVERGED.value, self.status)
-        finished = diverged
+        status = torch.where(valid, self.status, torch.where(running, Status.DIVERGED.value, self.status))
+        left = valid
         if converging:
-            converged = self.running & valid & (residual <= stop.rtol)
-            stagnated = self.running & valid & ~converged & (not patient and step - improved >= stop.patience)
+            converged = valid & (residual <= stop.rtol)
             status = torch.where(converged, Status.CONVERGED.value, status)
-            status = torch.where(stagnated, Status.STAGNATED.value, status)
-            finished = finished | converged | stagnated
+            left = valid & ~converged
+            if not patient and step >= stop.patience:
+                stagnated = left & (step - improved >= stop.patience)
+                status = torch.where(stagnated, Status.STAGNATED.value, status)
+                left = left & ~stagnated
+        note = evaluation.note
         return self._replace(
-            seen=torch.where(self.running, residual, self.seen),
-            best=torch.where(_as(better, self.value), self.value, self.best),
+            seen=torch.where(running, residual, self.seen),
+            best=choose(better, self.value, self.best),
             least=torch.where(better, residual, self.least),
             distance=torch.where(better, evaluation.absolute.detach(), self.distance),
-            growth=torch.where(self.running, torch.maximum(self.growth, evaluation.growth.detach()), self.growth),
+            growth=torch.where(running, torch.maximum(self.growth, evaluation.growth.detach()), self.growth),
             improved=improved,
-            checked=torch.where(self.running, step, self.checked),
+            checked=torch.where(running, step, self.checked),
             limit=limit,
             status=status,
-            running=self.running & ~finished,
+            running=left,
+            note=self.note if note is None else note if step == 0 else choose(running, note, self.note),
         )
 
     def move(self, proposal: Tensor, still: bool) -> _Samples:
@@ -238,7 +249,7 @@ class _Samples(NamedTuple):
 
         ``still``: those that are proposed to stay where they are have stagnated.
         """
-        finite = torch.isfinite(proposal.detach()).flatten(self.running.ndim).all(-1)
+        finite = torch.isfinite(proposal.detach().flatten(self.running.ndim).sum(-1))  # one pass; what overflows has diverged
         status = torch.where(self.running & ~finite, Status.DIVERGED.value, self.status)
         moving = self.running & finite
         if still:
@@ -246,7 +257,7 @@ class _Samples(NamedTuple):
             status = torch.where(moving & ~moved, Status.STAGNATED.value, status)
             moving = moving & moved
         return self._replace(
-            value=torch.where(_as(moving, proposal), proposal, self.value),
+            value=choose(moving, proposal, self.value),
             steps=self.steps + moving,
             status=status,
             running=moving,
@@ -267,8 +278,14 @@ def _running_rows(running: Tensor) -> Tensor:
     return rows.unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
 
 
-def _as(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
+def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """``torch.where`` with a mask of samples ``(*batch,)``, without a copy where all agree and looking costs nothing."""
+    if mask.device.type == "cpu":
+        if bool(mask.all()):
+            return yes
+        if not bool(mask.any()):
+            return no
+    return torch.where(mask.reshape(*mask.shape, *(1,) * (yes.ndim - mask.ndim)), yes, no)
 
 
 class _Bar:

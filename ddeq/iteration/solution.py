@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -30,15 +30,20 @@ class Solution:
     evaluations: int
     """Evaluations of the map, or of the gradient, on the batch, those for derivatives within a solver included."""
     error_bound: Tensor
-    r"""``(*batch,)``: estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - \hat L)` of the distance to the fixed point (T8).
+    r"""``(*batch,)``: bound or estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - L)` of the distance to the fixed point (T8).
 
-    :math:`\hat L` is the largest growth of differences between successive iterates that was seen: a lower estimate of
-    the Lipschitz constant, so this is an estimate, not a bound. Infinite where :math:`\hat L \ge 1` or unknown.
+    A *bound*, up to rounding, where the map declares an upper bound ``lipschitz`` of its Lipschitz constant in
+    :math:`L^2(\mu)`, as `ddeq.nn.ContractiveCell` does: then :math:`L` is that number. Else an *estimate* with the largest
+    growth of differences between successive iterates that was seen in the place of :math:`L`: a lower estimate of the
+    constant, so the distance may be larger. Infinite where :math:`L \ge 1` or unknown.
     """
     trace: Tensor | None = None
     """``(evaluations of the solver, *batch)``: residuals on request; NaN once a sample has finished."""
     args: tuple[Any, ...] = ()
     """What the map was solved with, for diagnostics: ``spectral_radius(map, solution.measure, *solution.args)``."""
+
+    used: dict[str, Tensor] = field(default_factory=dict)
+    """``(*batch,)`` for each method that the solver has: steps that each sample took with it."""
 
     @property
     def converged(self) -> Tensor:
@@ -48,7 +53,9 @@ class Solution:
     def summary(self) -> str:
         """One line: how many samples ended how, and the largest residual."""
         counts = [f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())]
-        return f"{', '.join(counts)}; largest residual {float(self.residual.max()):.1e}; {self.evaluations} evaluations"
+        line = f"{', '.join(counts)}; largest residual {float(self.residual.max()):.1e}; {self.evaluations} evaluations"
+        steps = [f"{int(n.sum())} of {name}" for name, n in self.used.items()]
+        return line if len(steps) < 2 else f"{line}; steps: {', '.join(steps)}"
 
     def __repr__(self) -> str:
         return f"Solution({self.measure}; {self.summary()})"

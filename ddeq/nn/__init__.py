@@ -1,13 +1,15 @@
 """Measure-consistent networks: attention, pooling, encoders, the equilibrium cell, and DDEQs.
 
 Every layer is a function of measures (T1): it weighs atoms by their mass, so that splitting an atom, or padding with
-atoms of mass zero, changes nothing. `DDEQ` puts an encoder, a cell and a reference together; `Classifier` reads its
+atoms of mass zero, changes nothing. `EquilibriumCell` is held to contract by a penalty, `ContractiveCell` contracts by
+construction and bears a certificate. `DDEQ` puts an encoder, a cell and a reference together; `Classifier` reads its
 equilibrium.
 """
 
 from ddeq.nn.attention import KeysAndValues, MeasureAttention, measure_attention
 from ddeq.nn.cell import EquilibriumCell
 from ddeq.nn.context import Context
+from ddeq.nn.contractive import ContractiveCell, interaction, norm_bound
 from ddeq.nn.ddeq import DDEQ, CollapseWarning
 from ddeq.nn.dropout import Dropout
 from ddeq.nn.encoder import InducedSetEncoder
@@ -24,6 +26,7 @@ __all__ = [
     "Classifier",
     "CollapseWarning",
     "Context",
+    "ContractiveCell",
     "Dropout",
     "EquilibriumCell",
     "FourierEmbedding",
@@ -36,7 +39,9 @@ __all__ = [
     "MeasureAttention",
     "Reference",
     "effective_support",
+    "interaction",
     "jacobian_penalty",
     "measure_attention",
+    "norm_bound",
     "spectral_radius",
 ]

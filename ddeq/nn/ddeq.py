@@ -40,7 +40,9 @@ class DDEQ(nn.Module):
     encoder
         Module from a `DiscreteMeasure` to a context: any pytree of tensors, each with the batch first.
     cell
-        Module from a measure and a context to a measure of the same atoms at other points.
+        Module from a measure and a context to a measure of the same atoms at other points. It may have a method
+        ``prepare(mu, context)`` for what depends on weights, marks and the context alone: it is called once, and what it
+        gives, tensors with the batch first, is the context of the solve.
     reference
         Where the state starts and which marks its atoms bear.
     solver, stop, adjoint
@@ -109,6 +111,8 @@ class DDEQ(nn.Module):
         if self.training:
             context = _with_masks(self.cell, context, rho, generator)
         start = self.reference(rho.batch_shape, rho.points, n, generator)
+        prepare: Callable[..., Any] | None = getattr(self.cell, "prepare", None)
+        context = context if prepare is None else prepare(start, context)
         in_dims = 0 if rho.batch_shape else None
         drawn = torch.get_rng_state()
         solution = fixed_point(

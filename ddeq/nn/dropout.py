@@ -39,10 +39,11 @@ class Dropout(nn.Module):
         self.features, self.p, self.key = features, p, uuid.uuid4().hex
 
     def forward(self, x: Float[Tensor, "*batch n c"], context: Context) -> Float[Tensor, "*batch n c"]:
-        if not self.training or self.p == 0:
-            return x
+        # The context decides, not the mode: a backward pass after .eval() sees the map that was solved.
         mask = getattr(context, "masks", {}).get(self.key)
         if mask is None:
+            if not self.training or self.p == 0:
+                return x
             raise RuntimeError(
                 "no mask was drawn for this Dropout: it works in the cell of a DDEQ whose context is a ddeq.nn.Context; call the "
                 "cell through the DDEQ, or .eval() it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from ddeq.autodiff import alias, graph_leaves
+from ddeq.autodiff import OpenModule, autocast_now, recompute, strangers, without_autocast
 from ddeq.measures import DiscreteMeasure, unchecked
 
 __all__ = ["BoundMap"]
@@ -21,20 +22,21 @@ class BoundMap:
     """``map(mu, *args)`` as a function of the points of ``mu``.
 
     `tensors` holds what else it may depend on: weights and marks of ``mu``, the tensors in ``args``, and the parameters
-    of ``map`` where it is a module (and those of its buffers that require grad).
+    of ``map`` where it is a module (and those of its buffers that require grad). The autocast that holds when a map is
+    bound holds in each of its evaluations, whenever they happen; images are in the precision of ``mu``.
     """
 
     def __init__(self, map: Map, mu: DiscreteMeasure, args: tuple[Any, ...], in_dims: Any) -> None:
         leaves, self._spec = pytree.tree_flatten(args)
         self.map, self.mu, self._leaves = map, mu, leaves
         self._dims = None if in_dims is None else _flat_dims(in_dims, leaves, self._spec, mu)
-        self._names: list[str] = []
-        own: list[Tensor] = []
-        if isinstance(map, nn.Module):
-            named = dict(map.named_parameters()) | {k: b for k, b in map.named_buffers() if b.requires_grad}
-            self._names, own = list(named), list(named.values())
+        self._module = OpenModule(map) if isinstance(map, nn.Module) else None
+        own = [] if self._module is None else self._module.tensors
         given = [mu.weights] + ([] if mu.marks is None else [mu.marks])
         self.tensors: list[Tensor] = given + [t for t in leaves if isinstance(t, Tensor)] + own
+        self._autocast = autocast_now(mu.device)
+        self._alignment: Tensor | None = None
+        self.recomputes = False
 
     @property
     def removable(self) -> bool:
@@ -49,8 +51,12 @@ class BoundMap:
 
     def image(self, z: Tensor, compare: bool = False) -> Tensor:
         """The points of the image of the measure with atoms at ``z``; ``compare``: also check its weights and marks."""
+        if self.recomputes and not compare:
+            return recompute(lambda z, *tensors: (self.image_of(z, *tensors),), z, *self.tensors)[0]
         mu = self.mu.with_points(z)
-        return self._checked(mu, self.map(mu, *self.args), compare)
+        with self._autocast():
+            image = self.map(mu, *self.args)
+        return self._checked(mu, image, compare)
 
     def image_of(self, z: Tensor, *tensors: Tensor, compare: bool = False) -> Tensor:
         """The same as a function of all tensors, in the order of `tensors`."""
@@ -58,12 +64,8 @@ class BoundMap:
         weights, marks = rest.pop(0), None if self.mu.marks is None else rest.pop(0)
         leaves = [rest.pop(0) if isinstance(t, Tensor) else t for t in self._leaves]
         mu, args = unchecked(z, weights, marks), pytree.tree_unflatten(leaves, self._spec)
-        if self._names:
-            assert isinstance(self.map, nn.Module)
-            named = dict(zip(self._names, rest, strict=True))
-            image = torch.func.functional_call(self.map, named, (mu, *args))
-        else:
-            image = self.map(mu, *args)
+        with self._autocast():
+            image = self.map(mu, *args) if self._module is None else self._module(rest, mu, *args)
         return self._checked(mu, image, compare)
 
     def watched_image(self, z: Tensor) -> Tensor:
@@ -74,20 +76,27 @@ class BoundMap:
         ValueError
             If a tensor that requires grad takes part and is none of `tensors`.
         """
-        with torch.enable_grad():
-            copies = [alias(t, False) if t.is_floating_point() else t for t in self.tensors]
-            image = self.image_of(z.detach(), *copies, compare=True)
-            strangers = graph_leaves(image) - set(copies)
-            if strangers:  # leaves that the map makes for derivatives of its own are others each time
-                strangers &= graph_leaves(self.image_of(z.detach(), *copies))
-        if strangers:
-            shapes = ", ".join(str(tuple(t.shape)) for t in strangers)
+        image, unseen = strangers(lambda *t: self.image_of(z.detach(), *t, compare=True), *self.tensors)
+        if unseen:
+            shapes = ", ".join(str(tuple(t.shape)) for t in unseen)
             raise ValueError(
                 f"map: tensors of shapes {shapes} that require grad enter the map from outside, where their gradient "
                 "would be lost. Pass them through `args`, make the map an nn.Module that holds them as parameters (pass the "
                 "module itself, not a function around it), or detach them; the adjoint Unrolled() differentiates everything"
             )
-        return image.detach()
+        return self.image(z) if self.recomputes else image
+
+    def aligned(self, alignment: Tensor) -> BoundMap:
+        """The map followed by a matrix ``(*batch, n, n)`` that takes each image to the atom with which it belongs."""
+        other = copy.copy(self)
+        other._alignment = alignment
+        return other
+
+    def recomputed(self) -> BoundMap:
+        """The same map that keeps nothing of an evaluation but its inputs and computes it again in backward."""
+        other = copy.copy(self)
+        other.recomputes = True
+        return other
 
     def select(self, keep: Tensor) -> BoundMap:
         """The map of the entries ``keep`` of the first batch dimension; differentiable."""
@@ -96,10 +105,10 @@ class BoundMap:
             leaf if dim is None or not isinstance(leaf, Tensor) else leaf.index_select(dim, keep)
             for leaf, dim in zip(self._leaves, self._dims, strict=True)
         ]
-        selected = object.__new__(BoundMap)
-        selected.map, selected.mu, selected._leaves = self.map, self.mu[keep], chosen
-        selected._spec, selected._dims, selected._names = self._spec, self._dims, self._names
-        own = self.tensors[len(self.tensors) - len(self._names) :] if self._names else []
+        selected = copy.copy(self)
+        selected.mu, selected._leaves = self.mu[keep], chosen
+        selected._alignment = None if self._alignment is None else self._alignment[keep]
+        own = [] if self._module is None else self._module.tensors
         given = [selected.mu.weights] + ([] if selected.mu.marks is None else [selected.mu.marks])
         selected.tensors = given + [t for t in chosen if isinstance(t, Tensor)] + own
         return selected
@@ -122,7 +131,10 @@ class BoundMap:
                 before, after = getattr(mu, name), getattr(image, name)
                 if before is not after and not (None not in (before, after) and torch.equal(before, after)):
                     raise ValueError(f"map: expected it to keep the {name} of its argument; use mu.with_points(...)")
-        return image.points
+        if self._alignment is None:
+            return image.points
+        with without_autocast(mu.device):
+            return self._alignment @ image.points
 
 
 def _flat_dims(in_dims: Any, leaves: Sequence[Any], spec: Any, mu: DiscreteMeasure) -> list[int | None]:

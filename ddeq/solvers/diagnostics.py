@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.autodiff import alias
+from ddeq.autodiff import alias, without_autocast
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["effective_support", "jacobian_penalty", "spectral_radius"]
@@ -20,11 +20,15 @@ Map = Callable[..., DiscreteMeasure]
 def spectral_radius(
     map: Map, mu: DiscreteMeasure, *args: Any, steps: int = 20, generator: torch.Generator | None = None
 ) -> Float[Tensor, "*batch"]:
-    r"""Spectral radius of the Jacobian :math:`J = \partial\Phi/\partial z` at ``mu``, for each sample.
+    r"""Spectral radius of the derivative :math:`J` of the map at ``mu``, as an operator on :math:`L^2(\mu)`, for each sample.
 
-    Arnoldi's method on :math:`J^\top` with ``steps`` vector-Jacobian products: complex pairs of eigenvalues are seen, and
-    the result is exact where ``steps`` reaches the number of coordinates. Picard's iteration converges near a fixed point
-    iff it is below one.
+    Arnoldi's method on the adjoint of :math:`J` with ``steps`` vector-Jacobian products, in the inner product of
+    :math:`L^2(\mu)`: complex pairs of eigenvalues are seen, and the result is exact where ``steps`` reaches the number of
+    coordinates; before that it is an estimate, good where few eigenvalues stand out, and possibly too large where
+    :math:`J` is far from normal. Picard's iteration converges near a fixed point iff the radius is below one.
+
+    A field in :math:`L^2(\mu)` has one value in each place: atoms of the same mark that coincide count as one, those of
+    mass zero do not count, and what is found depends on the measure alone (T1), but for the random first direction.
 
     Parameters
     ----------
@@ -39,25 +43,31 @@ def spectral_radius(
     ----------
     Arnoldi (1951), The principle of minimized iterations in the solution of the matrix eigenvalue problem.
     """
-    transposed, v = _transposed_jacobian(map, mu, args, graph=False), _random_cotangent(mu, generator)
+    mu = mu.detach()
+    transposed, places = _transposed_jacobian(map, mu, args, graph=False), _Places(mu)
+    v = places.random(generator)
     steps = min(steps, mu.n * mu.dim)
-    basis = [v / _norm(v)]
-    hessenberg = v.new_zeros(*mu.batch_shape, steps, steps)
-    for k in range(steps):
-        w = transposed(basis[k])
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            for i, q in enumerate(basis):
-                h = (w * q).sum((-2, -1))
-                hessenberg[..., i, k] += h
-                w = w - h[..., None, None] * q
-        if k + 1 < steps:
-            norm = _norm(w)
-            # An invariant subspace was found: what remains is rounding, and must not count as a new direction.
-            exhausted = norm <= 10 * torch.finfo(v.dtype).eps * hessenberg[..., : k + 1, k].norm(dim=-1)[..., None, None]
-            hessenberg[..., k + 1, k] = torch.where(exhausted, 0.0, norm)[..., 0, 0]
-            basis.append(torch.where(exhausted, 0.0, w / torch.where(exhausted, 1.0, norm)))
-    radius: Tensor = torch.linalg.eigvals(hessenberg).abs().amax(-1)
-    return radius
+    rounding = 100 * torch.finfo(v.dtype).eps
+    with without_autocast(mu.device):
+        basis = [v / places.norm(v)]
+        hessenberg = v.new_zeros(*mu.batch_shape, steps, steps)
+        for k in range(steps):
+            w = places.project(transposed(basis[k]))
+            size = places.norm(w)
+            for _ in range(2):  # the second pass removes what rounding left of the first
+                for i, q in enumerate(basis):
+                    h = (places.inverse * w * q).sum((-2, -1))
+                    hessenberg[..., i, k] += h
+                    w = w - h[..., None, None] * q
+            if k + 1 < steps:
+                norm = places.norm(w)
+                # An invariant subspace was found: what remains is rounding, and must not count as a new direction.
+                exhausted = norm <= rounding * size
+                hessenberg[..., k + 1, k] = torch.where(exhausted, 0.0, norm)[..., 0, 0]
+                basis.append(torch.where(exhausted, 0.0, w / torch.where(exhausted, 1.0, norm)))
+        finite = torch.isfinite(hessenberg).flatten(-2).all(-1)
+        radius = torch.linalg.eigvals(torch.where(finite[..., None, None], hessenberg, 0.0)).abs().amax(-1)
+    return torch.where(finite, radius, torch.nan)
 
 
 def jacobian_penalty(
@@ -69,13 +79,13 @@ def jacobian_penalty(
     target: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*batch"]:
-    r"""Penalty on the Jacobian :math:`J` of the map at ``mu``, differentiable in the map's parameters and arguments.
+    r"""Penalty on the derivative :math:`J` of the map at ``mu``, differentiable in the map's parameters and arguments.
 
-    ``"frobenius"``: :math:`|J^* v|^2 / |v|^2` for a random :math:`v`, an estimate of :math:`|J|_F^2` divided by the number
-    of coordinates. ``"largest"``: :math:`\max(0, |J^* v| / |v| - \text{target})^2` for the direction :math:`v` that
-    ``steps`` applications of :math:`J^*` have turned a random one to: with each step it comes closer to the direction in
-    which the map contracts least. Norms and the adjoint :math:`J^*` are those of :math:`L^2(\mu)`: atoms of mass zero do
-    not count.
+    ``"frobenius"``: Hutchinson's estimate :math:`|J^* v|^2 / |v|^2` for a random :math:`v`, which for equal masses is on
+    average :math:`|J|_F^2` divided by the number of coordinates. ``"largest"``:
+    :math:`\max(0, |J^* v| / |v| - \text{target})^2` for the direction :math:`v` that ``steps`` applications of :math:`J^*`
+    have turned a random one to: with each step it comes closer to the direction in which the map contracts least. Norms and
+    the adjoint :math:`J^*` are those of :math:`L^2(\mu)`: atoms of mass zero do not count, and coincident ones count as one.
 
     Parameters
     ----------
@@ -84,7 +94,7 @@ def jacobian_penalty(
     kind
         Which penalty.
     steps
-        Applications of :math:`J^\top` that turn the direction, without a graph.
+        Applications of :math:`J^*` that turn the direction, without a graph.
     target
         Growth that is allowed before the penalty sets in.
     generator
@@ -94,22 +104,22 @@ def jacobian_penalty(
     ------
     ValueError
         If ``kind`` is neither of the two.
+
+    References
+    ----------
+    Hutchinson (1989), A stochastic estimator of the trace of the influence matrix. Bai, Koltun and Kolter (2021),
+    Stabilizing equilibrium models by Jacobian regularization.
     """
     if kind not in ("largest", "frobenius"):
         raise ValueError(f"kind: expected 'largest' or 'frobenius', got {kind!r}")
-    transposed, v = _transposed_jacobian(map, mu, args, graph=True), _random_cotangent(mu, generator)
-    # Of a cotangent v = w * field, the norm of the field in L2(mu) is that of v with inverse masses.
-    live = mu.weights.detach() > 0
-    inverse = torch.where(live, 1.0 / torch.where(live, mu.weights.detach(), 1.0), 0.0).unsqueeze(-1)
-
-    def squared(v: Tensor) -> Tensor:
-        return (inverse * v.square()).sum((-2, -1))
-
+    mu = mu.detach()
+    transposed, places = _transposed_jacobian(map, mu, args, graph=True), _Places(mu)
+    v = places.random(generator)
     for _ in range(steps if kind == "largest" else 0):
         w = transposed(v).detach()
-        norm = squared(w).sqrt()[..., None, None]
+        norm = places.norm(w)
         v = torch.where(norm > 0, w / torch.where(norm > 0, norm, 1.0), v)
-    square = squared(transposed(v)) / squared(v)
+    square = (places.square(transposed(v)) / places.square(v))[..., 0, 0]
     if kind == "frobenius":
         return square
     excess = square > target**2
@@ -142,20 +152,50 @@ def _transposed_jacobian(map: Map, mu: DiscreteMeasure, args: tuple[Any, ...], g
     graph = graph and torch.is_grad_enabled()
     with torch.enable_grad():
         z = alias(mu.points, False)
-        image = map(mu.detach().with_points(z), *args).points
+        image = map(mu.with_points(z), *args).points
 
     def transposed(v: Tensor) -> Tensor:
+        if not image.requires_grad:  # the same image whatever the measure
+            return torch.zeros_like(v)
         (product,) = torch.autograd.grad(image, z, v, retain_graph=True, create_graph=graph, materialize_grads=True)
         return product
 
     return transposed
 
 
-def _random_cotangent(mu: DiscreteMeasure, generator: torch.Generator | None) -> Tensor:
-    """Gaussian on the atoms of positive mass, times the masses, as cotangents are."""
-    drawn = torch.randn(mu.points.shape, generator=generator, dtype=mu.dtype, device=mu.device)
-    return mu.weights.detach().unsqueeze(-1) * drawn
+class _Places:
+    """Atoms of one mark and place, for cotangents that are functions of the measure: a field of one value in each place,
+    times the masses."""
 
+    def __init__(self, mu: DiscreteMeasure) -> None:
+        where = mu.points if mu.marks is None else torch.cat([mu.points, mu.marks], -1)
+        sample = torch.arange(mu.weights.numel() // mu.n, device=mu.device).repeat_interleave(mu.n)
+        rows = torch.cat([sample.to(where).unsqueeze(-1), where.reshape(-1, where.shape[-1])], -1)
+        _, self._place = torch.unique(rows, dim=0, return_inverse=True)
+        masses = torch.zeros(len(rows), dtype=mu.dtype, device=mu.device).index_add(0, self._place, mu.weights.flatten())
+        there = masses[self._place].reshape(mu.weights.shape)
+        self._share = torch.where(mu.weights > 0, mu.weights / torch.where(there > 0, there, 1.0), 0.0).unsqueeze(-1)
+        self._mu = mu
+        self.inverse = torch.where(mu.support(), 1.0 / torch.where(mu.support(), mu.weights, 1.0), 0.0).unsqueeze(-1)
+        """Of a cotangent the norm in these weights is that of the field in L2(mu); ``(*batch, n, 1)``."""
 
-def _norm(v: Tensor) -> Tensor:
-    return v.square().sum((-2, -1), keepdim=True).sqrt()
+    def random(self, generator: torch.Generator | None) -> Tensor:
+        """A field that is Gaussian and independent in each place, times the masses."""
+        mu = self._mu
+        drawn = torch.randn(mu.points.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+        atom = torch.arange(len(self._place), device=mu.device)
+        first = torch.zeros_like(atom).scatter_reduce(0, self._place, atom, "amin", include_self=False)
+        shared = drawn.reshape(-1, mu.dim)[first[self._place]].reshape(drawn.shape)
+        return mu.weights.unsqueeze(-1) * shared
+
+    def project(self, v: Tensor) -> Tensor:
+        """What comes to a place, shared in proportion to the masses there: removes what rounding has told apart."""
+        total = torch.zeros_like(v.reshape(-1, v.shape[-1])).index_add(0, self._place, v.reshape(-1, v.shape[-1]))
+        return self._share * total[self._place].reshape(v.shape)
+
+    def norm(self, v: Tensor) -> Tensor:
+        return self.square(v).sqrt()
+
+    def square(self, v: Tensor) -> Tensor:
+        square: Tensor = (self.inverse * v.square()).sum((-2, -1), keepdim=True)
+        return square

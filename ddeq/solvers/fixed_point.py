@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ddeq.iteration import ConvergenceError, Report, Solution, Stop, iterate
+from ddeq.autodiff import without_autocast
+from ddeq.iteration import ConvergenceError, Outcome, Report, Solution, Stop, iterate
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
 from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.bound_map import BoundMap, Map
+from ddeq.solvers.metric import check_metric
 from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
 
 __all__ = ["fixed_point"]
@@ -39,18 +41,23 @@ def fixed_point(
     ----------
     map
         ``map(mu, *args)``, a function or an ``nn.Module``, gives a measure with the same weights, marks and number of
-        atoms. It should be measure consistent (`ddeq.testing.check_map`).
+        atoms. It should be measure consistent (`ddeq.testing.check_map`). It may declare ``lipschitz``, an upper bound of
+        its Lipschitz constant in :math:`L^2(\mu)` at fixed weights and marks: then ``error_bound`` is a bound.
     mu0
-        The start.
+        The start. A warm start is an earlier solution's ``solution.measure.detach()``: if it solves the new problem too, one
+        evaluation tells so. (Solvers keep nothing from one solve to the next.)
     args
         What the map takes besides; any pytrees.
     in_dims
         Which dimension of the tensors in ``args`` is the first one of the batch, as in ``torch.vmap`` (None: it carries no
         batch). Given this, samples that have finished leave the computation.
     solver
-        How to step: `Picard`, `Anderson`, `ParticleFlow`.
+        How to step: `Picard`, `Anderson`, `Broyden`, `NewtonKrylov`, `ParticleFlow`; or `Auto`, which chooses.
     stop
-        Tolerances and most steps. CONVERGED iff the residual is at most ``rtol``.
+        Tolerances and most steps. A sample is CONVERGED at the first iterate whose residual is at most ``rtol``. (Solvers that
+        extrapolate do not accept an iterate far away whose residual is small only relative to how far away it is.) With
+        a metric, such as ``Stop(metric=MMD)``, the residual is :math:`\sqrt{D(\mu, \Phi(\mu)) / D(0_\#\mu, \Phi(\mu))}`,
+        which does not ask which atom goes where; it sees half as many digits, and may be small far from a fixed point (T4).
     adjoint
         How gradients flow: `Implicit`, `Phantom`, `OneStep`, `Unrolled`. They reach the parameters of the module, tensors
         in ``args``, ``mu0.weights`` and ``mu0.marks``.
@@ -72,6 +79,11 @@ def fixed_point(
         If the map changes the number of atoms, their dimension, dtype, weights or marks; if ``mu0.points`` require grad
         and the adjoint is not `Unrolled`; if a tensor that requires grad enters the map unseen; if an option is unknown.
 
+    Notes
+    -----
+    Under ``torch.autocast`` the map runs in the lower precision, in backward too; iterates, residuals and what solvers make of
+    them stay in the precision of ``mu0``. A compiled map has first derivatives only.
+
     Examples
     --------
     >>> mu = DiscreteMeasure(torch.tensor([[0.0]]))
@@ -91,14 +103,16 @@ def fixed_point(
     unrolled = isinstance(adjoint, Unrolled) and torch.is_grad_enabled()
     if isinstance(adjoint, Unrolled) and adjoint.steps is not None:
         stop = replace(stop, max_steps=adjoint.steps)
+    if isinstance(adjoint, Unrolled) and adjoint.checkpoint and unrolled:
+        bound = bound.recomputed()
     watched = torch.is_grad_enabled() and not unrolled
     if watched and mu0.points.requires_grad:
         raise ValueError(
             "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "
             "detached points, mu0.with_points(mu0.points.detach()), or differentiate the solve with adjoint=Unrolled()"
         )
-    with torch.set_grad_enabled(unrolled):
-        problem = FixedPoint(_CheckedAtFirst(bound, "watch" if watched else "compare"), mu0.weights, mu0)
+    with torch.set_grad_enabled(unrolled), without_autocast(mu0.device):  # the map itself runs as it was bound
+        problem = FixedPoint(_CheckedAtFirst(bound, "watch" if watched or bound.recomputes else "compare"), mu0.weights, mu0)
         iteration = FixedPointIteration(problem, solver, stop)
         outcome = iterate(
             iteration,
@@ -119,17 +133,30 @@ def fixed_point(
         steps=outcome.steps,
         status=outcome.status,
         evaluations=problem.counter.count,
-        error_bound=_error_bound(outcome.absolute, outcome.growth),
+        error_bound=_error_bound(outcome.absolute, outcome.growth, getattr(map, "lipschitz", None)),
         trace=outcome.trace,
         args=args,
+        used=_used(solver, outcome),
     )
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(f"the fixed point was not found: {solution.summary()}", solution)
     return solution
 
 
-def _error_bound(absolute: Tensor, growth: Tensor) -> Tensor:
-    known = (growth > 0) & (growth < 1)
+def _used(solver: Solver, outcome: Outcome) -> dict[str, Tensor]:
+    """Steps with each method of a solver that has several, else with the one."""
+    methods = getattr(solver, "methods", (type(solver).__name__,))
+    counts = outcome.note.unbind(-1) if outcome.note.shape[-1] else (outcome.steps,)
+    return dict(zip(methods, counts, strict=True))
+
+
+def _error_bound(absolute: Tensor, growth: Tensor, lipschitz: Any) -> Tensor:
+    """A bound where the map declares its Lipschitz constant, else an estimate from the growth that was seen (T8)."""
+    if lipschitz is None:
+        known = (growth > 0) & (growth < 1)
+    else:
+        growth = torch.as_tensor(lipschitz).detach().to(absolute).expand_as(absolute)
+        known = growth < 1
     return torch.where(known, absolute / torch.where(known, 1.0 - growth, 1.0), torch.inf)
 
 
@@ -148,8 +175,10 @@ class _CheckedAtFirst:
 
 
 def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, adjoint: Adjoint) -> None:
-    if not isinstance(mu0, DiscreteMeasure):
-        raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(mu0).__name__}")
+    given: Any = mu0
+    if not isinstance(given, DiscreteMeasure):
+        remedy = "; a warm start is mu0=solution.measure.detach()" if isinstance(given, Solution) else ""
+        raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(given).__name__}{remedy}")
     if not callable(map):
         raise ValueError(f"map: expected a function of a measure, got {type(map).__name__}")
     for name, value, kind, example in (
@@ -160,3 +189,5 @@ def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, a
         if not isinstance(value, kind) or isinstance(value, type):
             raise ValueError(f"{name}: expected an instance such as {example}, got {value!r}")
     check_mass("mu0", mu0)
+    if stop.metric is not None:
+        check_metric(stop.metric, mu0)

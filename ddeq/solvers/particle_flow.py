@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from torch import Tensor
 
 from ddeq.flows.problem import Descent
+from ddeq.flows.schedules import check_schedule, number_at
 from ddeq.flows.steppers import Euler, Stepper
 from ddeq.functionals.base import Functional
 from ddeq.functionals.discrepancy import DiscrepancyLike, against
 from ddeq.functionals.fixed_point import FixedPointDiscrepancy
 from ddeq.functionals.mmd import MMD
+from ddeq.measures import DiscreteMeasure
 from ddeq.solvers.problem import FixedPoint
 
 __all__ = ["ParticleFlow"]
@@ -31,11 +35,15 @@ class ParticleFlow:
     ----------
     discrepancy
         Function from a target to a functional, such as ``MMD`` or ``lambda nu: MMD(nu, Gaussian(1.0))``, or a discrepancy.
+        With a ``bandwidth`` it is a function of both: ``lambda nu, h: MMD(nu, Gaussian(h))``.
     stepper
         How the flow steps, such as ``Euler(step_size=1.0)``.
     target
         ``"moving"`` descends :math:`G`, through the derivative of the map (T4), at one more evaluation per step;
         ``"frozen"`` takes the image as a fixed target in each step and needs no derivative of the map.
+    bandwidth
+        A number, or a schedule: function of the number of the step, such as ``lambda k: max(0.1, 2 * 0.95**k)``. Large
+        bandwidths see how far atoms have to go, small ones see them apart.
 
     Raises
     ------
@@ -54,9 +62,10 @@ class ParticleFlow:
     gradient flows.
     """
 
-    discrepancy: DiscrepancyLike = MMD
+    discrepancy: DiscrepancyLike | Callable[[DiscreteMeasure, float], Functional] = MMD
     stepper: Stepper = Euler(1.0)
     target: Literal["moving", "frozen"] = "moving"
+    bandwidth: float | Callable[[int], float] | None = None
 
     selectable: ClassVar[bool] = False
     """Discrepancy and stepper may hold something for each sample, so that none may be left out."""
@@ -66,17 +75,34 @@ class ParticleFlow:
             raise ValueError(f"target: expected 'moving' or 'frozen', got {self.target!r}")
         if not isinstance(self.stepper, Stepper):
             raise ValueError(f"stepper: expected a stepper such as Euler(step_size=1.0), got {self.stepper!r}")
+        if not callable(self.discrepancy):
+            raise ValueError(f"discrepancy: expected a discrepancy such as MMD, got {self.discrepancy!r}")
+        if self.bandwidth is not None:
+            check_schedule("bandwidth", self.bandwidth)
 
     def init(self, problem: FixedPoint, z: Tensor) -> _State:
-        moving = FixedPointDiscrepancy(problem.map, self.discrepancy)
+        moving = FixedPointDiscrepancy(problem.map, self._discrepancy(0))
         return _State(0, self.stepper.init(Descent(moving, problem.measure(z)), z))
 
     def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: _State) -> tuple[Tensor, _State]:
-        mu = problem.measure(z)
+        mu, discrepancy = problem.measure(z), self._discrepancy(state.step)
         if self.target == "moving":
-            functional: Functional = FixedPointDiscrepancy(problem.map, self.discrepancy)
+            functional: Functional = FixedPointDiscrepancy(problem.map, discrepancy)
         else:
-            functional = against(self.discrepancy, problem.measure(image))
+            functional = against(discrepancy, problem.measure(image))
         descent = Descent(functional, mu)
         moved = self.stepper.step(descent, z, descent.velocity(z), state.stepper, state.step)
         return moved.points, _State(state.step + 1, moved.state)
+
+    def _discrepancy(self, step: int) -> DiscrepancyLike:
+        """The discrepancy at a step: with the bandwidth that it has then."""
+        if self.bandwidth is None:
+            return cast(DiscrepancyLike, self.discrepancy)
+        bandwidth = number_at("bandwidth", self.bandwidth, step, batch_shape=())
+        return cast(DiscrepancyLike, partial(_at, cast(Any, self.discrepancy), bandwidth))
+
+
+def _at(
+    discrepancy: Callable[[DiscreteMeasure, float | Tensor], Functional], bandwidth: float | Tensor, nu: DiscreteMeasure
+) -> Functional:
+    return discrepancy(nu, bandwidth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,17 +10,24 @@ import torch
 from torch import Tensor
 
 from ddeq.iteration import Evaluation, Stop
-from ddeq.iteration.loop import Process
+from ddeq.iteration.loop import DIVERGENCE, Process
 from ddeq.measures import DiscreteMeasure
+from ddeq.solvers.linearization import by_forward_mode, by_reverse_mode
+from ddeq.solvers.metric import relative_discrepancy
 
 __all__ = ["FixedPoint", "FixedPointIteration", "Solver"]
 
 
 @dataclass
 class Counter:
-    """How often a map was evaluated, over all selections of its samples."""
+    """What all selections of the samples of a problem share."""
 
     count: int = 0
+    """How often the map was evaluated."""
+    forward_mode: bool = True
+    """Whether it is not known yet that an operation in the map lacks forward-mode derivatives."""
+    seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    """The last iterate, its image, their difference and its norm, so that solvers need not take them again."""
 
 
 @runtime_checkable
@@ -50,6 +58,29 @@ class FixedPoint:
         self.counter.count += 1
         return self.function.image(z)
 
+    def linearized(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        r"""The products :math:`v \mapsto \partial\Phi(z)\, v`; each counts as an evaluation.
+
+        A function that knows them itself has a method ``linearized``; else they are derivatives of its ``image``.
+        """
+        counter, own = self.counter, getattr(self.function, "linearized", None)
+        push = by_forward_mode(self.function.image, z) if own is None else own(z)
+        reverse: list[Callable[[Tensor], Tensor]] = []
+
+        def product(v: Tensor) -> Tensor:
+            counter.count += 1
+            if counter.forward_mode:
+                try:
+                    return push(v)
+                except Exception:  # errors of many kinds; if it is one of the map itself, it comes again
+                    counter.forward_mode = False
+            if not reverse:
+                counter.count += 1
+                reverse.append(by_reverse_mode(self.function.image, z))
+            return reverse[0](v)
+
+        return product
+
     def measure(self, z: Tensor) -> DiscreteMeasure:
         """The measure with its atoms at ``z``."""
         if self.like is None:
@@ -66,7 +97,15 @@ class FixedPoint:
 
     def norm(self, a: Tensor) -> Tensor:
         """Norm of that inner product, ``(*batch,)``."""
-        return self.inner(a, a).sqrt()
+        return self.norms(a)[0]
+
+    def residual(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The residual :math:`\Phi(z) - z` and its norm, which carries no derivatives; both are known from `evaluate`."""
+        seen = self.counter.seen
+        if seen is not None and seen[0] is z and seen[1] is image:
+            return seen[2], seen[3]
+        r = image - z
+        return r, self.norm(r.detach())
 
     def norms(self, *fields: Tensor) -> tuple[Tensor, ...]:
         """The norms of several, of each in one pass over its numbers."""
@@ -92,38 +131,74 @@ class Solver(Protocol):
         ...
 
 
+FAR = 4.0
+"""An extrapolated iterate so many times larger than where the residual last changed much is looked at with suspicion."""
+
+
 class _Seen(NamedTuple):
-    """What the iteration remembers besides the solver's state: the last iterate and its image."""
+    """What the iteration remembers besides the solver's state: the last iterate and its image, and where the residual,
+    ``absolute``, was last half or twice as large."""
 
     solver: Any
     z: Tensor | None
     image: Tensor | None
+    limit: Tensor | None
+    absolute: Tensor | None
+    size: Tensor | None
 
 
 class FixedPointIteration(Process):
-    """A solver on a problem, as the loop sees it: residuals relative to the size of the image."""
+    """A solver on a problem, as the loop sees it: residuals relative to the size of the image, or of a metric."""
 
     def __init__(self, problem: FixedPoint, solver: Solver, stop: Stop) -> None:
         self._problem, self._solver, self._stop = problem, solver, stop
 
     def start(self, z: Tensor) -> _Seen:
         """What `iterate` takes as the first memory."""
-        return _Seen(self._solver.init(self._problem, z), None, None)
+        return _Seen(self._solver.init(self._problem, z), None, None, None, None, None)
 
     def evaluate(self, value: Tensor, memory: _Seen) -> tuple[Evaluation, _Seen]:
-        problem = self._problem
+        problem, stop = self._problem, self._stop
         found = problem.image(value)
         z, image = value.detach(), found.detach()
-        before = (z, image) if memory.z is None or memory.image is None else (memory.z, memory.image)
-        absolute, size, start, moved, grown = problem.norms(image - z, image, z, z - before[0], image - before[1])
-        growth = torch.where(moved > 0, grown / moved, 0.0)
-        scale = size + self._stop.atol / self._stop.rtol
-        evaluation = Evaluation(absolute / scale, absolute, growth, start + scale, found)
-        return evaluation, memory._replace(z=z, image=image)
+        r = image - z
+        if memory.z is None or memory.image is None:
+            absolute, size, start = problem.norms(r, image, z)
+            growth = torch.zeros_like(absolute)
+        else:
+            absolute, size, start, moved, grown = problem.norms(r, image, z, z - memory.z, image - memory.image)
+            growth = torch.where(moved > 0, grown / moved, 0.0)
+        problem.counter.seen = None if value.requires_grad or found.requires_grad else (value, found, r, absolute)
+        scale = size + stop.atol / stop.rtol
+        if stop.metric is None:
+            residual = absolute / scale
+        else:
+            residual = relative_discrepancy(stop.metric, problem.measure(z), problem.measure(image), stop.atol / stop.rtol)
+        size, seen = start + scale, memory._replace(z=z, image=image)
+        if getattr(self._solver, "retreats", False):
+            residual, size, seen = self._unless_lost(residual, absolute, size, seen)
+        note = getattr(memory.solver, "steps_of_each", None)
+        return Evaluation(residual, absolute, growth, size, found, note), seen
+
+    def _unless_lost(self, residual: Tensor, absolute: Tensor, size: Tensor, seen: _Seen) -> tuple[Tensor, Tensor, _Seen]:
+        """Residual and size for a solver that extrapolates and knows a way back.
+
+        What is not finite or too large is no solution, and for the solver to deal with. Nor is a point far away whose residual
+        is small next to it only because it is far away: where there is no fixed point, extrapolation leads there.
+        """
+        if seen.limit is None or seen.absolute is None or seen.size is None:
+            return residual, size, seen._replace(limit=DIVERGENCE * size, absolute=absolute, size=size)
+        ratio, wild = size / seen.size, ~(size <= seen.limit)
+        far = ratio > FAR
+        drowned = seen.absolute < 100.0 * torch.finfo(size.dtype).eps * size  # the residual would be rounding there
+        lost = wild | (far & (drowned | (absolute * ratio > FAR * seen.absolute)))
+        other = ~lost & ((absolute <= 0.5 * seen.absolute) | (~far & (absolute >= 2.0 * seen.absolute)))
+        seen = seen._replace(absolute=torch.where(other, absolute, seen.absolute), size=torch.where(other, size, seen.size))
+        return torch.where(lost, torch.inf, residual), torch.where(wild, 0.0, size), seen
 
     def advance(self, value: Tensor, memory: _Seen, found: Tensor, step: int) -> tuple[Tensor, _Seen]:
         z, state = self._solver.step(self._problem, value, found, memory.solver)
         return z, memory._replace(solver=state)
 
     def select(self, keep: Tensor) -> FixedPointIteration:
-        return FixedPointIteration(self._problem.select(keep), self._solver, self._stop)
+        return type(self)(self._problem.select(keep), self._solver, self._stop)

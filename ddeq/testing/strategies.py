@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ddeq import kernels as k
 from ddeq.measures import DiscreteMeasure
 
-__all__ = ["kernels", "measures", "permutations"]
+__all__ = ["contractions", "kernels", "measures", "permutations"]
 
 NICE_FLOATS = st.integers(-32, 32).map(lambda k: k / 16)
 """Coordinates on a grid: atoms coincide, or are well apart."""
@@ -85,3 +85,31 @@ def kernels() -> st.SearchStrategy[k.Kernel]:
 def permutations(n: int) -> st.SearchStrategy[torch.Tensor]:
     """Orders of ``n`` atoms, as `DiscreteMeasure.permute_atoms` takes them."""
     return st.permutations(range(n)).map(torch.tensor)
+
+
+@st.composite
+def contractions(draw: Any, *, dim: int = 2, hidden: int = 3) -> Callable[..., DiscreteMeasure]:
+    r"""Random smooth maps ``map(mu, matrix, shift)`` on measures that contract if ``matrix``, ``(dim, dim)``, has norm at
+    most one: for problems with derivatives in everything that enters.
+
+    Each is :math:`z_i \mapsto \tanh(a A z_i + B m + u_i + c) + D \int \tanh(C z)\,\mathrm d\mu` with the mean
+    :math:`m`, marks :math:`u` (where there are any), :math:`A` and :math:`c` given, and :math:`a + |B| + |C||D| < 1`.
+    """
+    seed = draw(st.integers(0, 2**16))
+    own, by_mean, by_features = draw(st.sampled_from([(0.5, 0.2, 0.2), (0.2, 0.1, 0.6), (0.8, 0.0, 0.1)]))
+    g = torch.Generator().manual_seed(seed)
+
+    def of_norm(norm: float, *shape: int) -> torch.Tensor:
+        matrix = torch.randn(*shape, generator=g, dtype=torch.float64)
+        scaled: torch.Tensor = norm * matrix / torch.linalg.matrix_norm(matrix, 2)
+        return scaled
+
+    b, c, d = of_norm(1.0, dim, dim), of_norm(1.0, dim, hidden), of_norm(by_features, hidden, dim)
+
+    def contraction(mu: DiscreteMeasure, matrix: torch.Tensor, shift: torch.Tensor) -> DiscreteMeasure:
+        masses = mu.normalized().weights.unsqueeze(-2)
+        drive = shift if mu.marks is None else shift + mu.marks
+        inner = own * (mu.points @ matrix.mT) + by_mean * (masses @ mu.points @ b.to(mu.points)) + drive
+        return mu.with_points(inner.tanh() + masses @ (mu.points @ c.to(mu.points)).tanh() @ d.to(mu.points))
+
+    return contraction

@@ -14,6 +14,7 @@ from torch import nn
 import ddeq
 from ddeq.functionals import MMD, Entropy, PotentialEnergy
 from ddeq.kernels import Riesz
+from ddeq.viz import plot_measure
 
 
 class Hill(nn.Module):
@@ -43,14 +44,13 @@ print(energies["MMD + 0.02 Entropy + Hill"])
 # %%
 # Each sum forwards the closed forms of its parts.
 
-figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), sharex=True, sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), sharex=True, sharey=True, layout="constrained")
 for axis, (name, F) in zip(axes, energies.items(), strict=True):
     with torch.no_grad():
-        end = ddeq.flow(F, start, stepper=ddeq.flows.Euler(0.05), steps=400).measure
-    axis.scatter(*ring.points.T, s=6, color="0.75", label="target")
-    axis.scatter(*end.points.T, s=8, color="tab:blue", label="atoms")
+        end = ddeq.flow(F, start, stepper=ddeq.flows.Euler(lambda k: 0.2 / (1 + k / 100)), steps=250).measure
+    plot_measure(ring, axis, color="#9fb3c8", area=1400, label="target")
+    plot_measure(end, axis, color="#1f3b57", area=1400, label="atoms")
     axis.set_title(name, fontsize=10)
-    axis.set_aspect("equal")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
 plt.show()
 

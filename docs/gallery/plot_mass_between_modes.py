@@ -28,8 +28,8 @@ cloud = 0.35 * torch.randn(60, 2, generator=generator)
 start = ddeq.DiscreteMeasure(torch.cat([cloud[:54] - torch.tensor([2.0, 0.0]), cloud[54:] + torch.tensor([2.0, 0.0])]))
 
 F = MMD(target, Gaussian(0.6))
-options = {"stepper": Euler(0.2), "steps": 400, "generator": generator}
-fading = NoiseInjection(lambda k: 0.2 * max(0.0, 1.0 - k / 300))
+options = {"stepper": Euler(0.4), "steps": 250, "record": 5, "generator": generator}
+fading = NoiseInjection(lambda k: 0.2 * max(0.0, 1.0 - k / 180))
 births = FisherRao(5.0, birth_death=True)
 trajectories = {
     "transport alone": ddeq.flow(F, start, **options),

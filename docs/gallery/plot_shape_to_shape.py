@@ -39,7 +39,7 @@ turn = torch.arange(10) * math.pi / 5 + math.pi / 2
 star = torch.where(torch.arange(10) % 2 == 0, 1.15, 0.45).unsqueeze(-1) * torch.stack([turn.cos(), turn.sin()], -1)
 
 generator = torch.Generator().manual_seed(0)
-n = 180
+n = 150
 start = ddeq.DiscreteMeasure(inside(heart, n, generator))
 target = ddeq.DiscreteMeasure(inside(star, n, generator) + torch.tensor([2.6, 0.0]))
 
@@ -51,7 +51,7 @@ target = ddeq.DiscreteMeasure(inside(star, n, generator) + torch.tensor([2.6, 0.
 trajectories = {
     "Sinkhorn divergence": ddeq.flow(SinkhornDivergence(target, blur=0.2), start, stepper=Euler(0.4), steps=14, record=1),
     "Wasserstein, proximal": ddeq.flow(Wasserstein(target), start, stepper=Proximal(0.4), steps=16, record=1),
-    "MMD, Riesz": ddeq.flow(MMD(target, Riesz(1.0)), start, stepper=Euler(lambda k: 0.2 / (1 + k / 100)), steps=500, record=2),
+    "MMD, Riesz": ddeq.flow(MMD(target, Riesz(1.0)), start, stepper=Euler(lambda k: 0.3 / (1 + k / 80)), steps=300, record=3),
 }
 
 # %%

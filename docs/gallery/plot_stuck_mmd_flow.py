@@ -53,7 +53,7 @@ generator = torch.Generator().manual_seed(4)
 angle = torch.linspace(0, 2 * torch.pi, 61)[:-1]
 ring = ddeq.DiscreteMeasure(torch.stack([5.0 + 1.4 * angle.cos(), 0.4 + 1.4 * angle.sin()], -1))
 start = ddeq.DiscreteMeasure(0.4 * torch.randn(60, 2, generator=generator))
-steps = 1000
+steps = 800
 fading = NoiseInjection(lambda k: 5.0 * max(0.0, 1.0 - k / (0.8 * steps)))
 falling = Euler(lambda k: 0.5 / (1.0 + k / 100.0))
 

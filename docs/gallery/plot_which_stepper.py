@@ -45,7 +45,7 @@ colours = {"Euler": "#1f3b57", "Heun": "#8a8f98", "Nesterov": "#4f9fc4", "Adapti
 def compare(axis, F, start, steppers, budget):
     for stepper in steppers:
         name = type(stepper).__name__
-        steps = {Heun: budget // 2, Proximal: 8}.get(type(stepper), budget)
+        steps = {Heun: budget // 2, Proximal: 5}.get(type(stepper), budget)
         falling = callable(stepper.step_size)
         look = {"ls": "--" if falling else "-", "marker": "o" if name == "Proximal" else None, "ms": 3, "lw": 1.4}
         gradients, energies = gradients_and_energies(F, start, stepper, steps)
@@ -56,8 +56,8 @@ def compare(axis, F, start, steppers, budget):
 
 
 generator = torch.Generator().manual_seed(0)
-start = ddeq.DiscreteMeasure(torch.randn(30, 2, generator=generator).double())
-target = ddeq.DiscreteMeasure(torch.randn(30, 2, generator=generator).double() + 2.0)
+start = ddeq.DiscreteMeasure(torch.randn(20, 2, generator=generator).double())
+target = ddeq.DiscreteMeasure(torch.randn(20, 2, generator=generator).double() + 2.0)
 
 # %%
 # *Smooth and stiff*: a valley in ten dimensions, the walls a hundred times as steep as the floor. Steps of one size are
@@ -71,14 +71,14 @@ target = ddeq.DiscreteMeasure(torch.randn(30, 2, generator=generator).double() +
 
 steepness = torch.logspace(0, 2, 10).double()
 valley = PotentialEnergy(lambda x: 0.5 * (steepness * x.square()).sum(-1))
-cloud = ddeq.DiscreteMeasure(torch.randn(30, 10, generator=generator).double())
+cloud = ddeq.DiscreteMeasure(torch.randn(20, 10, generator=generator).double())
 kinks = MMD(target, Riesz(1.0))
 
 figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), layout="constrained")
 proximal = Proximal(1.0, inner=Stop(rtol=1e-3, max_steps=200))
-compare(axes[0], valley, cloud, [Euler(0.015), Heun(0.015), Nesterov(0.01), AdaptiveEuler(), proximal], budget=300)
-falling = Euler(lambda k: 0.6 * (1 - k / 600))
-compare(axes[1], kinks, start, [Euler(0.4), falling, Nesterov(0.1), AdaptiveEuler()], budget=600)
+compare(axes[0], valley, cloud, [Euler(0.015), Heun(0.015), Nesterov(0.01), AdaptiveEuler(), proximal], budget=200)
+falling = Euler(lambda k: 0.8 * (1 - k / 400))
+compare(axes[1], kinks, start, [Euler(0.4), falling, Nesterov(0.1), AdaptiveEuler()], budget=400)
 axes[0].set(title="smooth and stiff", ylim=(1e-10, 1e3))
 axes[1].set(title="with kinks")
 plt.show()
@@ -87,7 +87,7 @@ plt.show()
 # *Where the path in time is wanted* the order counts. The error at time 4 of a flow that never feels anything stiff:
 
 F, time = MMD(target, Gaussian(1.5)), 4.0
-exact = ddeq.flow(F, start, stepper=Heun(time / 200), steps=200, record=200).measure.points
+exact = ddeq.flow(F, start, stepper=Heun(time / 100), steps=100, record=100).measure.points
 
 figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
 for stepper in (Euler, Heun, Proximal):

@@ -12,6 +12,7 @@ import torch
 
 import ddeq
 from ddeq.testing import check_functional
+from ddeq.viz import plot_energy, plot_measure
 
 
 class EvenDirections(ddeq.Functional):
@@ -43,19 +44,16 @@ generator = torch.Generator().manual_seed(0)
 start = ddeq.DiscreteMeasure(
     0.25 * torch.randn(30, 2, generator=generator) + torch.tensor([0.8, 0.5]), torch.rand(30, generator=generator) + 0.1
 ).normalized()
-trajectory = ddeq.flow(F, start, stepper=ddeq.flows.Euler(0.02), steps=800)
+trajectory = ddeq.flow(F, start, stepper=ddeq.flows.Euler(0.02), steps=800, record=2)
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
 paths = trajectory.measures.points
 left.plot(paths[..., 0], paths[..., 1], color="0.8", lw=0.7, zorder=0)
-for measure, colour, label in ((start, "tab:orange", "start"), (trajectory.measure, "tab:blue", "end")):
-    left.scatter(*measure.points.T, s=1500 * measure.weights, color=colour, alpha=0.8, label=label, linewidths=0)
-left.set_aspect("equal")
-left.set_title("atoms, areas show masses")
-left.legend(frameon=False, loc="lower left")
-right.semilogy(trajectory.times, trajectory.energies)
-right.set_xlabel("time")
-right.set_title("energy")
+plot_measure(start, left, color="#e0a030", area=1500, label="start")
+plot_measure(trajectory.measure, left, color="#1f3b57", area=1500, label="end")
+left.legend(frameon=False, loc="center", fontsize=9)
+left.set_title("areas are masses", fontsize=10)
+plot_energy(trajectory, right)
 plt.show()
 
 # %%

@@ -3,10 +3,19 @@
 import torch
 
 from ddeq import DiscreteMeasure
-from ddeq.solvers import Anderson, Picard, Stop
+from ddeq.solvers import Anderson, Auto, Broyden, NewtonKrylov, Picard, Stop
 
 TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=500)
-SOLVERS = [Picard(), Picard(0.2), Anderson(), Anderson(2), Anderson(5, damping=0.3)]
+EXTRAPOLATING = [
+    Anderson(),
+    Anderson(kind="I"),
+    Anderson(5, damping=0.3),
+    Broyden(),
+    Broyden(4, damping=0.2),
+    NewtonKrylov(),
+    Auto(),
+]
+SOLVERS = [Picard(), Picard(0.2), Anderson(2), *EXTRAPOLATING]
 
 
 def point(*x, dtype=torch.float64):

@@ -1,0 +1,63 @@
+"""Broyden's method with a limited memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ddeq.solvers.problem import FixedPoint
+from ddeq.solvers.secant import History, check_secant_options, secant_start, secant_step
+
+__all__ = ["Broyden"]
+
+
+@dataclass(frozen=True)
+class Broyden:
+    r"""Broyden's good method for :math:`g(z) = \Phi(z) - z = 0` in :math:`L^2(\mu)`, safeguarded, at constant memory.
+
+    .. math:: z_{k+1} = z_k - B_k^{-1} g(z_k), \qquad
+              B_{j+1} = B_j + \frac{(\Delta g_j - B_j \Delta z_j)\, \Delta z_j^*}{|\Delta z_j|^2}, \qquad
+              B_0 = -\tfrac1\beta I, \quad \beta = 1 - \text{damping},
+
+    where :math:`s^* a = \langle s, a\rangle_{L^2(\mu)}`, so that the iterates depend on the measure alone (T9). The last
+    ``memory`` updates are applied in their compact form (T9): :math:`z_{k+1} = z_k + \beta r_k - \sum_j \gamma_j (\Delta z_j
+    + \beta \Delta r_j)` as in `Anderson`, with :math:`(\Delta z_i^* \Delta r_j + \tfrac1\beta [i > j]\, \Delta z_i^* \Delta
+    z_j)\, \gamma = \Delta z_i^* r_k`. Dropping the oldest update gives Broyden's matrix of those that are left.
+
+    Parameters
+    ----------
+    memory
+        Number of updates kept, at least one.
+    damping
+        Share of the plain step that is left out, ``0 <= damping < 1``.
+    restart
+        Growth of the residual over its least one at which a sample goes back to its best iterate, as in `Anderson`.
+
+    Raises
+    ------
+    ValueError
+        If an option is outside its range.
+
+    References
+    ----------
+    Broyden (1965), A class of methods for solving nonlinear simultaneous equations. Byrd, Nocedal and Schnabel (1994),
+    Representations of quasi-Newton matrices and their use in limited memory methods.
+    """
+
+    memory: int = 20
+    damping: float = 0.0
+    restart: float = 100.0
+
+    retreats: ClassVar[bool] = True
+    """What is not finite, or too large, is left to `step`, which goes back."""
+
+    def __post_init__(self) -> None:
+        check_secant_options(self.memory, self.damping, None, self.restart)
+
+    def init(self, problem: FixedPoint, z: Tensor) -> History:
+        return secant_start(z, self.memory)
+
+    def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: History) -> tuple[Tensor, History]:
+        return secant_step(problem, z, image, state, "Broyden", self.damping, None, self.restart)

@@ -1,0 +1,126 @@
+"""Anderson's and Broyden's steps against what they are in dense matrices, and what they keep."""
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from maps import mean_field, random_matrix
+
+from ddeq import DiscreteMeasure, fixed_point
+from ddeq.solvers import Anderson, Broyden, FixedPoint, Stop
+from ddeq.testing import assert_close
+
+
+class Tanh:
+    """A map of six coordinates in three atoms."""
+
+    def __init__(self, seed=0):
+        self.matrix = random_matrix(0.9, 6, seed=seed)
+
+    def image(self, z):
+        return torch.tanh(z.flatten(-2) @ self.matrix.mT + 0.3).reshape(z.shape)
+
+    def select(self, keep):
+        raise AssertionError("no sample leaves")
+
+
+WEIGHTS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+
+
+def iterates(solver, steps):
+    problem, z = FixedPoint(Tanh(), WEIGHTS), torch.zeros(3, 2, dtype=torch.float64)
+    state, path = solver.init(problem, z), [z]
+    for _ in range(steps):
+        z, state = solver.step(problem, z, problem.image(z), state)
+        path.append(z)
+    return torch.stack(path).flatten(-2), state
+
+
+METRIC = torch.diag(WEIGHTS.repeat_interleave(2))
+
+
+def residuals(path):
+    return torch.stack([Tanh().image(z.reshape(3, 2)).flatten() for z in path]) - path
+
+
+@pytest.mark.theorem("T9")
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@torch.no_grad()
+def test_broyden_in_compact_form_is_broyden(damping):
+    """The good update with transposes in L2(mu), one after the other, as everyone knows it."""
+    path, _ = iterates(Broyden(20, damping=damping), 7)
+    r = residuals(path)
+    matrix, z = -torch.eye(6, dtype=torch.float64) / (1 - damping), path[0]
+    for k in range(7):
+        z = z - torch.linalg.solve(matrix, r[k])
+        assert_close(path[k + 1], z, f"step {k}", rtol=1e-7)
+        s, y = path[k + 1] - path[k], r[k + 1] - r[k]
+        matrix = matrix + torch.outer(y - matrix @ s, s @ METRIC) / (s @ METRIC @ s)
+
+
+@pytest.mark.theorem("T9")
+@pytest.mark.parametrize("kind", ["II", "I"])
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@torch.no_grad()
+def test_anderson_is_anderson(kind, damping):
+    """With the last two differences, after the ring has gone round."""
+    path, _ = iterates(Anderson(2, damping=damping, kind=kind, ridge=0.0), 6)
+    r, beta = residuals(path), 1 - damping
+    for k in range(2, 6):
+        s, y = (torch.stack([a[k - 1] - a[k - 2], a[k] - a[k - 1]], -1) for a in (path, r))
+        test = y if kind == "II" else s
+        gamma = torch.linalg.solve(test.mT @ METRIC @ y, test.mT @ METRIC @ r[k])
+        assert_close(path[k + 1], path[k] + beta * r[k] - (s + beta * y) @ gamma, f"step {k}", rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [Anderson(4), Anderson(4, kind="I"), Broyden(4)], ids=repr)
+@torch.no_grad()
+def test_what_is_kept_does_not_grow_with_the_steps(solver):
+    def size(state):
+        return sum(t.numel() for t in pytree.tree_leaves(state) if isinstance(t, torch.Tensor))
+
+    assert len({size(iterates(solver, steps)[1]) for steps in (1, 5, 60)}) == 1
+
+
+def test_derivatives_of_the_steps_are_recorded():
+    """In place or not: autograd sees the same steps."""
+    from ddeq.solvers import Unrolled
+
+    marks = torch.randn(4, 2, dtype=torch.float64)
+    mu = DiscreteMeasure(torch.zeros(4, 2, dtype=torch.float64), marks=marks)
+    weight = torch.tensor(0.5, dtype=torch.float64)
+    for solver in (Anderson(3), Anderson(3, kind="I"), Broyden(3)):
+
+        def end(w, solver=solver):
+            stop = Stop(rtol=1e-15, max_steps=6)
+            return fixed_point(mean_field, mu, w, 0.1, solver=solver, stop=stop, adjoint=Unrolled()).measure.points.sum()
+
+        assert_close(end(weight.clone().requires_grad_()), end(weight))
+        assert torch.autograd.gradcheck(end, weight.clone().requires_grad_(), atol=1e-6)
+
+
+class TestSafeguards:
+    def test_an_explosion_sends_a_sample_back_to_its_best_iterate(self):
+        """The second image is a hundred times worse than allowed: the third iterate is half a plain step from the first."""
+        z0, z1 = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+        problem = FixedPoint(Tanh(), torch.ones(1, dtype=torch.float64))
+        for solver in (Anderson(), Anderson(kind="I"), Broyden()):
+            with torch.no_grad():
+                first, state = solver.step(problem, z0, z1, solver.init(problem, z0))
+                assert first.item() == 1.0
+                for bad, expected in ((1e3, 0.5), (torch.nan, 0.25), (torch.inf, 0.125)):
+                    back, state = solver.step(problem, first, torch.full_like(z0, bad), state)
+                    assert back.item() == expected
+                again, state = solver.step(problem, back, back + 0.1, state)  # better: all is forgiven, and the secant is used
+                assert state.retreats.item() == 0
+                assert again.item() == pytest.approx(0.125 + 0.1 * 0.125 / 0.9, rel=1e-6)
+
+    def test_a_sample_whose_image_is_never_finite_again_has_diverged(self):
+        problem = FixedPoint(Tanh(), torch.ones(1, dtype=torch.float64))
+        z, solver = torch.zeros(1, 1, dtype=torch.float64), Anderson()
+        with torch.no_grad():
+            z, state = solver.step(problem, z, z + 1, solver.init(problem, z))
+            finite = []
+            for _ in range(12):
+                after, state = solver.step(problem, z, z * torch.nan, state)
+                finite.append(bool(torch.isfinite(after)))
+        assert finite == [True] * 10 + [False] * 2
