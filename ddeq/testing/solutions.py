@@ -13,12 +13,20 @@ from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
 from ddeq.solvers import Anderson, Implicit, Solution, Solver, fixed_point
 from ddeq.solvers.adjoints import Adjoint
+from ddeq.solvers.metric import relative_discrepancy
 
 __all__ = ["check_implicit_gradient", "check_solution"]
 
 
 def check_solution(map: Callable[..., DiscreteMeasure], solution: Solution, *args: Any, stop: Stop = Stop()) -> None:
     """Hold a solution to what it says of itself: evaluate the map at its measure and compare the residual.
+
+    Parameters
+    ----------
+    map, solution, args
+        What was solved, and what was found.
+    stop
+        What it was solved with; the tolerance and the metric count.
 
     Raises
     ------
@@ -32,7 +40,11 @@ def check_solution(map: Callable[..., DiscreteMeasure], solution: Solution, *arg
         def norm(a: Tensor) -> Tensor:
             return (mu.weights * a.square().sum(-1)).sum(-1).sqrt()
 
-        residual = norm(image - mu.points) / (norm(image) + stop.atol / stop.rtol)
+        floor = stop.atol / stop.rtol
+        if stop.metric is None:
+            residual = norm(image - mu.points) / (norm(image) + floor)
+        else:
+            residual = relative_discrepancy(stop.metric, mu, mu.with_points(image), floor)
     known = torch.isfinite(solution.residual)
     rounding = 100 * torch.finfo(mu.dtype).eps
     wrong = known & ((residual - solution.residual).abs() > rounding + 1e-3 * residual)

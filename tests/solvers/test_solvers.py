@@ -277,7 +277,11 @@ class TestMetric:
 
     @pytest.mark.theorem("T4")
     @both_dtypes
-    @pytest.mark.parametrize("metric", [MMD, lambda nu: MMD(nu, Gaussian(1.0)), Wasserstein, SinkhornDivergence], ids=["mmd", "gaussian", "wasserstein", "sinkhorn"])
+    @pytest.mark.parametrize(
+        "metric",
+        [MMD, lambda nu: MMD(nu, Gaussian(1.0)), Wasserstein, SinkhornDivergence],
+        ids=["mmd", "gaussian", "wasserstein", "sinkhorn"],
+    )
     def test_fixed_as_a_measure(self, metric, dtype):
         mu = DiscreteMeasure(torch.tensor([[-1.0], [1.0]], dtype=dtype))
         solution = fixed_point(pointwise(torch.neg), mu, solver=Picard(), stop=Stop(metric=metric))

@@ -10,6 +10,7 @@ from torch import nn
 from ddeq import DiscreteMeasure, Functional, fixed_point
 from ddeq.flows import Euler
 from ddeq.functionals import MMD, PotentialEnergy
+from ddeq.iteration import Stop
 from ddeq.kernels import Gaussian
 from ddeq.solvers import OneStep, Picard
 from ddeq.testing import assert_close, check_flow, check_functional, check_implicit_gradient, check_map, check_solution
@@ -168,6 +169,14 @@ def test_wrong_solutions_are_found():
     unfinished = replace(solution, measure=point(1.0), residual=torch.tensor(1 / 3, dtype=torch.float64) / (1 + 1e-4 / 1.5))
     with pytest.raises(AssertionError, match=r"converged|residual"):
         check_solution(affine, unfinished, 0.5, 1.0)
+
+
+def test_solutions_are_judged_by_the_metric_that_stopped_them():
+    mirror, stop = moves(lambda mu: -mu.points), Stop(metric=MMD)
+    solution = fixed_point(mirror, DiscreteMeasure(torch.tensor([[-1.0], [1.0]], dtype=torch.float64)), stop=stop)
+    check_solution(mirror, solution, stop=stop)
+    with pytest.raises(AssertionError, match="residual"):
+        check_solution(mirror, solution)
 
 
 def test_wrong_gradients_are_found():
