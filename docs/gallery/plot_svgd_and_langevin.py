@@ -40,21 +40,21 @@ exact = torch.tensor([0.0, 0.0, spread**2, 2 * bend**2 * spread**4 + width**2, 0
 
 generator = torch.Generator().manual_seed(0)
 cloud = 0.5 * torch.randn(5000, 2, generator=generator)
-few, many = ddeq.DiscreteMeasure(cloud[:150]), ddeq.DiscreteMeasure(cloud)
+few, many = ddeq.DiscreteMeasure(cloud[:120]), ddeq.DiscreteMeasure(cloud)
 potential, divergence = PotentialEnergy(lambda x: -log_density(x)), KLDivergence(log_density, bandwidth=0.2)
-svgd = {"geometry": Stein(), "steps": 600, "record": 600}
-langevin = {"stepper": Euler(0.01), "steps": 1500, "noise": Langevin(1.0), "generator": generator, "record": 1500}
+svgd = {"geometry": Stein(), "steps": 400, "record": 400}
+langevin = {"stepper": Euler(0.01), "steps": 1000, "noise": Langevin(1.0), "generator": generator, "record": 1000}
 ends = {
-    "SVGD, Euler, 150 atoms": ddeq.flow(divergence, few, stepper=Euler(0.2), **svgd).measure,
-    "SVGD, Nesterov, 150 atoms": ddeq.flow(divergence, few, stepper=Nesterov(0.2), **svgd).measure,
-    "Langevin, 150 atoms": ddeq.flow(potential, few, **langevin).measure,
+    "SVGD, Euler, 120 atoms": ddeq.flow(divergence, few, stepper=Euler(0.2), **svgd).measure,
+    "SVGD, Nesterov, 120 atoms": ddeq.flow(divergence, few, stepper=Nesterov(0.2), **svgd).measure,
+    "Langevin, 120 atoms": ddeq.flow(potential, few, **langevin).measure,
     "Langevin, 5000 atoms": ddeq.flow(potential, many, **langevin).measure,
 }
 
 # %%
 # Yes, with different errors. The moments of SVGD owe nothing to luck. It reaches the tails late, which momentum mends,
 # and a kernel as wide as the median distance does not see how atoms lie within it: there they clump. Langevin atoms are
-# independent samples: 150 of them are off by what 150 samples are off, and 5000 by less. A bias of the step size stays
+# independent samples: 120 of them are off by what 120 samples are off, and 5000 by less. A bias of the step size stays
 # ([T14](../theory/t14_known_flows.md)).
 
 table = {"exact": exact} | {name: moments(mu) for name, mu in ends.items()}
