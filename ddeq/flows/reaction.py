@@ -36,7 +36,8 @@ class FisherRao:
     birth_death
         Weights stay, and atoms die and are born instead: each jumps with probability :math:`(1 - w_i'/w_i)_+` to an atom
         :math:`j` drawn in proportion to :math:`(w_j' - w_j)_+`, where :math:`w'` are the weights that the reaction gives. In
-        expectation the measure is then the one with weights :math:`w'`, and no two weights come apart.
+        expectation the measure is then the one with weights :math:`w'`, and no two weights come apart. Copies lie where
+        their parents do, and only noise parts them.
     functional
         The energy whose first variation moves the masses; default that of the flow. With `Langevin` noise it must be given: the
         energy of the flow plus the entropy that the noise stands for.

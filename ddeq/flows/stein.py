@@ -51,7 +51,9 @@ class Stein:
     -----
     The median heuristic of the literature divides by the logarithm of the number of atoms, which is not a property of the
     measure (T1); here it is left out. A flow of a KL divergence by parts descends the divergence itself: the energies of
-    its trajectory are those of the blob, which differ from it by a bias (T3) and are not zero at the target.
+    its trajectory are those of the blob, which differ from it by a bias (T3) and are not zero at the target. `AdaptiveEuler`
+    and `Proximal` go by these energies, and so end where the blob cannot be lowered, before the divergence has: take `Euler`,
+    `Heun` or `Nesterov` there.
 
     References
     ----------

@@ -196,7 +196,15 @@ class Sum(Functional):
         self.smoothness = max(first.smoothness, second.smoothness)
         self.reads_marks = first.reads_marks or second.reads_marks
         self.tolerance = max(first.tolerance, second.tolerance)
-        self.selectable = first.selectable and second.selectable
+        self._declared: bool | None = None
+
+    @property
+    def selectable(self) -> bool:  # that of its parts as they are now, unless it was set
+        return self.first.selectable and self.second.selectable if self._declared is None else self._declared
+
+    @selectable.setter
+    def selectable(self, value: bool) -> None:
+        self._declared = value
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return self.first(mu) + self.second(mu)
@@ -224,8 +232,17 @@ class Scaled(Functional):
         self.factor: float | Tensor
         self.functional = functional
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
-        self.tolerance, self.selectable = functional.tolerance, functional.selectable
+        self.tolerance = functional.tolerance
+        self._declared: bool | None = None
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
+
+    @property
+    def selectable(self) -> bool:
+        return self.functional.selectable if self._declared is None else self._declared
+
+    @selectable.setter
+    def selectable(self, value: bool) -> None:
+        self._declared = value
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return self._factor(0) * self.functional(mu)
