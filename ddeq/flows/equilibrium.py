@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from ddeq.flows.adaptive import AdaptiveEuler
 from ddeq.flows.bound_functional import BoundFunctional
 from ddeq.flows.flow import flow
 from ddeq.flows.geometries import Geometry, Wasserstein
+from ddeq.flows.newton import NewtonFinish, Tally
 from ddeq.flows.stationary import Stationary
 from ddeq.flows.steppers import Stepper
-from ddeq.functionals.base import Functional
+from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.entropy import split_entropy
 from ddeq.iteration import ConvergenceError, Report, Solution, Status, Stop, implicit_function
 from ddeq.measures import DiscreteMeasure
@@ -29,12 +30,13 @@ def equilibrium(
     stepper: Stepper | None = None,
     geometry: Geometry = Wasserstein(),
     stop: Stop | None = None,
+    finish: bool = True,
     on_failure: Literal["raise", "warn"] = "raise",
     throw: bool = False,
     trace: bool = False,
     callback: Callable[[Report], object] | None = None,
 ) -> Solution:
-    r"""A stationary measure, :math:`\nabla_W F_\theta(\mu^*) = 0`, found by a flow, as a function of :math:`\theta`.
+    r"""A stationary measure, :math:`\nabla_W F_\theta(\mu^*) = 0`, by flow and Newton's method, as a function of :math:`\theta`.
 
     .. math:: \frac{\mathrm dZ^*}{\mathrm d\theta} = -H^+ \frac{\partial g}{\partial\theta}, \qquad
               g(Z, \theta) = \nabla_W F_\theta \text{ at the atoms } Z, \qquad H = \frac{\partial g}{\partial Z}
@@ -52,11 +54,15 @@ def equilibrium(
     stepper
         How the flow steps; default ``AdaptiveEuler()``.
     geometry
-        Of the flow. Where it comes to rest does not depend on it, if it is that of `Wasserstein`, or `Stein` with a strictly
-        positive definite kernel.
+        Of the flow. The points of rest do not depend on it, if it is that of `Wasserstein`, or `Stein` with a strictly positive
+        definite kernel; which of them is found may.
     stop
-        Tolerance and most steps of the flow. Default: ``rtol`` 1e-6 in double and 1e-4 in single precision, 2000 steps. The
+        Tolerance and most steps. Default: ``rtol`` 1e-6 in double and 1e-4 in single precision, 2000 steps. The
         error of derivatives is about that of the points, relative to the length over which the Hessian changes.
+    finish
+        Whether samples leave the flow for Newton's method where that lowers the energy (see the notes); not done where the
+        functional is twice differentiable almost everywhere only, as those are that declare no ``smoothness``. If false, the
+        flow alone goes to the end.
     on_failure
         What to do where the equations of the derivative have no answer: "raise" a `ConvergenceError` in backward, or "warn"
         with a `ConvergenceWarning` and take zero for these samples (the best answer found, where only a solve took too long).
@@ -71,8 +77,10 @@ def equilibrium(
     -------
     Solution
         Where the atoms came to rest, with residual, steps and status of each sample. ``residual`` is the norm of the gradient
-        (of the velocity, in another geometry) relative to the start, ``evaluations`` the number of velocities at the steps,
-        ``error_bound`` infinite: a gradient alone bounds no distance.
+        (of the velocity, in another geometry) relative to the start; ``steps`` counts those of flow and Newton's method alike;
+        ``evaluations`` velocities at the steps, and gradients and products with the Hessian of Newton's method, each once for
+        all samples that take part (not energies, nor what happens within a stepper); ``error_bound`` is infinite: a gradient
+        alone bounds no distance.
 
     Raises
     ------
@@ -90,6 +98,13 @@ def equilibrium(
 
     Notes
     -----
+    Newton's method is tried once the velocity is a tenth of that at the start and 20 steps are done, again at once where it
+    helped, ever later where not, and where the flow is stuck; a step takes at most 64 products with the Hessian. It is accepted
+    only if the energy falls by a share of what the quadratic model promises; or, below what rounding lets energies tell, if the
+    energy rises by no more than that and the norm of the gradient falls, with no negative curvature in sight. Along negative
+    curvature steps lead downhill, and none of them is a last one: like a flow, it ends in a saddle only if the gradient has
+    no part along the way out, to the tolerance (T16). Each sample has the result that it has alone.
+
     Translations and rotations that leave :math:`F_\theta` as it is are found from gradients at other configurations (above
     dimension 6: all translations, or none) and left out of the equations. The answer is that of an equilibrium which does not
     move along them. In the geometry of Wasserstein it keeps the mean, as the flow does.
@@ -119,7 +134,7 @@ def equilibrium(
         raise RuntimeError(
             "equilibrium cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
-    _check_options(functional, mu0, geometry, on_failure)
+    _check_options(functional, mu0, geometry, finish, on_failure)
     stop = stop or Stop(rtol=1e-6 if mu0.dtype == torch.float64 else 1e-4, max_steps=2000)
     differentiated = torch.is_grad_enabled()
     if differentiated:
@@ -129,6 +144,11 @@ def equilibrium(
                 "detached points, mu0.with_points(mu0.points.detach()), or differentiate the steps of ddeq.flow(...)"
             )
         BoundFunctional(functional, mu0).watch(mu0.points)
+    tally = Tally()
+    way: Stepper = AdaptiveEuler() if stepper is None else stepper
+    known = isinstance(way, Stepper) and isinstance(stop, Stop)  # else `flow` says what is wrong
+    if known and finish and functional.smoothness < Smoothness.ALMOST_EVERYWHERE:
+        way = cast(Stepper, NewtonFinish(way, stop, tally))  # it promises what the one within it does
     seen: list[Tensor] = []
 
     def observe(report: Report) -> None:
@@ -140,7 +160,7 @@ def equilibrium(
         trajectory = flow(
             functional,
             mu0,
-            stepper=AdaptiveEuler() if stepper is None else stepper,
+            stepper=way,
             geometry=geometry,
             stop=stop,
             record=[],
@@ -154,7 +174,7 @@ def equilibrium(
         residual=seen[-1],
         steps=steps,
         status=status,
-        evaluations=int(steps.max()) + 1 if steps.numel() else 0,
+        evaluations=int(steps.max()) + 1 + tally.evaluations if steps.numel() else 0,
         error_bound=torch.full_like(seen[-1], torch.inf),
         trace=torch.stack([torch.where(steps >= k, r, torch.nan) for k, r in enumerate(seen)]) if trace else None,
     )
@@ -194,11 +214,13 @@ def _attach(
     return implicit_function(stationary.equation, stationary, z, *bound.tensors)
 
 
-def _check_options(functional: object, mu0: object, geometry: object, on_failure: object) -> None:
+def _check_options(functional: object, mu0: object, geometry: object, finish: object, on_failure: object) -> None:
     if not isinstance(functional, Functional):
         raise ValueError(f"functional: expected a ddeq.Functional, got {type(functional).__name__}")
     if not isinstance(mu0, DiscreteMeasure):
         raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(mu0).__name__}")
+    if not isinstance(finish, bool):
+        raise ValueError(f"finish: expected True or False, got {finish!r}")
     if on_failure not in ("raise", "warn"):
         raise ValueError(f"on_failure: expected 'raise' or 'warn', got {on_failure!r}")
     if not isinstance(geometry, Wasserstein):

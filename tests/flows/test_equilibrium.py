@@ -1,5 +1,6 @@
 """Derivatives of stationary measures: closed forms, finite differences of tight flows, symmetries, and what must be refused."""
 
+import itertools
 import warnings
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from ddeq import ConvergenceError, ConvergenceWarning, DiscreteMeasure, Functional
-from ddeq.flows import Euler, Stein, equilibrium
+from ddeq.flows import Euler, Heun, Nesterov, Proximal, Stein, equilibrium
 from ddeq.flows.bound_functional import BoundFunctional
 from ddeq.functionals import MMD, Entropy, InteractionEnergy, PotentialEnergy, SinkhornDivergence, Wasserstein
 from ddeq.iteration import Status, Stop
@@ -132,7 +133,7 @@ BARYCENTRES = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("sinkhorn", marks=pytest.mark.slow), "mmd", "wasserstein"])
+@pytest.mark.parametrize("name", list(BARYCENTRES))
 def test_barycentres_against_finite_differences(name):
     """In the weights of the targets, their atoms and masses, and the masses of the barycentre itself."""
     discrepancy, stepper, accuracy = BARYCENTRES[name]
@@ -478,6 +479,129 @@ def test_atoms_of_mass_zero_have_no_derivative_and_influence_no_other():
     assert gradient[1].item() == pytest.approx(far - 1.0, abs=1e-6)
 
 
+# --- Newton's method at the end ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_ill_conditioned_energy(dtype):
+    """A condition of 1e4, past a saddle: a flow alone takes more than 2000 steps in double precision."""
+    F, mu = MMD(cloud(30, seed=1).to(dtype), Gaussian(1.0)), cloud(20).to(dtype)
+    stop = Stop(rtol=1e-6 if dtype == torch.float64 else 1e-4, atol=1e-18, max_steps=150)
+    with torch.no_grad():
+        flowed, solution = (equilibrium(F, mu, finish=finish, stop=stop) for finish in (False, True))
+    assert not flowed.converged
+    assert flowed.evaluations == flowed.steps + 1
+    assert solution.converged
+    assert solution.steps < 100
+    assert F(solution.measure) < F(flowed.measure)
+    force = F.wasserstein_gradient(solution.measure).norm() / F.wasserstein_gradient(mu).norm()
+    assert solution.residual.item() == pytest.approx(force.item(), rel=1e-2)
+
+
+def test_gradients_that_energies_cannot_tell():
+    """Steps of a flow that must lower the energy end at a residual of about 1e-8."""
+    F, mu, stop = MMD(cloud(8, seed=1), Gaussian(2.0)), cloud(5), Stop(rtol=1e-12, atol=1e-18, max_steps=150)
+    assert equilibrium(F, mu, stop=stop).converged
+    assert not equilibrium(F, mu, stop=stop, finish=False).converged
+
+
+def test_energies_never_rise():
+    F, mu, energies = MMD(cloud(12, seed=1), Gaussian(1.0)), cloud(8), []
+    stop = Stop(rtol=1e-10, max_steps=500)
+    solution = equilibrium(F, mu, stop=stop, trace=True, callback=lambda r: energies.append(F(mu.with_points(r.value)).item()))
+    assert solution.converged
+    assert len(energies) == len(solution.trace) == solution.steps + 1
+    assert max(b - a for a, b in itertools.pairwise(energies)) < 1e-15
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-8])
+@pytest.mark.parametrize("off", [1e-1, 1e-4])
+def test_saddles_and_maxima_are_left(rtol, off):
+    """A step of Newton's method would end in them."""
+    saddle = PotentialEnergy(lambda x: 0.5 * x[..., 0].square() - 0.5 * x[..., 1].square() + 0.25 * x[..., 1].pow(4))
+    stop = Stop(rtol=rtol * off, max_steps=3000)
+    z = equilibrium(saddle, points([1.0, off]), stepper=Euler(0.1), stop=stop).measure.points.flatten()
+    assert z.tolist() == pytest.approx([0.0, 1.0], abs=0.1)
+    z = equilibrium(PotentialEnergy(lambda x: x.cos().sum(-1)), points(off), stepper=Euler(0.1), stop=stop).measure.points
+    assert z.item() == pytest.approx(torch.pi, abs=0.1)
+
+
+def test_each_sample_has_the_result_that_it_has_alone():
+    """One starts near rest, one is ill-conditioned, one diverges; with targets of their own."""
+    target, mu = cloud(8, seed=1, batch=(4,)).points, cloud(5, batch=(4,))
+    target[1, :5], target[1, 5:] = mu.points[1], mu.points[1, :3]
+    factor = torch.tensor([1.0, 1.0, torch.nan, 1.0], dtype=torch.float64)
+    widths = torch.tensor([1.0, 1.0, 1.0, 3.0], dtype=torch.float64)[:, None, None]
+    stop = Stop(rtol=1e-8, max_steps=500)
+    for selectable in (True, False):
+        F = factor * MMD(DiscreteMeasure(target / widths), Gaussian(1.0))
+        F.selectable = selectable
+        solution = equilibrium(F, mu.with_points(mu.points / widths), stop=stop)
+        assert solution.status.tolist()[2] == Status.DIVERGED
+        for i in (0, 1, 3):
+            one = MMD(DiscreteMeasure(target[i] / widths[i]), Gaussian(1.0))
+            alone = equilibrium(one, mu[i].with_points(mu.points[i] / widths[i]), stop=stop)
+            assert alone.converged
+            assert alone.steps == solution.steps[i]
+            assert_close(solution.measure.points[i], alone.measure.points, rtol=1e-6)
+
+
+class Counting(PotentialEnergy):
+    calls = 0
+
+    def wasserstein_gradient(self, mu, x=None):
+        Counting.calls += 1
+        return super().wasserstein_gradient(mu, x)
+
+
+def test_evaluations_are_all_gradients_and_products():
+    F = Counting(lambda x: 0.5 * (x - 1).square().sum(-1))
+    with torch.no_grad():
+        solution = equilibrium(F, points(0.0), stepper=Euler(0.15), stop=Stop(rtol=1e-10, max_steps=100))
+    assert solution.converged
+    assert solution.steps.item() == 21  # a quadratic energy: one step of Newton's method, of one product
+    assert solution.evaluations == Counting.calls + 1
+
+
+@pytest.mark.parametrize("stepper", [Nesterov(0.1), Heun(0.1), Proximal(1.0)], ids=lambda s: type(s).__name__)
+def test_every_stepper_is_finished(stepper):
+    theta = leaf(1.7)
+    solution = equilibrium(at_distance(theta), cloud(4), stepper=stepper, stop=Stop(rtol=1e-11, atol=1e-18, max_steps=500))
+    assert solution.converged
+    value = spread(solution.measure)
+    assert torch.autograd.grad(value, theta)[0].item() == pytest.approx(value.item() / 1.7, rel=1e-6)
+
+
+class OnlyOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 0.5 * x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0]
+
+
+def test_what_cannot_be_differentiated_twice_is_left_to_the_flow():
+    stop = Stop(rtol=1e-6, max_steps=300)
+    with torch.no_grad():
+        for F in (PotentialEnergy(lambda x: OnlyOnce.apply(x).sum(-1)), Wasserstein(cloud(3, seed=1))):
+            left, flowed = (equilibrium(F, cloud(3), stepper=Euler(0.1), stop=stop, finish=finish) for finish in (True, False))
+            assert left.converged
+            assert torch.equal(left.measure.points, flowed.measure.points)
+            assert flowed.evaluations <= left.evaluations <= flowed.evaluations + 30
+
+
+def test_a_kinked_energy_is_no_worse():
+    """Atoms come to rest on those of the target, where the Hessian says nothing."""
+    F, mu, stop = MMD(cloud(10, seed=1), Riesz(1.0)), cloud(6), Stop(rtol=1e-6, max_steps=150)
+    finished, flowed = (equilibrium(F, mu, stop=stop, finish=finish) for finish in (True, False))
+    assert F(finished.measure) <= F(flowed.measure) + 1e-12
+    assert finished.evaluations < 2 * flowed.evaluations + 200
+
+
 # --- what it says and takes ---
 
 
@@ -549,6 +673,7 @@ def test_a_bound_functional_is_one_of_all_its_tensors():
         (lambda F, mu: equilibrium(F, mu, stepper=0.1), ValueError, "stepper: "),
         (lambda F, mu: equilibrium(F, mu, stop=5), ValueError, "stop: "),
         (lambda F, mu: equilibrium(F, mu, geometry="stein"), ValueError, "geometry: "),
+        (lambda F, mu: equilibrium(F, mu, finish=1), ValueError, "finish: "),
         (lambda F, mu: equilibrium(F, mu, on_failure="ignore"), ValueError, "on_failure: "),
         (lambda F, mu: equilibrium(F, mu, 0.1), TypeError, "positional"),
         (lambda F, mu: equilibrium(F, mu, tau=0.1), TypeError, "tau"),
