@@ -28,7 +28,8 @@ class Solution:
     status: Tensor
     """``(*batch,)``: `ddeq.iteration.Status` as whole numbers."""
     evaluations: int
-    """Evaluations of the map, or of the gradient, on the batch, those for derivatives within a solver included."""
+    """Evaluations on the batch: of the map and of derivatives within a solver, or of the gradient and of products with its
+    derivative."""
     error_bound: Tensor
     r"""``(*batch,)``: bound or estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - L)` of the distance to the fixed point (T8).
 
