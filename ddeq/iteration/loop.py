@@ -147,7 +147,7 @@ def iterate(
                     callback(Report(step, full.value, full.seen, full.running))
             if step == stop.max_steps:
                 break
-            if step % look == 0:
+            if step % look == 0 and not agreed(now.running):
                 left = _running_rows(now.running)
                 if not len(left):
                     break
@@ -214,28 +214,32 @@ class _Samples(NamedTuple):
 
     def judge(self, evaluation: Evaluation, step: int, stop: Stop, converging: bool, patient: bool, best: bool) -> _Samples:
         residual, size = evaluation.residual.detach(), evaluation.size.detach()
-        limit = DIVERGENCE * size if step == 0 else self.limit
+        # With a finite limit, what is not finite exceeds it too.
+        limit = (DIVERGENCE * size).clamp_max(torch.finfo(size.dtype).max) if step == 0 else self.limit
         running = self.running
-        valid = running & torch.isfinite(size) & (size <= limit)
-        better = valid & ((residual < self.least) | (not best))
+        valid = running & (size <= limit)
+        whole = agreed(valid)  # all run, and nothing need be kept from entering where others stopped
+        better = valid & (residual < self.least) if best else valid
         improved = torch.where(better, step, self.improved)
-        status = torch.where(valid, self.status, torch.where(running, Status.DIVERGED.value, self.status))
-        left = valid
+        status, left = self.status, valid
+        if not whole:
+            status = torch.where(valid, status, torch.where(running, Status.DIVERGED.value, status))
         if converging:
-            converged = valid & (residual <= stop.rtol)
-            status = torch.where(converged, Status.CONVERGED.value, status)
-            left = valid & ~converged
+            if not (whole and agreed(residual > stop.rtol)):
+                converged = valid & (residual <= stop.rtol)
+                status = torch.where(converged, Status.CONVERGED.value, status)
+                left = valid & ~converged
             if not patient and step >= stop.patience:
                 stagnated = left & (step - improved >= stop.patience)
                 status = torch.where(stagnated, Status.STAGNATED.value, status)
                 left = left & ~stagnated
-        note = evaluation.note
+        note, growth = evaluation.note, torch.maximum(self.growth, evaluation.growth.detach())
         return self._replace(
-            seen=torch.where(running, residual, self.seen),
+            seen=residual if whole else torch.where(running, residual, self.seen),
             best=choose(better, self.value, self.best),
             least=torch.where(better, residual, self.least),
             distance=torch.where(better, evaluation.absolute.detach(), self.distance),
-            growth=torch.where(running, torch.maximum(self.growth, evaluation.growth.detach()), self.growth),
+            growth=growth if whole else torch.where(running, growth, self.growth),
             improved=improved,
             checked=torch.where(running, step, self.checked),
             limit=limit,
@@ -249,9 +253,11 @@ class _Samples(NamedTuple):
 
         ``still``: those that are proposed to stay where they are have stagnated.
         """
-        finite = torch.isfinite(proposal.detach().flatten(self.running.ndim).sum(-1))  # one pass; what overflows has diverged
-        status = torch.where(self.running & ~finite, Status.DIVERGED.value, self.status)
-        moving = self.running & finite
+        total = proposal.detach().flatten(self.running.ndim).sum(-1)  # one pass; what overflows has diverged
+        finite = total * 0.0 == 0.0  # NaN for all others
+        moving, status = self.running & finite, self.status
+        if not agreed(moving):
+            status = torch.where(self.running & ~finite, Status.DIVERGED.value, status)
         if still:
             moved = (proposal.detach() != self.value.detach()).flatten(self.running.ndim).any(-1)
             status = torch.where(moving & ~moved, Status.STAGNATED.value, status)
@@ -276,6 +282,11 @@ def _running_rows(running: Tensor) -> Tensor:
     """Entries of the first batch dimension in which a sample still runs."""
     rows = running.reshape(1) if running.ndim == 0 else running
     return rows.unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
+
+
+def agreed(mask: Tensor) -> bool:
+    """Whether a mask is true everywhere, where looking costs nothing; else "maybe not"."""
+    return mask.device.type == "cpu" and bool(mask.all())
 
 
 def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:

@@ -70,9 +70,9 @@ class KeysAndValues(nn.Module):
         self.linear = nn.Linear(features, 2 * width)
 
     def forward(self, memory: Float[Tensor, "*batch m c"]) -> tuple[Tensor, Tensor]:
-        """Keys and values, ``(*batch, heads, m, width / heads)`` each."""
+        """Keys and values, ``(*batch, heads, m, width / heads)`` each, laid out as products read them."""
         key, value = self.linear(memory).chunk(2, -1)
-        return _split(key, self.heads), _split(value, self.heads)
+        return _split(key, self.heads).contiguous(), _split(value, self.heads).contiguous()
 
 
 class MeasureAttention(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddeq.iteration import Evaluation, Stop
-from ddeq.iteration.loop import DIVERGENCE, Process
+from ddeq.iteration.loop import DIVERGENCE, Process, agreed
 from ddeq.measures import DiscreteMeasure
 from ddeq.solvers.linearization import by_forward_mode, by_reverse_mode
 from ddeq.solvers.metric import relative_discrepancy
@@ -26,8 +26,20 @@ class Counter:
     """How often the map was evaluated."""
     forward_mode: bool = True
     """Whether it is not known yet that an operation in the map lacks forward-mode derivatives."""
-    seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-    """The last iterate, its image, their difference and its norm, so that solvers need not take them again."""
+    seen: Seen | None = None
+    """What the iteration found at the last iterate, so that solvers need not take it again; None where autograd records."""
+
+
+class Seen(NamedTuple):
+    """An iterate, its image, and what is known of the two; the same tensors, not equal ones, are what it speaks of."""
+
+    z: Tensor
+    image: Tensor
+    residual: Tensor
+    absolute: Tensor  # its norm
+    size: Tensor  # the norm of the image
+    before: tuple[Tensor, Tensor] | None = None  # the last iterate and its image
+    changes: tuple[Tensor, Tensor] | None = None  # of the two since then
 
 
 @runtime_checkable
@@ -102,10 +114,18 @@ class FixedPoint:
     def residual(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         r"""The residual :math:`\Phi(z) - z` and its norm, which carries no derivatives; both are known from `evaluate`."""
         seen = self.counter.seen
-        if seen is not None and seen[0] is z and seen[1] is image:
-            return seen[2], seen[3]
+        if seen is not None and seen.z is z and seen.image is image:
+            return seen.residual, seen.absolute
         r = image - z
         return r, self.norm(r.detach())
+
+    def changes(self, z: Tensor, image: Tensor, old: Tensor, old_image: Tensor) -> tuple[Tensor, Tensor]:
+        """``z - old`` and ``image - old_image``; known from `evaluate` if these are what it saw last."""
+        seen = self.counter.seen
+        if seen is None or seen.before is None or seen.changes is None:
+            return z - old, image - old_image
+        same = seen.z is z and seen.image is image and seen.before[0] is old and seen.before[1] is old_image
+        return seen.changes if same else (z - old, image - old_image)
 
     def norms(self, *fields: Tensor) -> tuple[Tensor, ...]:
         """The norms of several, of each in one pass over its numbers."""
@@ -135,7 +155,7 @@ FAR = 4.0
 """An extrapolated iterate so many times larger than where the residual last changed much is looked at with suspicion."""
 
 
-class _Seen(NamedTuple):
+class _Memory(NamedTuple):
     """What the iteration remembers besides the solver's state: the last iterate and its image, and where the residual,
     ``absolute``, was last half or twice as large."""
 
@@ -153,22 +173,30 @@ class FixedPointIteration(Process):
     def __init__(self, problem: FixedPoint, solver: Solver, stop: Stop) -> None:
         self._problem, self._solver, self._stop = problem, solver, stop
 
-    def start(self, z: Tensor) -> _Seen:
+    def start(self, z: Tensor) -> _Memory:
         """What `iterate` takes as the first memory."""
-        return _Seen(self._solver.init(self._problem, z), None, None, None, None, None)
+        return _Memory(self._solver.init(self._problem, z), None, None, None, None, None)
 
-    def evaluate(self, value: Tensor, memory: _Seen) -> tuple[Evaluation, _Seen]:
+    def evaluate(self, value: Tensor, memory: _Memory) -> tuple[Evaluation, _Memory]:
         problem, stop = self._problem, self._stop
-        found = problem.image(value)
-        z, image = value.detach(), found.detach()
-        r = image - z
+        found, last = problem.image(value), problem.counter.seen
+        recorded = value.requires_grad or found.requires_grad
+        z, image = (value.detach(), found.detach()) if recorded else (value, found)
+        r, before, changes = image - z, None, None
         if memory.z is None or memory.image is None:
             absolute, size, start = problem.norms(r, image, z)
             growth = torch.zeros_like(absolute)
         else:
-            absolute, size, start, moved, grown = problem.norms(r, image, z, z - memory.z, image - memory.image)
-            growth = torch.where(moved > 0, grown / moved, 0.0)
-        problem.counter.seen = None if value.requires_grad or found.requires_grad else (value, found, r, absolute)
+            if last is not None and last.image is value and memory.image is value:  # a plain step: the changes are residuals
+                absolute, size = problem.norms(r, image)
+                start, moved, grown, changes = last.size, last.absolute, absolute, (last.residual, r)
+            else:
+                changes = z - memory.z, image - memory.image
+                absolute, size, start, moved, grown = problem.norms(r, image, z, *changes)
+            growth, known = grown / moved, moved > 0
+            growth = growth if agreed(known) else torch.where(known, growth, 0.0)
+            before = memory.z, memory.image
+        problem.counter.seen = None if recorded else Seen(value, found, r, absolute, size, before, changes)
         scale = size + stop.atol / stop.rtol
         if stop.metric is None:
             residual = absolute / scale
@@ -180,7 +208,7 @@ class FixedPointIteration(Process):
         note = getattr(memory.solver, "steps_of_each", None)
         return Evaluation(residual, absolute, growth, size, found, note), seen
 
-    def _unless_lost(self, residual: Tensor, absolute: Tensor, size: Tensor, seen: _Seen) -> tuple[Tensor, Tensor, _Seen]:
+    def _unless_lost(self, residual: Tensor, absolute: Tensor, size: Tensor, seen: _Memory) -> tuple[Tensor, Tensor, _Memory]:
         """Residual and size for a solver that extrapolates and knows a way back.
 
         What is not finite or too large is no solution, and for the solver to deal with. Nor is a point far away whose residual
@@ -190,13 +218,19 @@ class FixedPointIteration(Process):
             return residual, size, seen._replace(limit=DIVERGENCE * size, absolute=absolute, size=size)
         ratio, wild = size / seen.size, ~(size <= seen.limit)
         far = ratio > FAR
+        if agreed(~(wild | far)):
+            other = (absolute <= 0.5 * seen.absolute) | (absolute >= 2.0 * seen.absolute)
+            if agreed(other):
+                return residual, size, seen._replace(absolute=absolute, size=size)
+            last, sizes = torch.where(other, absolute, seen.absolute), torch.where(other, size, seen.size)
+            return residual, size, seen._replace(absolute=last, size=sizes)
         drowned = seen.absolute < 100.0 * torch.finfo(size.dtype).eps * size  # the residual would be rounding there
         lost = wild | (far & (drowned | (absolute * ratio > FAR * seen.absolute)))
         other = ~lost & ((absolute <= 0.5 * seen.absolute) | (~far & (absolute >= 2.0 * seen.absolute)))
         seen = seen._replace(absolute=torch.where(other, absolute, seen.absolute), size=torch.where(other, size, seen.size))
         return torch.where(lost, torch.inf, residual), torch.where(wild, 0.0, size), seen
 
-    def advance(self, value: Tensor, memory: _Seen, found: Tensor, step: int) -> tuple[Tensor, _Seen]:
+    def advance(self, value: Tensor, memory: _Memory, found: Tensor, step: int) -> tuple[Tensor, _Memory]:
         z, state = self._solver.step(self._problem, value, found, memory.solver)
         return z, memory._replace(solver=state)
 

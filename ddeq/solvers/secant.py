@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ddeq.iteration.loop import choose
+from ddeq.iteration.loop import agreed, choose
 from ddeq.solvers.problem import FixedPoint
 
 __all__ = ["History", "check_secant_options", "secant_start", "secant_step"]
@@ -72,11 +72,15 @@ def secant_step(
     beta, memory = 1.0 - damping, state.moves.shape[-2]
     r, size = problem.residual(z, image)
     damped = z + beta * r if damping else image
-    move, change = damped - state.image, r - state.residual
-    test = change if kind == "II" else z - state.z
+    if damping:
+        moved, move = z - state.z, damped - state.image
+    else:
+        moved, move = problem.changes(z, image, state.z, state.image)
+    change = r - state.residual
+    test = change if kind == "II" else moved
     good, better = size <= restart * state.least, size < state.least  # both false for NaN
-    all_good = _all(good)
-    retreats = torch.where(better, 0.0, state.retreats)
+    all_good, all_better = agreed(good), agreed(better)
+    retreats = torch.zeros_like(size) if all_better else torch.where(better, 0.0, state.retreats)
     if not all_good:  # what may be NaN must not enter the history, not even to be multiplied by zero
         z, r = choose(good, z, state.best), choose(good, r, state.drive)
         damped, retreats = choose(good, damped, z + beta * r), retreats + ~good
@@ -88,9 +92,9 @@ def secant_step(
         z=z,
         residual=r,
         image=damped,
-        best=choose(better, z, state.best),
-        drive=choose(better, r, state.drive),
-        least=torch.where(better, size, state.least),
+        best=z if all_better else choose(better, z, state.best),
+        drive=r if all_better else choose(better, r, state.drive),
+        least=size if all_better else torch.where(better, size, state.least),
         retreats=retreats,
         mark=torch.where(fell, size, state.mark),
         waited=waited,
@@ -99,7 +103,7 @@ def secant_step(
     if state.step:
         place, filled = (state.step - 1) % memory, min(state.step, memory)
         row_of, until = (..., place, slice(None)), (..., slice(0, filled), slice(None))
-        tests = _put(state.tests, row_of, (problem.weights.unsqueeze(-1) * test).flatten(-2))
+        tests = _put_product(state.tests, row_of, problem.weights.unsqueeze(-1), test)
         moves = _put(state.moves, row_of, move.flatten(-2))
         used = _put(state.used, (..., place), True)
         used = used if all_good else used & good.unsqueeze(-1)
@@ -117,9 +121,13 @@ def secant_step(
         squares = _put(state.squares, (..., place), square)
         following = following._replace(tests=tests, moves=moves, system=system, squares=squares, used=used)
         first = slice(0, filled)
-        allowed = used[..., first] & (waited % (3 * PATIENCE) < PATIENCE).unsqueeze(-1)
+        allowed = used[..., first]
+        if state.step + 1 >= PATIENCE:  # nobody can have waited so long before
+            allowed = allowed & (waited % (3 * PATIENCE) < PATIENCE).unsqueeze(-1)
         gamma = _coefficients(kind, system[..., first, first], right, allowed, squares[..., first], ridge)
-        proposal = damped - (gamma.unsqueeze(-2) @ moves[until]).reshape(z.shape)
+        combination = (gamma.unsqueeze(-2) @ moves[until]).reshape(z.shape)
+        # Where nothing is recorded, its own memory takes the result.
+        proposal = damped - combination if torch.is_grad_enabled() else torch.sub(damped, combination, out=combination)
     if not all_good:
         retreat = state.best + (beta * 0.5**retreats)[..., None, None] * state.drive
         lost = ~torch.isfinite(size) & (retreats > RETREATS)
@@ -146,10 +154,13 @@ def _coefficients(kind: Kind, system: Tensor, right: Tensor, used: Tensor, squar
         normal, right = system.mT @ system, (system.mT @ (right * scale).unsqueeze(-1)).squeeze(-1)
         columns = normal.diagonal(dim1=-2, dim2=-1)
     used = used & (columns > 0)
-    scale = torch.where(used, columns, torch.inf).rsqrt()  # zero where a place is not used
+    if agreed(used):
+        scale, diagonal = columns.rsqrt(), ridge
+    else:  # a place that is not used has a row of zeros: one on its diagonal makes its coefficient zero
+        scale, diagonal = torch.where(used, columns, torch.inf).rsqrt(), torch.full_like(columns, ridge)
+        diagonal.masked_fill_(~used, 1.0)
     normal = normal * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    # A place that is not used has a row of zeros: one on its diagonal makes its coefficient zero.
-    normal.diagonal(dim1=-2, dim2=-1).add_(torch.where(used, ridge, 1.0))
+    normal.diagonal(dim1=-2, dim2=-1).add_(diagonal)
     solution: Tensor = torch.linalg.solve_ex(normal, right * scale).result
     return (solution * scale).to(dtype).contiguous()  # products with strided ones are much slower
 
@@ -174,6 +185,9 @@ def _put(places: Tensor, index: Any, value: Tensor | bool) -> Tensor:
     return places
 
 
-def _all(mask: Tensor) -> bool:
-    """Whether a mask is true everywhere, where looking costs nothing; else "maybe not"."""
-    return mask.device.type == "cpu" and bool(mask.all())
+def _put_product(places: Tensor, index: Any, a: Tensor, b: Tensor) -> Tensor:
+    """`_put` of the product of two tensors ``(*batch, n, d)``, their last two dimensions as one."""
+    if torch.is_grad_enabled():
+        return _put(places, index, (a * b).flatten(-2))
+    torch.mul(a, b, out=places[index].unflatten(-1, b.shape[-2:]))
+    return places
