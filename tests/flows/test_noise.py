@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
-from landscapes import DOUBLE, cloud, quadratic
+from landscapes import DOUBLE, FEW, cloud, quadratic
 
 from ddeq import flow
 from ddeq.flows import Euler, Heun, Langevin, Nesterov, NoiseInjection, Proximal, Stein
@@ -111,6 +111,7 @@ def test_injected_noise_widens_the_kernel():
 
 
 @pytest.mark.parametrize("noise", [Langevin(0.3), NoiseInjection(0.3)], ids=repr)
+@FEW
 @given(mu=measures(offsets=(0.0,), scales=(1.0,)))
 def test_noisy_flows_are_equivariant_under_permuted_noise(noise, mu):
     check_flow(MMD(cloud(4), Gaussian(1.0)), mu, stepper=Heun(0.1), steps=3, noise=noise)

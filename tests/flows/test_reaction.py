@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
-from landscapes import DOUBLE, cloud, quadratic
+from landscapes import DOUBLE, FEW, cloud, quadratic
 
 from ddeq import DiscreteMeasure, flow
 from ddeq.flows import AdaptiveEuler, Euler, FisherRao, Heun, Langevin, Nesterov, Proximal, Stein
@@ -31,6 +31,7 @@ def test_mass_is_conserved_and_no_weight_is_negative(mu):
 
 @pytest.mark.theorem("T1")
 @pytest.mark.parametrize("stepper", [Euler(0.1), Heun(0.1), Nesterov(0.1), AdaptiveEuler(0.2)], ids=repr)
+@FEW
 @given(mu=measures(**NICE))
 def test_reactions_see_the_measure_alone(stepper, mu):
     units = 1e8 if stepper.descends else 2e4
@@ -95,6 +96,7 @@ def test_births_and_deaths_are_right_on_average():
     assert stays.tolist() == pytest.approx([1.0, 0.375, 1.0, 1.0, 0.25 / 0.3], abs=0.02)  # and not one jump too many
 
 
+@FEW
 @given(mu=measures(**NICE))
 def test_births_are_equivariant_under_permuted_noise(mu):
     reaction = FisherRao(20.0, birth_death=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
-from landscapes import DOUBLE, cloud, quadratic
+from landscapes import DOUBLE, FEW, cloud, quadratic
 
 from ddeq import DiscreteMeasure, flow
 from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stein
@@ -83,6 +83,7 @@ def test_divergence_falls_at_the_rate_of_the_stein_discrepancy():
 
 @pytest.mark.theorem("T1")
 @pytest.mark.parametrize("geometry", [Stein(), Stein(Gaussian(0.8)), Stein(IMQ)], ids=["median", "fixed", "imq"])
+@FEW
 @given(mu=measures(offsets=(0.0,), scales=(1.0,)))
 def test_stein_flows_see_the_measure_alone(geometry, mu):
     check_flow(KLDivergence(log_density, 0.5), mu, geometry=geometry, stepper=Euler(0.1), steps=3, descends=False)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from hypothesis import given
-from landscapes import cloud, quadratic
+from landscapes import FEW, cloud, quadratic
 
 from ddeq import DiscreteMeasure, flow
 from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stein
@@ -48,6 +48,7 @@ def test_order(stepper, order, geometry):
 @pytest.mark.theorem("T10")
 @pytest.mark.parametrize("name", ENERGIES)
 @pytest.mark.parametrize("rule", ["barzilai_borwein", "armijo"])
+@FEW
 @given(mu=measures(**NICE))
 def test_adaptive_steps_never_raise_the_energy(name, rule, mu):
     """As computed, to the last bit: no tolerance. From a first step that is much too long."""
@@ -73,6 +74,7 @@ def test_energies_with_inner_problems_fall(functional, stepper):
 
 @pytest.mark.theorem("T1")
 @pytest.mark.parametrize("stepper", [Heun(0.1), Nesterov(0.1), AdaptiveEuler(0.3), Proximal(0.3)], ids=repr)
+@FEW
 @given(mu=measures(**NICE))
 def test_steppers_see_the_measure_alone(stepper, mu):
     F = MMD(TARGET, Gaussian(1.0)) + 0.2 * quadratic()

@@ -1,11 +1,14 @@
 """Energies and measures on which flows are tried."""
 
 import torch
+from hypothesis import settings
 
 from ddeq import DiscreteMeasure
 from ddeq.functionals import PotentialEnergy
 
 DOUBLE = torch.float64
+FEW = settings(max_examples=max(5, settings.default.max_examples // 3))
+"""For laws whose every example is several flows."""
 
 
 def quadratic(stiffness=1.0):
