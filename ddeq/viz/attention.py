@@ -57,7 +57,7 @@ def plot_attention(
                 ax.set_title(str(i + 1), fontsize=9, pad=4)
             if i == 0:
                 ax.set_ylabel(f"head {head + 1}", fontsize=9)
-    figure.colorbar(ScalarMappable(scale, colors), ax=panels, label="attention / mass", extend="max", aspect=30, pad=0.01)
+    figure.colorbar(ScalarMappable(scale, colors), ax=panels, label="attention / mass", extend="max", aspect=30, pad=0.03)
     if equilibrium is not None:
         ax = figure.add_subplot(grid[:, :wide])
         plot_plane(equilibrium, ax, area=3 * AREA, alpha=1.0, clip_on=False)
