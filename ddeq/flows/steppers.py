@@ -47,7 +47,24 @@ class Stepper(Protocol):
 
 
 @dataclass(frozen=True)
-class Euler:
+class _Explicit:
+    """Steps of a given size along the velocity, without memory."""
+
+    step_size: Schedule = 0.1
+
+    descends: ClassVar[bool] = False
+    explicit: ClassVar[bool] = True
+    has_momentum: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_schedule("step_size", self.step_size)
+
+    def init(self, problem: Descent, points: Tensor) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Euler(_Explicit):
     r"""Explicit Euler steps, :math:`x_i \leftarrow x_i - \tau \nabla_W F(\mu)(x_i)`, of order one.
 
     For an :math:`\ell`-smooth functional the energy falls for ``step_size`` :math:`\tau < 2/\ell` (T10).
@@ -63,25 +80,13 @@ class Euler:
         If a step size is not positive and finite.
     """
 
-    step_size: Schedule = 0.1
-
-    descends: ClassVar[bool] = False
-    explicit: ClassVar[bool] = True
-    has_momentum: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_schedule("step_size", self.step_size)
-
-    def init(self, problem: Descent, points: Tensor) -> None:
-        return None
-
     def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> Step:
         tau = problem.number("step_size", self.step_size, step)
         return Step(points + over_atoms(tau) * velocity, state, tau)
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(_Explicit):
     r"""Heun's explicit steps, of order two at two velocities per step.
 
     .. math:: \tilde x = x + \tau v(x), \qquad x \leftarrow x + \tfrac\tau2 \big(v(x) + v(\tilde x)\big) .
@@ -100,18 +105,6 @@ class Heun:
     ----------
     Hairer, Nørsett and Wanner (1993), Solving ordinary differential equations I, section II.1.
     """
-
-    step_size: Schedule = 0.1
-
-    descends: ClassVar[bool] = False
-    explicit: ClassVar[bool] = True
-    has_momentum: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_schedule("step_size", self.step_size)
-
-    def init(self, problem: Descent, points: Tensor) -> None:
-        return None
 
     def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> Step:
         tau = problem.number("step_size", self.step_size, step)
