@@ -29,7 +29,20 @@ ALLOWED["data"] = {"measures", "data"}
 ALLOWED["experiments"] |= {"data", "viz"}
 ALLOWED["testing"] = {*ORDER, "data", "testing"} - {"experiments"}
 ALLOWED["viz"] = {*ORDER, "viz"} - {"experiments"}
-HEAVY = ("pykeops", "ot", "geomloss", "lightning", "matplotlib", "sklearn", "scipy", "hypothesis")
+HEAVY = (
+    "pykeops",
+    "ot",
+    "geomloss",
+    "lightning",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "hypothesis",
+    "trimesh",
+    "h5py",
+    "torch_geometric",
+    "jsonargparse",
+)
 
 PACKAGE = Path(__file__).parents[2] / "ddeq"
 
