@@ -4,5 +4,7 @@ from ddeq.data.augmentation import RandomAffine
 from ddeq.data.dataset import MeasureDataset
 from ddeq.data.digits import load_digits
 from ddeq.data.mnist import load_mnist_pc
+from ddeq.data.modelnet import load_modelnet
+from ddeq.data.normalization import normalize
 
-__all__ = ["MeasureDataset", "RandomAffine", "load_digits", "load_mnist_pc"]
+__all__ = ["MeasureDataset", "RandomAffine", "load_digits", "load_mnist_pc", "load_modelnet", "normalize"]
