@@ -1,10 +1,39 @@
-"""Data sets of point clouds as measures: pairs of a `DiscreteMeasure` and a label."""
+"""Data sets of point clouds as measures: pairs of a `DiscreteMeasure` and a label.
 
-from ddeq.data.augmentation import RandomAffine
+- `MeasureDataset` holds labelled clouds of different sizes; `load_digits`, `load_mnist_pc` and `load_modelnet` read some, each
+  from the formats in which it is published, and `normalize` gives every shape the same place and size.
+- Augmentations are random maps of measures, called with a batch and a generator: `RandomAffine`, `RandomRotation`,
+  `RandomScaling`, `RandomShift`, `Jitter`, `RandomSubsample`, one after the other in a `Compose`.
+- What is random is a function of seed, epoch and number (`generator_for`), and so are the batches of a `BucketSampler`: a run
+  that goes on after an interruption gives what it would have given. `collate` makes batches of your own samples.
+"""
+
+from ddeq.data.augmentation import Augmentation, Compose, RandomAffine, RandomRotation, RandomScaling, RandomShift
+from ddeq.data.buckets import BucketSampler
+from ddeq.data.collation import collate
 from ddeq.data.dataset import MeasureDataset
 from ddeq.data.digits import load_digits
 from ddeq.data.mnist import load_mnist_pc
 from ddeq.data.modelnet import load_modelnet
 from ddeq.data.normalization import normalize
+from ddeq.data.perturbation import Jitter, RandomSubsample
+from ddeq.data.randomness import generator_for
 
-__all__ = ["MeasureDataset", "RandomAffine", "load_digits", "load_mnist_pc", "load_modelnet", "normalize"]
+__all__ = [
+    "Augmentation",
+    "BucketSampler",
+    "Compose",
+    "Jitter",
+    "MeasureDataset",
+    "RandomAffine",
+    "RandomRotation",
+    "RandomScaling",
+    "RandomShift",
+    "RandomSubsample",
+    "collate",
+    "generator_for",
+    "load_digits",
+    "load_mnist_pc",
+    "load_modelnet",
+    "normalize",
+]

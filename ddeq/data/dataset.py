@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ddeq.data.buckets import BucketSampler
 from ddeq.measures import DiscreteMeasure, unchecked
 
 __all__ = ["MeasureDataset"]
@@ -44,6 +45,11 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         self.points, self.weights, self.offsets, self.labels = points, weights, offsets.long(), labels.long()
         self.class_names = list(class_names)
 
+    @property
+    def sizes(self) -> Tensor:
+        """Number of atoms of each measure, ``(N,)``."""
+        return self.offsets.diff()
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -71,12 +77,60 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         return self.batch(index)
 
     def loader(
-        self, batch_size: int, *, shuffle: bool = False, generator: torch.Generator | None = None, num_workers: int = 0
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        bucket: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> DataLoader[tuple[DiscreteMeasure, Tensor]]:
-        """Batches of ``batch_size`` measures, padded with atoms of mass zero, with their labels ``(batch_size,)``."""
+        """Batches of measures, padded with atoms of mass zero, with their labels ``(batch_size,)``.
+
+        Parameters
+        ----------
+        batch_size
+            Size of the batches; the last one may be smaller.
+        shuffle, generator
+            Whether the order is random, and what draws it.
+        num_workers, pin_memory, drop_last
+            As in `torch.utils.data.DataLoader`.
+        bucket
+            Whether the batches are those of a `BucketSampler`, the loader's ``batch_sampler``: each of measures of about the
+            same size. Call ``loader.batch_sampler.set_epoch(epoch)`` before each epoch, for another order in each.
+        seed, rank, world_size
+            Those of the `BucketSampler`, which needs no ``generator``.
+
+        Raises
+        ------
+        ValueError
+            If an option is given that the kind of batches has no use for.
+        """
+        if not bucket and (seed, rank, world_size) != (0, 0, 1):
+            raise ValueError(f"bucket: expected True, as seed={seed}, rank={rank} or world_size={world_size} are given")
+        if bucket and generator is not None:
+            raise ValueError("generator: expected None for bucket=True, which draws from the seed, got a generator")
+        if bucket:
+            options: dict[str, Any] = {
+                "batch_sampler": BucketSampler(
+                    self.sizes, batch_size, seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size
+                )
+            }
+        else:
+            options = {"batch_size": batch_size, "shuffle": shuffle, "generator": generator, "drop_last": drop_last}
         batches: Any = self  # a data set of batches, by __getitems__
         return DataLoader(
-            batches, batch_size, shuffle=shuffle, generator=generator, num_workers=num_workers, collate_fn=_as_it_is
+            batches,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            collate_fn=_as_it_is,
+            **options,
         )
 
     def subset(self, index: Tensor | Sequence[int]) -> MeasureDataset:

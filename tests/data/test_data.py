@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddeq import DiscreteMeasure
-from ddeq.data import MeasureDataset, RandomAffine, load_digits, load_mnist_pc
+from ddeq.data import MeasureDataset, load_digits, load_mnist_pc
 from ddeq.testing import assert_close
 
 
@@ -99,20 +98,6 @@ def test_broken_files(tmp_path):
         load_mnist_pc(file, "all")
     with pytest.raises(ValueError, match="to split"):
         load_mnist_pc(file, "train")
-
-
-def test_augmentation_is_affine_and_reproducible():
-    mu, _ = load_digits("test").batch(range(4))
-    affine = RandomAffine()
-    a, b = (affine(mu, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(a.points, b.points)
-    assert a.weights is mu.weights
-    ones = torch.cat([mu.points, torch.ones(4, mu.n, 1)], -1)
-    fitted = ones @ torch.linalg.lstsq(ones, a.points).solution
-    assert_close(fitted, a.points, rtol=1e-4)
-    assert torch.equal(RandomAffine(0, 0, 0, 0)(mu).points, mu.points)
-    with pytest.raises(ValueError, match="plane"):
-        affine(DiscreteMeasure(torch.zeros(3, 3)))
 
 
 def test_data_sets_check_what_they_are_given():
