@@ -328,6 +328,10 @@ class DiscreteMeasure:
         _check_tensor("dtype", moved.points)
         return moved
 
+    def pin_memory(self) -> DiscreteMeasure:
+        """The same measure in page-locked memory, as in `torch.Tensor.pin_memory`: what a `DataLoader` asks for."""
+        return self._map(lambda t, k: t.pin_memory())
+
     def save(self, path: str | Path) -> None:
         """Write the measure to a safetensors file."""
         from safetensors.torch import save_file

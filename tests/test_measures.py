@@ -239,3 +239,13 @@ def test_clouds_are_blamed_for_clouds():
         DiscreteMeasure.from_clouds([torch.zeros(2, 2), torch.zeros(2, 3)])
     with pytest.raises(ValueError, match=r"clouds: .*at least one"):
         DiscreteMeasure.from_clouds([])
+
+
+def test_all_parts_are_pinned(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t + 0)  # needs an accelerator
+    mu = DiscreteMeasure(torch.randn(2, 3, 1), marks=torch.randn(2, 3, 2))
+    copied = mu.pin_memory()
+    assert [t.shape for t in pinned] == [(2, 3, 1), (2, 3), (2, 3, 2)]
+    assert torch.equal(copied.points, mu.points)
+    assert copied.points is not mu.points
