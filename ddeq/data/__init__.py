@@ -1,7 +1,8 @@
 """Data sets of point clouds as measures: pairs of a `DiscreteMeasure` and a label.
 
 - `MeasureDataset` holds labelled clouds of different sizes; `load_digits`, `load_mnist_pc` and `load_modelnet` read some, each
-  from the formats in which it is published, and `normalize` gives every shape the same place and size.
+  from the formats in which it is published; `load_mesh` and `sample_mesh` make measures of surfaces, and `normalize` gives
+  every shape the same place and size.
 - Augmentations are random maps of measures, called with a batch and a generator: `RandomAffine`, `RandomRotation`,
   `RandomScaling`, `RandomShift`, `Jitter`, `RandomSubsample`, one after the other in a `Compose`.
 - What is random is a function of seed, epoch and number (`generator_for`), and so are the batches of a `BucketSampler`: a run
@@ -13,6 +14,7 @@ from ddeq.data.buckets import BucketSampler
 from ddeq.data.collation import collate
 from ddeq.data.dataset import MeasureDataset
 from ddeq.data.digits import load_digits
+from ddeq.data.meshes import load_mesh, sample_mesh
 from ddeq.data.mnist import load_mnist_pc
 from ddeq.data.modelnet import load_modelnet
 from ddeq.data.normalization import normalize
@@ -33,7 +35,9 @@ __all__ = [
     "collate",
     "generator_for",
     "load_digits",
+    "load_mesh",
     "load_mnist_pc",
     "load_modelnet",
     "normalize",
+    "sample_mesh",
 ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ddeq.data.dataset import MeasureDataset
+from ddeq.data.files import Split, check_split
+from ddeq.data.modelnet_files import read_shapes
 from ddeq.data.normalization import normalize_clouds
-from ddeq.data.splits import Split, check_split
+from ddeq.data.randomness import generator_for
 
 __all__ = ["load_modelnet"]
 
@@ -25,59 +25,62 @@ def load_modelnet(path: str | Path, split: Split | None = None, *, n_points: int
     Parameters
     ----------
     path
-        An ``.npz`` file with ``points`` ``(N, n, 3)``, ``labels`` ``(N,)`` and ``class_names``; or a folder with
-        ``train.npz`` and maybe ``test.npz``.
+        A file, or a folder in one of these formats, looked for in this order.
+
+        - ``train.npz`` and ``test.npz`` with ``points`` ``(N, n, 3)``, ``labels`` ``(N,)`` and ``class_names``.
+        - The release ``modelnet40_ply_hdf5_2048``: ``ply_data_train*.h5`` and ``ply_data_test*.h5`` (those that
+          ``train_files.txt`` and ``test_files.txt`` list, where they are there) with ``shape_names.txt``.
+        - The original meshes: ``<class>/train/*.off`` and ``<class>/test/*.off``; or a folder with meshes named
+          ``<class>_<number>.off``, which are then training and test shapes alike.
     split
         ``"train"``: the training shapes whose index 5 does not divide; ``"validation"``: the others; ``"test"``: the test
-        shapes. None: all of the file, or all training shapes of the folder.
+        shapes. None: all training shapes. Of a ``path`` that is a file, ``"test"`` and None take all.
     n_points
-        How many points to take of a longer cloud, at random.
+        How many points to draw from each mesh, or to take at random of a longer cloud.
     seed
-        Of what is taken at random.
+        Of the draws. Those of a mesh depend on the seed and the file's name alone.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is no such file; the message lists what was looked for.
     ValueError
-        If the file lacks an array or holds others than described, has clouds of fewer points, or ``split`` is unknown.
+        If a file holds other things than described (for meshes with the line, see `load_mesh`), has clouds of fewer than
+        ``n_points`` points, or ``split`` is unknown.
+    ImportError
+        If a format needs a package that is not installed.
 
     Notes
     -----
-    The third axis points up.
+    The third axis points up, as in the meshes; clouds of the HDF5 release, where the second does, are turned about the first.
+    Every format is normalised by `normalize`, after points are taken.
 
     References
     ----------
     Wu et al. (2015), 3D ShapeNets: a deep representation for volumetric shapes, CVPR.
     """
     check_split(split)
+    if n_points < 1:
+        raise ValueError(f"n_points: expected a number >= 1, got {n_points}")
     path = Path(path)
-    file = path / ("test.npz" if split == "test" else "train.npz") if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"path: expected an .npz file of ModelNet shapes, or a folder with one, got {file}")
-    data = _as_measures(*_read_npz(file), n_points=n_points, seed=seed)
-    index = torch.arange(len(data))
-    if split == "train":
-        return data.subset(index[index % VALIDATION != 0])
-    return data.subset(index[index % VALIDATION == 0]) if split == "validation" else data
-
-
-def _read_npz(file: Path) -> tuple[Tensor, Tensor, list[str]]:
-    with np.load(file) as arrays:
-        missing = {"points", "labels", "class_names"} - set(arrays.files)
-        if missing:
-            raise ValueError(f"path: {file} lacks the arrays {sorted(missing)}; it has {arrays.files}")
-        points, labels = torch.from_numpy(arrays["points"]), torch.from_numpy(arrays["labels"].astype(np.int64))
-        return points, labels, [str(name) for name in arrays["class_names"]]
-
-
-def _as_measures(points: Tensor, labels: Tensor, class_names: Sequence[str], *, n_points: int, seed: int) -> MeasureDataset:
-    count, n = points.shape[:2]
-    if not 1 <= n_points <= n:
-        raise ValueError(f"n_points: expected a number from 1 to {n}, the points of each cloud, got {n_points}")
-    if n_points < n:
-        order = torch.rand(count, n, generator=torch.Generator().manual_seed(seed)).argsort(-1)[:, :n_points]
-        points = points.gather(1, order.unsqueeze(-1).expand(-1, -1, 3))
-    points = normalize_clouds(points).flatten(0, 1)
-    weights = points.new_full((len(points),), 1 / n_points)
-    return MeasureDataset(points, weights, torch.arange(count + 1) * n_points, labels, class_names)
+    if not path.exists():
+        raise FileNotFoundError(f"path: expected a file of ModelNet shapes, or a folder with some, got {path}")
+    shapes = read_shapes(path, "test" if split == "test" else "train", n_points, seed)
+    if shapes.points.ndim != 3 or shapes.points.shape[2] != 3 or shapes.labels.shape != shapes.points.shape[:1]:
+        raise ValueError(
+            f"path: expected points of shape (N, n, 3) and labels of shape (N,) in {path}, got {shapes.points.shape} and "
+            f"{shapes.labels.shape}"
+        )
+    index = np.arange(len(shapes.labels))
+    if split in ("train", "validation"):
+        index = index[(index % VALIDATION == 0) == (split == "validation")]
+    points, n = torch.from_numpy(shapes.points), shapes.points.shape[1]
+    if n_points > n:
+        raise ValueError(f"n_points: expected at most {n}, the points of each cloud in {path}, got {n_points}")
+    if n_points < n:  # before shapes are chosen, so that a shape has the same points in each split
+        taken = torch.rand(points.shape[:2], generator=generator_for(seed)).argsort(-1)[:, :n_points]
+        points = points.gather(1, taken.unsqueeze(-1).expand(-1, -1, 3))
+    atoms = normalize_clouds(points[torch.from_numpy(index)]).flatten(0, 1)
+    weights = atoms.new_full((len(atoms),), 1 / n_points)
+    labels = torch.from_numpy(shapes.labels[index].astype(np.int64))
+    return MeasureDataset(atoms, weights, torch.arange(len(index) + 1) * n_points, labels, shapes.class_names)

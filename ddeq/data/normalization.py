@@ -38,6 +38,6 @@ def normalize(mu: DiscreteMeasure) -> DiscreteMeasure:
 
 
 def normalize_clouds(points: Tensor) -> Tensor:
-    """`normalize` for clouds ``(N, n, d)`` of equal masses, of any real type; the result has the default type."""
-    dtype = torch.get_default_dtype()
-    return torch.cat([normalize(DiscreteMeasure(chunk.to(dtype))).points for chunk in points.split(CHUNK)])
+    """`normalize` for clouds ``(N, n, d)`` of equal masses, in double precision; the result has the default type."""
+    dtype = torch.get_default_dtype()  # only the result: meshes may lie far from the origin
+    return torch.cat([normalize(DiscreteMeasure(chunk.double())).points.to(dtype) for chunk in points.split(CHUNK)])

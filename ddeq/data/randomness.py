@@ -8,7 +8,7 @@ from typing import SupportsIndex
 
 import torch
 
-__all__ = ["generator_for"]
+__all__ = ["generator_for", "seed_for"]
 
 
 def generator_for(seed: SupportsIndex, *keys: SupportsIndex | str) -> torch.Generator:
@@ -30,7 +30,11 @@ def generator_for(seed: SupportsIndex, *keys: SupportsIndex | str) -> torch.Gene
     >>> bool((a == b).all()), bool((a == torch.rand(2, generator=generator_for(7, 3, 13))).any())
     (True, False)
     """
+    return torch.Generator().manual_seed(seed_for(seed, *keys))
+
+
+def seed_for(seed: SupportsIndex, *keys: SupportsIndex | str) -> int:
+    """The seed of `generator_for`, 64 bits."""
     # Numbers of NumPy and of PyTorch print otherwise than those of Python. A hash, since sums of keys would collide.
     name = repr((index(seed), *(key if isinstance(key, str) else index(key) for key in keys)))
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

@@ -1,10 +1,10 @@
-"""Data sets: digits and clouds as measures, batches, augmentation, broken files."""
+"""Data sets: digits as measures, batches, parts."""
 
 import numpy as np
 import pytest
 import torch
 
-from ddeq.data import MeasureDataset, load_digits, load_mnist_pc
+from ddeq.data import MeasureDataset, load_digits
 from ddeq.testing import assert_close
 
 
@@ -47,57 +47,6 @@ def test_batches_are_padded_with_mass_zero():
     sizes = [len(labels) for _, labels in data.loader(100)]
     assert sizes == [100, 100, 100, 60]
     assert torch.equal(data.subset([5, 2])[1][0].points, data[2][0].points)
-
-
-def mnist_file(path, n=12, **changes):
-    sizes = np.arange(1, n + 1)
-    arrays = {
-        "points": np.random.default_rng(0).integers(0, 28, (sizes.sum(), 3)).astype(np.uint8),
-        "offsets": np.concatenate([[0], sizes.cumsum()]),
-        "labels": (np.arange(n) % 10).astype(np.uint8),
-    }
-    arrays["points"][:, 2] += 1
-    arrays |= changes
-    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
-    return arrays
-
-
-def test_mnist_files_and_folders(tmp_path, monkeypatch):
-    arrays = mnist_file(tmp_path / "train.npz")
-    for path in (tmp_path, tmp_path / "train.npz"):
-        data = load_mnist_pc(path)
-        assert len(data) == 12
-        mu, label = data[4]
-        assert (mu.n, label) == (5, 4)
-        cloud = arrays["points"][10:15].astype(float)
-        assert_close(mu.points, torch.tensor((cloud[:, :2] - 13.5) / 13.5, dtype=torch.float32))
-        assert_close(mu.weights, torch.tensor(cloud[:, 2] / cloud[:, 2].sum(), dtype=torch.float32))
-    monkeypatch.setattr("ddeq.data.mnist.VALIDATION", 5)
-    assert len(load_mnist_pc(tmp_path, "train")) == 7
-    assert load_mnist_pc(tmp_path, "validation")[0][0].n == 8
-    mnist_file(tmp_path / "test.npz", n=3)
-    assert len(load_mnist_pc(tmp_path, "test")) == 3
-
-
-@pytest.mark.unchecked
-def test_broken_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="npz"):
-        load_mnist_pc(tmp_path / "absent.npz")
-    file = tmp_path / "broken.npz"
-    mnist_file(file, labels=None)
-    with pytest.raises(ValueError, match=r"lacks the arrays.*labels"):
-        load_mnist_pc(file)
-    mnist_file(file, points=np.zeros((78, 2), np.uint8))
-    with pytest.raises(ValueError, match="points of shape"):
-        load_mnist_pc(file)
-    mnist_file(file, offsets=np.zeros(13))
-    with pytest.raises(ValueError, match="offsets"):
-        load_mnist_pc(file)
-    mnist_file(file)
-    with pytest.raises(ValueError, match="split"):
-        load_mnist_pc(file, "all")
-    with pytest.raises(ValueError, match="to split"):
-        load_mnist_pc(file, "train")
 
 
 def test_data_sets_check_what_they_are_given():
