@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -59,7 +60,7 @@ class BucketSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        sizes: Sequence[int] | Tensor,
+        sizes: Sequence[int] | Integer[Tensor, " N"],
         batch_size: int,
         seed: int = 0,
         *,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -37,7 +38,14 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         If the offsets do not cut the points into ``N`` clouds of at least one atom, or a label has no name.
     """
 
-    def __init__(self, points: Tensor, weights: Tensor, offsets: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        points: Float[Tensor, "total d"],
+        weights: Float[Tensor, " total"],
+        offsets: Integer[Tensor, " _"],
+        labels: Integer[Tensor, " N"],
+        class_names: Sequence[str],
+    ) -> None:
         DiscreteMeasure(points, weights)  # raises where they are no measure
         check_offsets(offsets, len(points), len(labels))
         if not bool(((labels >= 0) & (labels < len(class_names))).all()):
@@ -46,7 +54,7 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         self.class_names = list(class_names)
 
     @property
-    def sizes(self) -> Tensor:
+    def sizes(self) -> Int[Tensor, " N"]:
         """Number of atoms of each measure, ``(N,)``."""
         return self.offsets.diff()
 
@@ -64,8 +72,8 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         return (self[i] for i in range(len(self)))
 
     def batch(self, index: Tensor | Sequence[int]) -> tuple[DiscreteMeasure, Tensor]:
-        """The measures ``index`` as one batch, padded with atoms of mass zero, and their labels."""
-        index = torch.as_tensor(index)
+        """The measures ``index`` as one batch, padded with atoms of mass zero, and their labels; at least one."""
+        index = self._numbers(index)
         sizes = self.offsets[index + 1] - self.offsets[index]
         place = torch.arange(int(sizes.max()))
         inside = place < sizes.unsqueeze(-1)
@@ -134,12 +142,25 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         )
 
     def subset(self, index: Tensor | Sequence[int]) -> MeasureDataset:
-        """The data set of the measures ``index``."""
-        index = torch.as_tensor(index)
+        """The data set of the measures ``index``: their numbers, or for each measure whether it is one of them."""
+        index = self._numbers(index)
         sizes = self.offsets[index + 1] - self.offsets[index]
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         atom = torch.arange(int(offsets[-1])) + torch.repeat_interleave(self.offsets[index] - offsets[:-1], sizes)
         return MeasureDataset(self.points[atom], self.weights[atom], offsets, self.labels[index], self.class_names)
+
+    def _numbers(self, index: Tensor | Sequence[int]) -> Tensor:
+        """Numbers from 0 on of what ``index`` chooses, at least one; negative ones count from the end."""
+        index = torch.as_tensor(index)
+        if index.dtype == torch.bool and index.shape == self.labels.shape:
+            index = index.nonzero().squeeze(-1)
+        if index.ndim != 1 or len(index) == 0 or index.dtype.is_floating_point or index.dtype == torch.bool:
+            raise IndexError(
+                f"index: expected at least one number, in one dimension, got {index.dtype} of shape {tuple(index.shape)}"
+            )
+        if not -len(self) <= int(index.min()) <= int(index.max()) < len(self):
+            raise IndexError(f"index: expected numbers below {len(self)}, got {int(index.min())} to {int(index.max())}")
+        return index.long() % len(self)
 
     def __repr__(self) -> str:
         return f"MeasureDataset({len(self)} measures, {len(self.points)} atoms, {len(self.class_names)} classes)"

@@ -58,3 +58,18 @@ def test_data_sets_check_what_they_are_given():
     assert [label for _, label in data] == [0, 1]
     with pytest.raises(IndexError):
         data[2]
+
+
+@pytest.mark.unchecked
+def test_measures_are_chosen_by_number_or_by_mask():
+    data = load_digits("test")
+    mu, labels = data.batch([-1, 5])
+    assert torch.equal(labels, data.labels[[-1, 5]])
+    assert_close(mu[0].mean(), data[len(data) - 1][0].mean())
+    zeros = data.subset(data.labels == 0)
+    assert len(zeros) == int((data.labels == 0).sum())
+    assert set(zeros.labels.tolist()) == {0}
+    for index in ([], [360], [-361], [0.5], [[1]], torch.zeros(3, dtype=torch.bool), torch.zeros(360, dtype=torch.bool)):
+        for choose in (data.batch, data.subset):
+            with pytest.raises(IndexError, match="index: expected"):
+                choose(index)
