@@ -8,6 +8,7 @@ equilibrium.
 
 from ddeq.nn.attention import KeysAndValues, MeasureAttention, measure_attention
 from ddeq.nn.cell import EquilibriumCell
+from ddeq.nn.coarsening import coarsen
 from ddeq.nn.context import Context
 from ddeq.nn.contractive import ContractiveCell, interaction, norm_bound
 from ddeq.nn.ddeq import DDEQ, CollapseWarning
@@ -15,6 +16,8 @@ from ddeq.nn.dropout import Dropout
 from ddeq.nn.encoder import InducedSetEncoder
 from ddeq.nn.heads import Classifier
 from ddeq.nn.layers import MLP, AttentionBlock, FourierEmbedding
+from ddeq.nn.local import LocalBlock, LocalConvolution
+from ddeq.nn.local_encoder import LocalEncoder
 from ddeq.nn.pooling import MaxPooling, MeanPooling
 from ddeq.nn.reference import GaussianReference, LearnedReference, Reference
 from ddeq.solvers.diagnostics import effective_support, jacobian_penalty, spectral_radius
@@ -34,10 +37,14 @@ __all__ = [
     "InducedSetEncoder",
     "KeysAndValues",
     "LearnedReference",
+    "LocalBlock",
+    "LocalConvolution",
+    "LocalEncoder",
     "MaxPooling",
     "MeanPooling",
     "MeasureAttention",
     "Reference",
+    "coarsen",
     "effective_support",
     "interaction",
     "jacobian_penalty",

@@ -19,9 +19,10 @@ class EquilibriumCell(nn.Module):
     r"""A map on marked measures, given the context of an input.
 
     An atom with mark :math:`u` at :math:`z` goes to :math:`\mathrm{LN}(h)`, where :math:`h` starts as
-    :math:`\alpha z + U u` and passes through layers of attention to the input, attention to the measure itself, and an
-    `MLP`, all residual. The last layer norm bounds the image, so that a fixed point exists; :math:`\alpha` starts at one
-    half, so that the map contracts before training. `ddeq.nn.jacobian_penalty` keeps it so.
+    :math:`\alpha z + (1 + g) \odot U u + s`, with the gain :math:`g` and the shift :math:`s` that a context may have, and
+    passes through layers of attention to the input, attention to the measure itself, and an `MLP`, all residual. The last
+    layer norm bounds the image, so that a fixed point exists; :math:`\alpha` starts at one half, so that the map contracts
+    before training. `ddeq.nn.jacobian_penalty` keeps it so.
 
     Parameters
     ----------
@@ -64,12 +65,12 @@ class EquilibriumCell(nn.Module):
         ValueError
             If points or marks of ``mu`` have another dimension than the cell.
         """
-        h = self.embed(mu)
+        h = self.embed(mu, context)
         for layer, key, value in zip(self.layers, context.keys, context.values, strict=True):
             h = layer(h, mu, key, value, context)
         return mu.with_points(self.norm(h))
 
-    def embed(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch n width"]:
+    def embed(self, mu: DiscreteMeasure, context: Context) -> Float[Tensor, "*batch n width"]:
         """The features with which the layers start."""
         marks = 0 if mu.marks is None else mu.marks.shape[-1]
         if (mu.dim, marks) != (self.width, self.mark_dim):
@@ -77,13 +78,13 @@ class EquilibriumCell(nn.Module):
                 f"mu: expected points of dimension {self.width} and marks of dimension {self.mark_dim}, got {mu.dim} and {marks}"
             )
         h = self.gain * mu.points
-        return h if self.mark is None else h + self.mark(mu.marks)
+        return h + context.modulated(torch.zeros_like(h) if self.mark is None else self.mark(mu.marks))
 
     def attention_shares(self, mu: DiscreteMeasure, context: Context) -> Float[Tensor, "*batch heads n m"]:
         """How much each atom attends to each atom of the input, in each head of the first layer."""
         layer = self.layers[0]
         assert isinstance(layer, CellLayer)
-        return layer.cross.shares(layer.norm_cross(self.embed(mu)), context.keys[0], context.weights)
+        return layer.cross.shares(layer.norm_cross(self.embed(mu, context)), context.keys[0], context.weights)
 
 
 class CellLayer(nn.Module):

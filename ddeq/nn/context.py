@@ -20,3 +20,13 @@ class Context(NamedTuple):
     """Masses of the input's atoms, ``(*batch, m)``."""
     masks: dict[str, Tensor]
     """Masks of the cell's `Dropout` layers by their keys, ``(*batch, features)``; empty in evaluation."""
+    shift: Tensor | None = None
+    """What the input as a whole adds to the features of every mark, ``(*batch, width)``; None: nothing."""
+    gain: Tensor | None = None
+    """It multiplies them by one plus this, ``(*batch, width)``; None: by one."""
+
+    def modulated(self, marks: Tensor) -> Tensor:
+        """Features of marks ``(*batch, n, width)`` as the input as a whole changes them."""
+        if self.gain is not None:
+            marks = marks * (1.0 + self.gain.unsqueeze(-2))
+        return marks if self.shift is None else marks + self.shift.unsqueeze(-2)

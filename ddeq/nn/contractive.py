@@ -196,7 +196,7 @@ class ContractiveCell(nn.Module):
             raise ValueError(
                 f"mu: expected points of dimension {self.width} and marks of dimension {self.mark_dim}, got {mu.dim} and {marks}"
             )
-        features = self._features(mu)
+        features = self._features(mu, context)
         biases, shares, scales = [], [], []
         for layer, key, value in zip(self.layers, context.keys, context.values, strict=True):
             assert isinstance(layer, ContractiveLayer)
@@ -219,14 +219,13 @@ class ContractiveCell(nn.Module):
         """How much each atom attends to each atom of the input, in each head of the first layer."""
         layer = self.layers[0]
         assert isinstance(layer, ContractiveLayer)
-        return layer.cross.shares(layer.norm_cross(self._features(mu)), context.keys[0], context.weights)
+        return layer.cross.shares(layer.norm_cross(self._features(mu, context)), context.keys[0], context.weights)
 
-    def _features(self, mu: DiscreteMeasure) -> Tensor:
+    def _features(self, mu: DiscreteMeasure, context: Context) -> Tensor:
         if self.mark is not None:
-            marked: Tensor = self.mark(mu.marks)
-            return marked
+            return context.modulated(self.mark(mu.marks))
         assert self.common is not None
-        return self.common.expand(*mu.weights.shape, -1)
+        return context.modulated(self.common.expand(*mu.weights.shape, -1))
 
 
 class ContractiveLayer(nn.Module):

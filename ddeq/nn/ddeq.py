@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from ddeq.autodiff import without_autocast
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.nn.dropout import draw_masks
@@ -32,7 +34,8 @@ class CollapseWarning(UserWarning):
 class DDEQ(nn.Module):
     r"""Distributional deep equilibrium model: :math:`\mu^* = \Phi_\theta(\mu^*, \rho)` for an input measure :math:`\rho`.
 
-    ``context = encoder(rho)`` runs once per input; only ``cell(mu, context)`` runs inside the solve. Training and
+    ``context = encoder(rho)`` runs once per input, in half precision under autocast; only ``cell(mu, context)`` runs inside
+    the solve, in the precision of ``rho``: half of it has not the digits that an equilibrium needs. Training and
     evaluation return the same equilibrium for the same input, but for `ddeq.nn.Dropout`.
 
     Parameters
@@ -107,7 +110,7 @@ class DDEQ(nn.Module):
         if not isinstance(rho, DiscreteMeasure):
             raise ValueError(f"rho: expected a DiscreteMeasure, got {type(rho).__name__}")
         check_mass("rho", rho)
-        context = self.encoder(rho)
+        context = _in_precision(self.encoder(rho), rho.dtype)
         if self.training:
             context = _with_masks(self.cell, context, rho, generator)
         start = self.reference(rho.batch_shape, rho.points, n, generator)
@@ -115,9 +118,10 @@ class DDEQ(nn.Module):
         context = context if prepare is None else prepare(start, context)
         in_dims = 0 if rho.batch_shape else None
         drawn = torch.get_rng_state()
-        solution = fixed_point(
-            self.cell, start, context, in_dims=in_dims, solver=self.solver, stop=self.stop, adjoint=self.adjoint
-        )
+        with without_autocast(rho.device):  # half precision has not the digits that an equilibrium needs
+            solution = fixed_point(
+                self.cell, start, context, in_dims=in_dims, solver=self.solver, stop=self.stop, adjoint=self.adjoint
+            )
         if self.training and not torch.equal(drawn, torch.get_rng_state()):
             raise ValueError(
                 "cell: it draws random numbers in each evaluation, so that there is no equilibrium; use ddeq.nn.Dropout"
@@ -126,7 +130,13 @@ class DDEQ(nn.Module):
 
     def penalty(self, solution: Solution, **options: Any) -> Tensor:
         """`ddeq.nn.jacobian_penalty` of the cell at a solution that `forward` gave, ``(*batch,)``; ``options`` as there."""
-        return jacobian_penalty(self.cell, solution.measure, *solution.args, **options)
+        with without_autocast(solution.measure.device):
+            return jacobian_penalty(self.cell, solution.measure, *solution.args, **options)
+
+
+def _in_precision(context: Any, dtype: torch.dtype) -> Any:
+    """Floating point tensors of a context as the solve wants them, where the encoder ran in half precision."""
+    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, context)
 
 
 def _with_masks(cell: nn.Module, context: Any, rho: DiscreteMeasure, generator: torch.Generator | None) -> Any:

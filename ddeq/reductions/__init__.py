@@ -2,7 +2,8 @@
 
 `integrate` sums over the atoms of one measure; `integrate_kernel` and `integrate_pairs` integrate a function of pairs
 against a measure without ever storing more of it than `block_size` allows, `integrate_kernel_gradient` and
-`log_integrate_kernel` its gradient and its logarithm. Which code does it, `backend` decides: ``dense`` (PyTorch, in blocks),
+`log_integrate_kernel` its gradient and its logarithm; `local_moments` and `local_operators` look at a measure around
+a point. Which code does it, `backend` decides: ``dense`` (PyTorch, in blocks),
 ``compiled`` (loops fused by ``torch.compile``), ``keops`` (symbolic), ``sorted`` (on the line) or ``auto``. All give the same
 numbers and the same derivatives of every order.
 """
@@ -15,6 +16,7 @@ from ddeq.reductions.integrals import (
     integrate_pairs,
     log_integrate_kernel,
 )
+from ddeq.reductions.local import local_moments, local_operators
 
 __all__ = [
     "BackendWarning",
@@ -26,5 +28,7 @@ __all__ = [
     "integrate_kernel",
     "integrate_kernel_gradient",
     "integrate_pairs",
+    "local_moments",
+    "local_operators",
     "log_integrate_kernel",
 ]

@@ -55,7 +55,7 @@ def integrate_kernel(
     ValueError
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
-    mu = _against(x, mu)
+    mu = against(x, mu)
     b = mu.weights.unsqueeze(-1) if values is None else mu.weights.unsqueeze(-1) * values
     total = _run("sum_pairs", kernel, x, mu.points, b)
     return total.squeeze(-1) if values is None else total
@@ -69,7 +69,7 @@ def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu
     ValueError
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
-    mu = _against(x, mu)
+    mu = against(x, mu)
     return _run("sum_gradients", kernel, x, mu.points, mu.weights)
 
 
@@ -100,7 +100,7 @@ def log_integrate_kernel(
     ValueError
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
-    mu = _against(x, mu)
+    mu = against(x, mu)
     g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)
     lifted, y = Exponential(kernel, mu.dim), torch.cat([mu.points, g.unsqueeze(-1)], -1)
     start = torch.cat([x, torch.zeros_like(x[..., :1])], -1)
@@ -139,7 +139,7 @@ def integrate_pairs(
     ValueError
         If ``function`` returns another shape, or ``x`` and ``mu`` differ in dimension, dtype or device.
     """
-    mu = _against(x, mu)
+    mu = against(x, mu)
 
     def pairs(x: Tensor, y: Tensor) -> Tensor:
         displacements = x.unsqueeze(-2) - y.unsqueeze(-3)
@@ -155,7 +155,7 @@ def integrate_pairs(
     return dense.sum_function(pairs, x, mu.points, mu.weights.unsqueeze(-1), module).squeeze(-1)
 
 
-def _against(x: Tensor, mu: DiscreteMeasure) -> DiscreteMeasure:
+def against(x: Tensor, mu: DiscreteMeasure) -> DiscreteMeasure:
     """``mu`` in the batch shape of ``x``, once they are known to fit."""
     if x.shape[-1] != mu.dim:
         raise ValueError(f"x: expected points of dimension {mu.dim} as of the measure, got {x.shape[-1]}")

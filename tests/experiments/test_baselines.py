@@ -11,8 +11,9 @@ from torch import nn
 
 from ddeq import DiscreteMeasure
 from ddeq.experiments.baselines import BASELINES, DeepSets, PointNet, PointTransformer, SetTransformer
-from ddeq.experiments.baselines.neighbours import canonical_order, farthest_points, nearest
+from ddeq.experiments.baselines.neighbours import nearest
 from ddeq.experiments.baselines.support import Support
+from ddeq.nn.coarsening import canonical_order, farthest_points
 from ddeq.testing import assert_close
 from ddeq.testing.samples import same_measure, with_dead_atoms
 from ddeq.testing.strategies import measures

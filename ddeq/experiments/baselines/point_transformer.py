@@ -13,9 +13,10 @@ from torch.nn.functional import relu
 
 from ddeq.experiments.baselines.base import Baseline
 from ddeq.experiments.baselines.layers import Dropout, normalised_layers
-from ddeq.experiments.baselines.neighbours import canonical_order, farthest_points, nearest
+from ddeq.experiments.baselines.neighbours import nearest
 from ddeq.experiments.baselines.support import Support
 from ddeq.measures import DiscreteMeasure
+from ddeq.nn.coarsening import canonical_order, farthest_points
 
 __all__ = ["PointTransformer"]
 
