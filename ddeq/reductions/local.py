@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.autodiff import without_autocast
+from ddeq.autodiff import under_transforms, without_autocast
 from ddeq.kernels import Gaussian
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions.integrals import against, integrate_kernel
@@ -47,9 +47,9 @@ def local_moments(
 
     Notes
     -----
-    About 13 bandwidths from every atom the kernel underflows in single precision: averages are zero there.
+    More than nine bandwidths from every atom there is nothing to average in single precision: shift and covariance are zero.
     """
-    _check(bandwidths)
+    _check("bandwidths", bandwidths)
     mu = against(x, mu).normalized()
     centre = mu.mean().unsqueeze(-2)  # second moments about a far origin would cancel
     x, y = x - centre, mu.points - centre
@@ -61,10 +61,12 @@ def local_moments(
         with without_autocast(x.device):  # the covariance is a difference of squares
             total = integrate_kernel(Gaussian(h), x, nu, values)
         mass, mean, square = total.split([1, mu.dim, len(first)], -1)
-        mass = mass.clamp_min(torch.finfo(mass.dtype).tiny)
-        mean, square = mean / mass, square / mass
-        covariance = square - mean[..., first] * mean[..., second]
-        features += [mass.log(), (mean - x) / h, covariance / h**2]
+        smallest = _smallest(mass.dtype)
+        empty = mass <= smallest
+        divisor = torch.where(empty, 1.0, mass)
+        mean, square = torch.where(empty, x, mean / divisor), square / divisor
+        covariance = torch.where(empty, 0.0, square - mean[..., first] * mean[..., second])
+        features += [mass.clamp_min(smallest).log(), (mean - x) / h, covariance / h**2]
     return torch.cat(features, -1)
 
 
@@ -96,14 +98,15 @@ def local_operators(
     ValueError
         If ``bandwidth`` is not positive, ``order`` is none of these, or ``x`` and ``mu`` do not fit.
     """
-    _check([bandwidth])
+    _check("bandwidth", [bandwidth])
     terms = count_terms(mu.dim, order)
     mu = against(x, mu)
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with without_autocast(x.device):
         matrices = _monomials(x, mu, bandwidth, order)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, mu.points, mu.weights)):
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, mu.points, mu.weights))
+        if recorded or under_transforms():
             return torch.stack([m.to(dtype) for m in matrices], -2)
         stored = x.new_empty(*x.shape[:-1], terms, mu.n, dtype=dtype)
         for place, matrix in zip(stored.unbind(-2), matrices, strict=True):
@@ -128,7 +131,9 @@ def _monomials(x: Tensor, mu: DiscreteMeasure, bandwidth: float, order: int) -> 
     for t in displacements[1:]:
         squares = torch.addcmul(squares, t, t)
     kernel = (-0.5 * squares).exp() * mu.weights.unsqueeze(-2)
-    average = kernel / kernel.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    total = kernel.sum(-1, keepdim=True)
+    empty = total <= _smallest(x.dtype) * mu.mass()[..., None, None]
+    average = kernel / torch.where(empty, 1.0, total)
     yield average
     if order >= 1:
         firsts = [average * t for t in displacements]
@@ -139,6 +144,11 @@ def _monomials(x: Tensor, mu: DiscreteMeasure, bandwidth: float, order: int) -> 
                 yield first * t
 
 
-def _check(bandwidths: Sequence[float]) -> None:
+def _smallest(dtype: torch.dtype) -> float:
+    """Share of the mass below which there is nothing to average: its square, by which derivatives divide, is in range."""
+    return float(torch.finfo(dtype).tiny ** 0.5)
+
+
+def _check(name: str, bandwidths: Sequence[float]) -> None:
     if not bandwidths or not all(h > 0 for h in bandwidths):
-        raise ValueError(f"bandwidths: expected positive numbers, got {list(bandwidths)}")
+        raise ValueError(f"{name}: expected positive numbers, got {list(bandwidths)}")
