@@ -29,8 +29,8 @@ def coarsen(mu: DiscreteMeasure, count: int, bandwidth: float) -> Coarse:
     .. math:: \sum_k m_k \delta_{c_k}, \qquad m_k = \sum_j w_j \frac{k_h(c_k - x_j)}{\sum_l k_h(c_l - x_j)}
 
     with a Gaussian kernel of this ``bandwidth``. It is a function of the measure (T1): the centres depend on the support alone
-    and not on the order of the atoms, and all mass goes somewhere. A measure of fewer atoms than ``count`` has some of its
-    centres twice, which changes no sum.
+    and not on the order of the atoms, and all mass goes somewhere. A measure of fewer atoms than ``count`` has its first
+    centre again, with mass zero, in the places that are left.
 
     Parameters
     ----------
@@ -52,11 +52,13 @@ def coarsen(mu: DiscreteMeasure, count: int, bandwidth: float) -> Coarse:
     order = canonical_order(points, inside)
     ordered = points.gather(1, order.unsqueeze(-1).expand_as(points))
     chosen = farthest_points(ordered, inside.gather(1, order), count)
-    index = order.gather(1, chosen).reshape(*mu.batch_shape, count)
+    again = (chosen == chosen[:, :1]) & (torch.arange(count, device=chosen.device) > 0)
+    index, again = (t.reshape(*mu.batch_shape, count) for t in (order.gather(1, chosen), again))
     centres = mu.points.gather(-2, index.unsqueeze(-1).expand(*index.shape, mu.dim))
     with without_autocast(centres.device):
         squares = (centres.unsqueeze(-2) - mu.points.unsqueeze(-3)).square().sum(-1)
-        partition = torch.softmax(squares * (-0.5 / bandwidth**2), -2)
+        logits = (squares * (-0.5 / bandwidth**2)).masked_fill(again.unsqueeze(-1), -torch.inf)
+        partition = torch.softmax(logits, -2)
         masses = (partition * mu.weights.unsqueeze(-2)).sum(-1)
     return Coarse(unchecked(centres, masses), index)
 
@@ -78,7 +80,7 @@ def canonical_order(features: Float[Tensor, "b n c"], inside: Bool[Tensor, "b n"
 def farthest_points(points: Float[Tensor, "b n d"], inside: Bool[Tensor, "b n"], count: int) -> Int[Tensor, "b count"]:
     """Atoms that are far from each other: the first one, and again and again the one farthest from those before it.
 
-    A measure of fewer than ``count`` atoms begins to repeat itself when all are taken.
+    A measure of fewer than ``count`` places repeats the first one when all are taken.
     """
     chosen = [inside.to(torch.uint8).argmax(-1)]
     gap = torch.where(inside, torch.inf, -torch.inf).to(points)
