@@ -58,7 +58,7 @@ class LocalEncoder(nn.Module):
     Raises
     ------
     ValueError
-        If there are bandwidths for centres, and no centres.
+        If there are bandwidths for centres and no centres, no ``moments``, or bandwidths or ``centres`` that are not positive.
 
     References
     ----------
@@ -88,6 +88,11 @@ class LocalEncoder(nn.Module):
             raise ValueError(f"coarse: expected no bandwidths without centres, got {list(coarse)}")
         if centres is not None and not pooling:
             raise ValueError("pooling: expected a bandwidth at least, by which the centres see the atoms; got none")
+        for name, bandwidths in (("moments", moments), ("fine", fine), ("pooling", pooling), ("coarse", coarse)):
+            if not all(h > 0 for h in bandwidths) or (name == "moments" and not bandwidths):
+                raise ValueError(f"{name}: expected positive bandwidths, got {list(bandwidths)}")
+        if centres is not None and centres < 1:
+            raise ValueError(f"centres: expected a positive number or None, got {centres}")
         self.dim, self.centres = dim, centres
         self.moments, self.fine, self.pooling, self.coarse = tuple(moments), tuple(fine), tuple(pooling), tuple(coarse)
         terms = count_terms(dim, 2)
