@@ -137,10 +137,13 @@ def test_derivatives_in_the_input_also_at_mass_zero(options):
 def test_encoders_run_in_half_and_equilibria_are_solved_in_full(kind):
     model, rho = classifier(kind, fine=(0.4,), centres=5), clouds()
     full = model.model.encoder(rho)
+    penalty = lambda: model.model.penalty(model.solution, steps=2, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = model.model.encoder(rho)
-        loss = model(rho).float().square().sum() + model.model.penalty(model.solution).sum()
+        logits, growth = model(rho), penalty()
+        loss = logits.float().square().sum() + growth.sum()
     solution = model.solution
+    assert_close(growth, penalty())
     assert half.keys[0].dtype == torch.bfloat16
     for a, b in (
         (half.keys[0], full.keys[0]),
