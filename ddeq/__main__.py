@@ -1,4 +1,4 @@
-"""The command line: ``python -m ddeq demo``."""
+"""The command line: ``python -m ddeq demo``, and the experiments' ``fit``, ``validate``, ``test``, ``predict`` and ``export``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+EXPERIMENTS = {
+    "fit": "train a model as a configuration says",
+    "validate": "evaluate a checkpoint on validation data",
+    "test": "evaluate a checkpoint on test data",
+    "predict": "write a checkpoint's predictions to a file",
+    "export": "write a checkpoint's model as weights that ship, with a card",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,13 +24,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of pictures and numbers (%(default)s)")
     demo.add_argument("--epochs", type=int, default=None, help="training epochs (default: those of the reported numbers)")
     demo.add_argument("--seed", type=int, default=0, help="seed of all randomness (%(default)s)")
-    options = parser.parse_args(arguments)
+    for name, what in EXPERIMENTS.items():
+        commands.add_parser(name, help=f"{what}; --help for all options", add_help=False)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(arguments[:1] if arguments and arguments[0] in EXPERIMENTS else arguments)
     try:
-        from ddeq.experiments.demo import run
+        if options.command == "export":
+            from ddeq.experiments import export
+
+            export.main(arguments[1:])
+        elif options.command in EXPERIMENTS:
+            from ddeq.experiments import command_line
+
+            command_line.main(arguments)
+        else:
+            from ddeq.experiments.demo import run
+
+            run(options.output, epochs=options.epochs, seed=options.seed)
     except ImportError as error:
-        print(f"ddeq demo needs more than the core: pip install 'ddeq[all]' ({error})", file=sys.stderr)
+        print(f"ddeq {options.command} needs more than the core: pip install 'ddeq[all]' ({error})", file=sys.stderr)
         return 1
-    run(options.output, epochs=options.epochs, seed=options.seed)
     return 0
 
 

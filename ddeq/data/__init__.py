@@ -2,7 +2,7 @@
 
 - `MeasureDataset` holds labelled clouds of different sizes; `load_digits`, `load_mnist_pc` and `load_modelnet` read some, each
   from the formats in which it is published; `load_mesh` and `sample_mesh` make measures of surfaces, and `normalize` gives
-  every shape the same place and size.
+  every shape the same place and size. `digit_measure` and `shape_measure` do this with clouds from elsewhere.
 - Augmentations are random maps of measures, called with a batch and a generator: `RandomAffine`, `RandomRotation`,
   `RandomScaling`, `RandomShift`, `Jitter`, `RandomSubsample`, one after the other in a `Compose`.
 - What is random is a function of seed, epoch and number (`generator_for`), and so are the batches of a `BucketSampler`: a run
@@ -19,6 +19,7 @@ from ddeq.data.mnist import load_mnist_pc
 from ddeq.data.modelnet import load_modelnet
 from ddeq.data.normalization import normalize
 from ddeq.data.perturbation import Jitter, RandomSubsample
+from ddeq.data.preprocessing import digit_measure, shape_measure
 from ddeq.data.randomness import generator_for
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RandomShift",
     "RandomSubsample",
     "collate",
+    "digit_measure",
     "generator_for",
     "load_digits",
     "load_mesh",
@@ -40,4 +42,5 @@ __all__ = [
     "load_modelnet",
     "normalize",
     "sample_mesh",
+    "shape_measure",
 ]

@@ -137,7 +137,7 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             **options,
         )
 
@@ -176,6 +176,6 @@ def check_offsets(offsets: Tensor, total: int, count: int) -> None:
         )
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     """`MeasureDataset.__getitems__` has put the batch together already."""
     return batch

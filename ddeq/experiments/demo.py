@@ -86,9 +86,8 @@ def train(data: MeasureDataset, epochs: int, seed: int) -> tuple[Classifier, flo
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        task = ClassificationTask(
-            build_classifier(2, len(data.class_names)), augment=RandomAffine(12.0, 0.12, 0.12, 0.12), seed=seed
-        )
+        classifier = build_classifier(2, len(data.class_names))
+    task = ClassificationTask(classifier, augment=RandomAffine(12.0, 0.12, 0.12, 0.12), seed=seed)
     batches = data.loader(BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -105,7 +104,7 @@ def train(data: MeasureDataset, epochs: int, seed: int) -> tuple[Classifier, flo
         )
         start = time.perf_counter()
         trainer.fit(task, batches)
-    return task.classifier.cpu().eval(), time.perf_counter() - start
+    return classifier.cpu().eval(), time.perf_counter() - start
 
 
 @torch.no_grad()

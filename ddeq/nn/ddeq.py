@@ -115,10 +115,10 @@ class DDEQ(nn.Module):
             context = _with_masks(self.cell, context, rho, generator)
         start = self.reference(rho.batch_shape, rho.points, n, generator)
         prepare: Callable[..., Any] | None = getattr(self.cell, "prepare", None)
-        context = context if prepare is None else prepare(start, context)
         in_dims = 0 if rho.batch_shape else None
         drawn = torch.get_rng_state()
         with without_autocast(rho.device):  # half precision has not the digits that an equilibrium needs
+            context = context if prepare is None else prepare(start, context)
             solution = fixed_point(
                 self.cell, start, context, in_dims=in_dims, solver=self.solver, stop=self.stop, adjoint=self.adjoint
             )

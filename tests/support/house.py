@@ -26,6 +26,7 @@ ORDER = [
 ]
 ALLOWED = {room: set(ORDER[: i + 1]) for i, room in enumerate(ORDER)}
 ALLOWED["data"] = {"measures", "data"}
+ALLOWED["nn"] |= {"data"}  # what the shipped weights take raw clouds to
 ALLOWED["experiments"] |= {"data", "viz"}
 ALLOWED["testing"] = {*ORDER, "data", "testing"} - {"experiments"}
 ALLOWED["viz"] = {*ORDER, "viz"} - {"experiments"}

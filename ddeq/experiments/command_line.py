@@ -1,0 +1,84 @@
+"""The commands ``python -m ddeq fit | validate | test | predict --config FILE``, by Lightning's command line."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from ddeq.experiments.classification import ClassificationTask
+from ddeq.experiments.clouds import Clouds
+from ddeq.experiments.guard import ConvergenceGuard
+
+__all__ = ["CommandLine", "Predictions", "main", "prepare_process"]
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with a `ConvergenceGuard`, and predictions that are written to a file."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ConvergenceGuard, "guard")
+        parser.add_lightning_class_args(Predictions, "predictions")
+
+
+class Predictions(BasePredictionWriter):
+    """Writes what ``predict`` finds: a line for each measure with its number, its label, the class, and all probabilities.
+
+    Parameters
+    ----------
+    path
+        The CSV file; each process of several adds its number to the name.
+    """
+
+    def __init__(self, path: str = "outputs/predictions.csv") -> None:
+        super().__init__(write_interval="epoch")
+        self.path = Path(path)
+
+    def write_on_epoch_end(self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
+        logits = torch.cat(list(predictions)).float()
+        data = trainer.datamodule.split(trainer.datamodule.test_split)
+        index = [i for batches in batch_indices for batch in batches for i in batch]
+        path = self.path if trainer.world_size == 1 else self.path.with_stem(f"{self.path.stem}-{trainer.global_rank}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            file.write("index,label,prediction," + ",".join(f"p({name})" for name in data.class_names) + "\n")
+            for i, row, p in zip(index, logits.argmax(-1).tolist(), logits.softmax(-1).tolist(), strict=True):
+                names = (data.class_names[int(data.labels[i])], data.class_names[row])
+                file.write(f"{i},{names[0]},{names[1]}," + ",".join(f"{q:.6f}" for q in p) + "\n")
+        print(f"predictions: {path}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a command of the experiments."""
+    prepare_process()
+    warnings.filterwarnings("ignore", module="lightning")  # hints on workers and logging steps
+    CommandLine(
+        ClassificationTask,
+        Clouds,
+        args=list(arguments),
+        seed_everything_default=0,
+        trainer_defaults={"use_distributed_sampler": False, "gradient_clip_val": 1.0},
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def prepare_process() -> None:
+    """Settings of a training process that no library should make: they are of the process as a whole.
+
+    Denormal numbers, which Gaussian kernels are full of and which slow processors down, become zero. Where the C library
+    is glibc, large blocks of memory are kept for the next batch instead of being given back and cleared each time.
+    """
+    torch.set_flush_denormal(True)
+    if sys.platform == "linux":
+        trim_threshold, mmap_max = -1, -4
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(mmap_max, 0)
+            mallopt(trim_threshold, 2**31 - 1)

@@ -1,0 +1,81 @@
+"""Models from configurations, and files of weights that hold theirs."""
+
+import pytest
+import torch
+
+from ddeq import DiscreteMeasure
+from ddeq.iteration import Stop
+from ddeq.nn import Classifier, LocalEncoder, build, load_pretrained, load_weights, pretrained_preprocessing, save_weights
+
+SMALL = {
+    "class": "Classifier",
+    "num_classes": 3,
+    "model": {
+        "class": "DDEQ",
+        "encoder": {"class": "LocalEncoder", "dim": 2, "width": 8, "features": 8, "inner": 4, "centres": 5, "pooled": 8},
+        "cell": {"class": "EquilibriumCell", "width": 8, "mark_dim": 2},
+        "reference": {"class": "LearnedReference", "n": 3, "dim": 8, "mark_dim": 2},
+        "stop": {"class": "Stop", "rtol": 1e-3, "max_steps": 30},
+    },
+}
+
+
+def test_a_configuration_names_classes_and_options():
+    model = build(SMALL)
+    assert isinstance(model, Classifier)
+    assert isinstance(model.model.encoder, LocalEncoder)
+    assert model.model.stop == Stop(rtol=1e-3, max_steps=30)
+    assert build([{"a": 1}, (2, "b")]) == [{"a": 1}, [2, "b"]]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        ({"class": "Stopp"}, "class: expected one of .*Stop.*'Stopp'"),
+        ({"class": "build"}, "class: expected one of"),
+        ({"class": "Stop", "rtoll": 1}, "Stop: .*rtoll.*rtol"),
+        ({"class": "os.getcwd"}, "class: expected one of"),
+        ({"class": "LearnedReference", "n": 2}, "LearnedReference: .*dim"),
+    ],
+)
+def test_what_cannot_be_built_says_why(configuration, message):
+    with pytest.raises(ValueError, match=message):
+        build(configuration)
+
+
+def test_dotted_names_are_imported_where_they_are_trusted():
+    assert isinstance(build({"class": "torch.nn.Linear", "in_features": 2, "out_features": 1}, dotted=True), torch.nn.Linear)
+    with pytest.raises(ValueError, match="cannot be imported"):
+        build({"class": "torch.nn.Linearr"}, dotted=True)
+
+
+def test_weights_come_back_with_their_model(tmp_path):
+    model, rho = build(SMALL).eval(), DiscreteMeasure(torch.randn(2, 7, 2))
+    file = tmp_path / "model.safetensors"
+    save_weights(file, model, SMALL, "shape_measure")
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    again = load_weights(file)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not again.training
+    assert torch.equal(again(rho), model(rho))
+
+
+def test_files_that_are_none(tmp_path):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "plain.safetensors"
+    save_file({"a": torch.zeros(2)}, file)
+    with pytest.raises(ValueError, match="expected weights with a configuration"):
+        load_weights(file)
+    other = SMALL | {"num_classes": 4}
+    save_weights(file, build(SMALL), other, "shape_measure")
+    with pytest.raises(ValueError, match="do not fit their configuration"):
+        load_weights(file)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="name: expected one of"):
+        load_pretrained("cifar")
+    with pytest.raises(ValueError, match="name: expected one of"):
+        pretrained_preprocessing("cifar")
