@@ -133,9 +133,11 @@ class ClassificationTask(lightning.LightningModule):
         if isinstance(self.classifier, Classifier):
             solution = self.classifier.solution
             assert solution is not None
-            growth = self.classifier.model.penalty(solution, steps=2, target=self.growth, generator=generator).mean()
-            loss = loss + self.penalty * growth
-            numbers |= {"excess growth": growth.detach(), "penalty": torch.tensor(self.penalty)} | _convergence(solution)
+            numbers |= {"penalty": torch.tensor(self.penalty)} | _convergence(solution)
+            if self.penalty > 0:
+                growth = self.classifier.model.penalty(solution, steps=2, target=self.growth, generator=generator).mean()
+                loss = loss + self.penalty * growth
+                numbers["excess growth"] = growth.detach()
         elif isinstance(self.classifier, Baseline):
             loss = loss + self.classifier.regularizer()
         self._log("train", numbers, len(labels))

@@ -27,6 +27,13 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ConvergenceGuard, "guard")
         parser.add_lightning_class_args(Predictions, "predictions")
 
+    def after_fit(self) -> None:
+        """The last steps are kept too, wherever the checkpoints' interval ends."""
+        checkpoint = self.trainer.checkpoint_callback
+        folder = getattr(checkpoint, "dirpath", None)
+        if folder is not None:
+            self.trainer.save_checkpoint(Path(folder) / "last.ckpt")
+
 
 class Predictions(BasePredictionWriter):
     """Writes what ``predict`` finds: a line for each measure with its number, its label, the class, and all probabilities.

@@ -28,7 +28,7 @@ class LocalEncoder(nn.Module):
     3. Where ``centres`` is a number, a `LocalConvolution` for each bandwidth in ``pooling`` gathers them at that many centres
        (`coarsen`), and a `LocalBlock` for each bandwidth in ``coarse`` acts there.
     4. The keys and values of the cell are projected from what is there at the end. Its supremum over the support and its mean
-       say what the input is as a whole: the shift and the gain of the `Context`.
+       say what the input is as a whole: the shift, normalised, and the gain of the `Context`.
 
     All of it are functions of the measure (T1), equivariant under translations but for the features of places (T19).
 
@@ -111,6 +111,7 @@ class LocalEncoder(nn.Module):
         self.project = nn.ModuleList(KeysAndValues(features, width, heads) for _ in range(layers))
         self.before_pooling = nn.Linear(features, pooled)
         self.supremum, self.mean = MaxPooling(), MeanPooling()
+        self.norm_shift = nn.LayerNorm(width, elementwise_affine=False)
         self.whole = nn.Sequential(nn.GELU(), nn.Linear(2 * pooled, 2 * width))
 
     def forward(self, rho: DiscreteMeasure) -> Context:
@@ -134,6 +135,7 @@ class LocalEncoder(nn.Module):
         kept = self.before_pooling(tokens)
         whole = self.whole(torch.cat([self.supremum(kept, rho), self.mean(kept.to(rho.dtype), rho).to(kept.dtype)], -1))
         shift, gain = whole.chunk(2, -1)
+        shift = self.norm_shift(shift)  # of the size of the state, which a larger one would drown: nothing were left to solve
         return Context(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), rho.weights, {}, shift, gain)
 
     def _coarsen(self, f: Tensor, rho: DiscreteMeasure, centres: int) -> tuple[Tensor, DiscreteMeasure]:
