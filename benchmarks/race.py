@@ -91,7 +91,7 @@ def train(files: list[Path], options: argparse.Namespace) -> Race:
     some = torch.linspace(0, len(validation) - 1, min(options.inputs, len(validation))).long()
     cli.datamodule.trainer = cli.trainer
     cli.trainer.fit(cli.model, cli.datamodule.train_dataloader(), validation.subset(some).loader(cli.datamodule.test_batch_size))
-    parameters = sum(p.numel() for p in cli.model.classifier.parameters())
+    parameters = sum(p.numel() for p in cli.model.model.parameters())
     return {"parameters": parameters, "inputs": len(some), "epochs": cli.trainer.current_epoch, "points": clock.points}
 
 

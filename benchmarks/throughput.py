@@ -61,7 +61,7 @@ def task_of(dataset: str, name: str) -> tuple[ClassificationTask, bool]:
     task: ClassificationTask = read(files, "--data.path=none", "--model.augment=null", "--trainer.accelerator=cpu").model
     try:
         if name == OURS:
-            task.classifier = load_pretrained(WEIGHTS[dataset])
+            task.model = load_pretrained(WEIGHTS[dataset])
             return task, True
     except (ValueError, FileNotFoundError):  # none ship
         pass
@@ -90,7 +90,7 @@ def ways(task: ClassificationTask, batch: Batch, precision: str) -> dict[str, Ca
     def inference() -> None:
         task.eval()
         with precision_of(precision):
-            task.classifier(batch[0])
+            task.model(batch[0])
 
     return {"training": training, "inference": inference}
 
@@ -103,7 +103,7 @@ def measure(dataset: str, data: str | None, options: argparse.Namespace) -> list
         if options.only and name not in options.only:
             continue
         task, trained = task_of(dataset, name)
-        parameters = sum(p.numel() for p in task.classifier.parameters())
+        parameters = sum(p.numel() for p in task.model.parameters())
         for precision in options.precision:
             for what, way in ways(task, batch, precision).items():
                 way()
@@ -130,9 +130,9 @@ def measure(dataset: str, data: str | None, options: argparse.Namespace) -> list
 
 def steps_of(task: ClassificationTask) -> float | None:
     """Mean number of steps of the last solve, for a model that has one."""
-    if not isinstance(task.classifier, Classifier) or task.classifier.solution is None:
+    if not isinstance(task.model, Classifier) or task.model.solution is None:
         return None
-    return float(task.classifier.solution.steps.double().mean())
+    return float(task.model.solution.steps.double().mean())
 
 
 def markdown(rows: list[Row]) -> list[str]:

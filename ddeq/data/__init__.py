@@ -5,6 +5,7 @@
   every shape the same place and size. `digit_measure` and `shape_measure` do this with clouds from elsewhere.
 - Augmentations are random maps of measures, called with a batch and a generator: `RandomAffine`, `RandomRotation`,
   `RandomScaling`, `RandomShift`, `Jitter`, `RandomSubsample`, one after the other in a `Compose`.
+- Completion tasks part a measure into what is known and what is missing: `RemoveDiscs`, `RemoveHalfSpace`.
 - What is random is a function of seed, epoch and number (`generator_for`), and so are the batches of a `BucketSampler`: a run
   that goes on after an interruption gives what it would have given. `collate` makes batches of your own samples.
 """
@@ -12,6 +13,7 @@
 from ddeq.data.augmentation import Augmentation, Compose, RandomAffine, RandomRotation, RandomScaling, RandomShift
 from ddeq.data.buckets import BucketSampler
 from ddeq.data.collation import collate
+from ddeq.data.completion import CompletionTask, RemoveDiscs, RemoveHalfSpace
 from ddeq.data.dataset import MeasureDataset
 from ddeq.data.digits import load_digits
 from ddeq.data.meshes import load_mesh, sample_mesh
@@ -25,6 +27,7 @@ from ddeq.data.randomness import generator_for
 __all__ = [
     "Augmentation",
     "BucketSampler",
+    "CompletionTask",
     "Compose",
     "Jitter",
     "MeasureDataset",
@@ -33,6 +36,8 @@ __all__ = [
     "RandomScaling",
     "RandomShift",
     "RandomSubsample",
+    "RemoveDiscs",
+    "RemoveHalfSpace",
     "collate",
     "digit_measure",
     "generator_for",

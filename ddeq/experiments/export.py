@@ -64,11 +64,11 @@ def export(checkpoint: Path, output: Path, dataset: str, data: str | None, comma
         If the checkpoint holds no configuration.
     """
     saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    configuration = saved.get("hyper_parameters", {}).get("classifier")
+    configuration = saved.get("configuration")
     if configuration is None:
         raise ValueError(f"checkpoint: expected one of a task that was made from a configuration, got {checkpoint}")
     model = build(configuration, dotted=True)
-    prefix = "classifier."
+    prefix = "model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)})
     save_weights(output, model, configuration, PREPROCESSING[dataset])
     classifier = load_weights(output)

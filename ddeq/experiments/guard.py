@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning
 
-from ddeq.nn import Classifier
+from ddeq.nn import Head
 
 __all__ = ["ConvergenceGuard"]
 
@@ -54,12 +54,12 @@ class ConvergenceGuard(lightning.Callback):
         self.first: float | None = None
 
     def on_train_batch_end(self, trainer: lightning.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        classifier = task.classifier
-        if not isinstance(classifier, Classifier) or classifier.solution is None:
+        model = task.model
+        if not isinstance(model, Head) or model.solution is None:
             return
         if self.first is None:
             self.first = float(task.penalty)
-        share = classifier.solution.converged.float().mean().to(task.device)
+        share = model.solution.converged.float().mean().to(task.device)
         self.seen.append(float(trainer.strategy.reduce(share, reduce_op="mean")))
         if len(self.seen) < self.window:
             return

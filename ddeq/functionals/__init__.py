@@ -6,6 +6,7 @@ catalogue carry the factor one half (`DrMMD` keeps its published one).
 
 from ddeq import kernels
 from ddeq.functionals.base import Functional, Scaled, Smoothness, Sum
+from ddeq.functionals.chamfer import Chamfer
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.drmmd import DrMMD
 from ddeq.functionals.entropy import Entropy, InternalEnergy, KLDivergence
@@ -24,6 +25,7 @@ __all__ = [
     "KALE",
     "KSD",
     "MMD",
+    "Chamfer",
     "Discrepancy",
     "DrMMD",
     "Entropy",

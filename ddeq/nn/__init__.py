@@ -16,7 +16,7 @@ from ddeq.nn.contractive import ContractiveCell, interaction, norm_bound
 from ddeq.nn.ddeq import DDEQ, CollapseWarning
 from ddeq.nn.dropout import Dropout
 from ddeq.nn.encoder import InducedSetEncoder
-from ddeq.nn.heads import Classifier
+from ddeq.nn.heads import Classifier, Completer, Head
 from ddeq.nn.layers import MLP, AttentionBlock, FourierEmbedding
 from ddeq.nn.local import LocalBlock, LocalConvolution
 from ddeq.nn.local_encoder import LocalEncoder
@@ -31,12 +31,14 @@ __all__ = [
     "AttentionBlock",
     "Classifier",
     "CollapseWarning",
+    "Completer",
     "Context",
     "ContractiveCell",
     "Dropout",
     "EquilibriumCell",
     "FourierEmbedding",
     "GaussianReference",
+    "Head",
     "InducedSetEncoder",
     "KeysAndValues",
     "LearnedReference",

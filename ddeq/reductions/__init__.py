@@ -3,9 +3,9 @@
 `integrate` sums over the atoms of one measure; `integrate_kernel` and `integrate_pairs` integrate a function of pairs
 against a measure without ever storing more of it than `block_size` allows, `integrate_kernel_gradient` and
 `log_integrate_kernel` its gradient and its logarithm; `local_moments` and `local_operators` look at a measure around
-a point. Which code does it, `backend` decides: ``dense`` (PyTorch, in blocks),
-``compiled`` (loops fused by ``torch.compile``), ``keops`` (symbolic), ``sorted`` (on the line) or ``auto``. All give the same
-numbers and the same derivatives of every order.
+a point, `nearest_squared_distance` for the atom that is nearest to it. Which code sums, `backend` decides: ``dense`` (PyTorch,
+in blocks), ``compiled`` (loops fused by ``torch.compile``), ``keops`` (symbolic), ``sorted`` (on the line) or ``auto``. All give
+the same numbers and the same derivatives of every order.
 """
 
 from ddeq.reductions.backend import BackendWarning, Choice, backend, block_size, choose
@@ -17,6 +17,7 @@ from ddeq.reductions.integrals import (
     log_integrate_kernel,
 )
 from ddeq.reductions.local import local_moments, local_operators
+from ddeq.reductions.nearest import nearest_squared_distance
 
 __all__ = [
     "BackendWarning",
@@ -31,4 +32,5 @@ __all__ = [
     "local_moments",
     "local_operators",
     "log_integrate_kernel",
+    "nearest_squared_distance",
 ]

@@ -36,7 +36,7 @@ def recorder():
 @pytest.fixture
 def task():
     classifier = build_classifier(2, 3, width=8, atoms=2, mark_dim=2, heads=2, inducing=2)
-    return SimpleNamespace(classifier=classifier, penalty=0.5, device=torch.device("cpu"))
+    return SimpleNamespace(model=classifier, penalty=0.5, device=torch.device("cpu"))
 
 
 pytestmark = pytest.mark.unchecked  # stand-ins for a trainer
@@ -46,7 +46,7 @@ TRAINER = SimpleNamespace(global_step=7, strategy=SimpleNamespace(reduce=lambda 
 def steps(guard, task, shares):
     """Let the guard see batches in which these shares of the solves converged."""
     for share in shares:
-        task.classifier.solution = SimpleNamespace(converged=torch.arange(10) < round(10 * share))
+        task.model.solution = SimpleNamespace(converged=torch.arange(10) < round(10 * share))
         guard.on_train_batch_end(TRAINER, task, None, None, 0)
     return task.penalty
 
@@ -79,7 +79,7 @@ def test_state_goes_through_checkpoints(task):
 
 
 def test_other_models_are_let_be(task):
-    other = SimpleNamespace(classifier=torch.nn.Linear(1, 1), penalty=0.5, device=torch.device("cpu"))
+    other = SimpleNamespace(model=torch.nn.Linear(1, 1), penalty=0.5, device=torch.device("cpu"))
     ConvergenceGuard(window=1).on_train_batch_end(TRAINER, other, None, None, 0)
     assert other.penalty == 0.5
 
@@ -95,7 +95,7 @@ def test_a_starved_solver_is_noticed(recorder):
     from ddeq import DiscreteMeasure
 
     classifier = build_classifier(2, 3, width=8, atoms=2, mark_dim=2, heads=2, inducing=2, stop=Stop(rtol=1e-6, max_steps=1))
-    task = SimpleNamespace(classifier=classifier.eval(), penalty=1.0, device=torch.device("cpu"))
+    task = SimpleNamespace(model=classifier.eval(), penalty=1.0, device=torch.device("cpu"))
     with torch.no_grad():
         classifier(DiscreteMeasure(torch.randn(4, 6, 2)))
     ConvergenceGuard(window=1).on_train_batch_end(TRAINER, task, None, None, 0)

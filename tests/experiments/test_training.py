@@ -134,7 +134,7 @@ def test_weights_that_ship_are_those_of_the_checkpoint(uninterrupted, tmp_path, 
 
     model, averaged = load_weights(output), torch.load(uninterrupted / "last.ckpt", weights_only=False)["state_dict"]
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, averaged[f"classifier.{name}"])
+        assert torch.equal(tensor, averaged[f"model.{name}"])
     numbers = json.loads(output.with_suffix(".json").read_text())
     assert numbers["share of solves CONVERGED"] == 1.0
     assert numbers["same class from all starts"] > 0.99

@@ -1,0 +1,198 @@
+"""What every training of a model with equilibria shares: randomness, solves, the penalty, logs, and how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+import ddeq.data
+from ddeq.data import Augmentation, Compose, generator_for
+from ddeq.experiments.clouds import Clouds
+from ddeq.experiments.machine import machine
+from ddeq.iteration import Stop
+from ddeq.measures import DiscreteMeasure
+from ddeq.nn import Head, build, effective_support, spectral_radius
+from ddeq.solvers import Solution
+
+__all__ = ["EquilibriumTask"]
+
+Batch = tuple[DiscreteMeasure, Tensor]
+
+
+class EquilibriumTask(lightning.LightningModule):
+    """Trains a model with a penalty that keeps its cell a contraction; what the loss is, a subclass says.
+
+    All randomness of a training step is a function of the seed, the epoch, the batch and the process: a run that goes on from
+    a checkpoint draws what it would have drawn.
+
+    Parameters
+    ----------
+    model
+        A `ddeq.nn.Head`, or another module, which has no equilibria and is trained by its loss alone; or the configuration of
+        one for `ddeq.nn.build`.
+    augment
+        Random change of a batch of measures, called with the measures and a generator; or a list of configurations of
+        those of ``ddeq.data``, done one after the other; None for none.
+    learning_rate, weight_decay, warm_up
+        Of AdamW; the learning rate rises for the share ``warm_up`` of the steps, and falls (one cycle).
+    penalty
+        Weight of `ddeq.nn.jacobian_penalty` on the direction in which the cell contracts least; `ConvergenceGuard` raises it.
+    growth
+        Growth in that direction from which it is penalised.
+    training_stop
+        When a solve stops in training, where tight equilibria are not worth their time; None for that of the model.
+    seed
+        Seed of all randomness of training but the order of the batches.
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        model: dict[str, Any] | nn.Module,
+        augment: list[dict[str, Any]] | Augmentation | None,
+        learning_rate: float,
+        weight_decay: float,
+        warm_up: float,
+        penalty: float,
+        growth: float,
+        training_stop: Stop | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.configuration = model if isinstance(model, dict) else None
+        """That of the model, where it was made from one; kept in its checkpoints."""
+        self.model = build(model, dotted=True) if isinstance(model, dict) else model
+        self.augment = Compose(build(augment, modules=[ddeq.data])) if isinstance(augment, list) else augment
+        self.learning_rate, self.weight_decay, self.warm_up = learning_rate, weight_decay, warm_up
+        self.penalty, self.growth, self.training_stop, self.seed = penalty, growth, training_stop, seed
+        self.record: dict[str, Any] = {"seed": seed, "seconds": 0.0}
+        """How the model was trained, kept in its checkpoints."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch in training, and numbers for the log."""
+
+    @abstractmethod
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        """Numbers that say how good the model is on a batch in evaluation."""
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        generator = generator_for(self.seed, self.current_epoch, index, self.global_rank)
+        rho, target = batch
+        if self.augment is not None:
+            rho = self.augment(rho, generator)
+        with self._stopping_as_in_training():
+            loss, numbers = self.loss((rho, target), generator)
+        numbers = {"loss": loss.detach()} | numbers
+        if isinstance(self.model, Head):
+            solution = _last(self.model)
+            numbers |= {"penalty": torch.tensor(self.penalty)} | _convergence(solution)
+            if self.penalty > 0:
+                growth = self.model.model.penalty(solution, steps=2, target=self.growth, generator=generator).mean()
+                loss = loss + self.penalty * growth
+                numbers["excess growth"] = growth.detach()
+        self._log("train", numbers, rho.batch_shape[0])
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self._evaluate("validation", batch, index)
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        self._evaluate("test", batch, index)
+
+    def predict_step(self, batch: Batch, index: int) -> Any:
+        """What the model says of the batch's measures."""
+        return self.model(batch[0])
+
+    def _evaluate(self, stage: str, batch: Batch, index: int) -> None:
+        with torch.autocast(self.device.type, enabled=False):
+            numbers = self.score(batch)
+            if isinstance(self.model, Head):
+                solution = _last(self.model)
+                numbers |= _convergence(solution)
+                numbers["support"] = effective_support(solution.measure).mean()
+                if index == 0:  # a batch is enough, and the radius takes many products
+                    self._log(stage, {"spectral radius": _radius(self.model, solution)}, 1)
+        self._log(stage, numbers, batch[0].batch_shape[0])
+
+    def _log(self, stage: str, numbers: dict[str, Tensor], batch_size: int) -> None:
+        for name, value in numbers.items():
+            self.log(
+                f"{stage}/{name}",
+                value.float(),
+                prog_bar=name in ("accuracy", "residual", "converged"),
+                on_step=stage == "train",
+                on_epoch=True,
+                batch_size=batch_size,
+                sync_dist=stage != "train",
+            )
+
+    @contextlib.contextmanager
+    def _stopping_as_in_training(self) -> Iterator[None]:
+        if self.training_stop is None or not isinstance(self.model, Head):
+            yield
+            return
+        model = self.model.model
+        model.stop, kept = self.training_stop, model.stop
+        try:
+            yield
+        finally:
+            model.stop = kept
+
+    def on_fit_start(self) -> None:
+        path = getattr(getattr(self.trainer, "datamodule", None), "path", None)
+        command = " ".join(["python -m ddeq", *("FOLDER" if a == path else shlex.quote(a) for a in sys.argv[1:])])
+        self.record |= {"command": command, "hardware": f"{machine()}, {self.trainer.world_size} processes"}
+        self._since = time.perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        self.record["seconds"], self._since = self.record["seconds"] + now - self._since, now
+        epochs = self.trainer.current_epoch + 1  # the one at work counts
+        self.record["epochs"] = min(epochs, self.trainer.max_epochs or epochs)
+        checkpoint |= {"training": dict(self.record), "configuration": self.configuration}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.record |= checkpoint.get("training", {})
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Any:
+        return batch[0].to(device), batch[1].to(device)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        data = getattr(self.trainer, "datamodule", None)
+        steps = data.steps(self.trainer) if isinstance(data, Clouds) else int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=self.warm_up)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _last(head: Head) -> Solution:
+    assert head.solution is not None
+    return head.solution
+
+
+def _convergence(solution: Solution) -> dict[str, Tensor]:
+    """Means over a batch of what its solves did."""
+    return {
+        "residual": solution.residual.mean(),
+        "steps": solution.steps.float().mean(),
+        "converged": solution.converged.float().mean(),
+    }
+
+
+def _radius(head: Head, solution: Solution) -> Tensor:
+    """Largest spectral radius of the cell's linearisation among a few of the equilibria."""
+    with torch.inference_mode(False), torch.enable_grad():  # the radius takes derivatives; trainers evaluate without
+        measure, args = tree_map_only(Tensor, lambda t: t[:16].clone(), (solution.measure, solution.args))
+        return spectral_radius(head.model.cell, measure, *args, generator=generator_for(0)).max()
