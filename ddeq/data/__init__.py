@@ -13,7 +13,7 @@
 from ddeq.data.augmentation import Augmentation, Compose, RandomAffine, RandomRotation, RandomScaling, RandomShift
 from ddeq.data.buckets import BucketSampler
 from ddeq.data.collation import collate
-from ddeq.data.completion import CompletionTask, RemoveDiscs, RemoveHalfSpace
+from ddeq.data.completion import Removal, RemoveDiscs, RemoveHalfSpace
 from ddeq.data.dataset import MeasureDataset
 from ddeq.data.digits import load_digits
 from ddeq.data.meshes import load_mesh, sample_mesh
@@ -27,7 +27,6 @@ from ddeq.data.randomness import generator_for
 __all__ = [
     "Augmentation",
     "BucketSampler",
-    "CompletionTask",
     "Compose",
     "Jitter",
     "MeasureDataset",
@@ -36,6 +35,7 @@ __all__ = [
     "RandomScaling",
     "RandomShift",
     "RandomSubsample",
+    "Removal",
     "RemoveDiscs",
     "RemoveHalfSpace",
     "collate",

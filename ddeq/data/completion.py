@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ddeq.measures import DiscreteMeasure
 
-__all__ = ["CompletionTask", "RemoveDiscs", "RemoveHalfSpace"]
+__all__ = ["Removal", "RemoveDiscs", "RemoveHalfSpace"]
 
 ROUNDING = 1e-9
 """Share of the mass by which sums of masses may miss a bound: they are added up in another order when atoms are permuted."""
 
 
 @runtime_checkable
-class CompletionTask(Protocol):
+class Removal(Protocol):
     """A random map from a measure to its known and its missing part, drawn for each measure of a batch."""
 
     def __call__(self, mu: DiscreteMeasure, generator: torch.Generator | None = None) -> tuple[DiscreteMeasure, DiscreteMeasure]:

@@ -85,7 +85,7 @@ class ClassificationTask(EquilibriumTask):
             loss = loss + self.model.regularizer()
         return loss, {"accuracy": _accuracy(logits, labels)}
 
-    def score(self, batch: Batch) -> dict[str, Tensor]:
+    def score(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         rho, labels = batch
         logits = self.model(rho)
         return {"loss": nn.functional.cross_entropy(logits, labels), "accuracy": _accuracy(logits, labels)}

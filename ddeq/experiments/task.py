@@ -84,8 +84,8 @@ class EquilibriumTask(lightning.LightningModule):
         """The loss of a batch in training, and numbers for the log."""
 
     @abstractmethod
-    def score(self, batch: Batch) -> dict[str, Tensor]:
-        """Numbers that say how good the model is on a batch in evaluation."""
+    def score(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Numbers that say how good the model is on a batch; the generator is the same in every evaluation."""
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         generator = generator_for(self.seed, self.current_epoch, index, self.global_rank)
@@ -115,9 +115,13 @@ class EquilibriumTask(lightning.LightningModule):
         """What the model says of the batch's measures."""
         return self.model(batch[0])
 
+    def generator_of(self, stage: str, index: int) -> torch.Generator:
+        """The randomness of a batch in evaluation."""
+        return generator_for(self.seed, stage, index, self.global_rank)
+
     def _evaluate(self, stage: str, batch: Batch, index: int) -> None:
         with torch.autocast(self.device.type, enabled=False):
-            numbers = self.score(batch)
+            numbers = self.score(batch, self.generator_of(stage, index))
             if isinstance(self.model, Head):
                 solution = _last(self.model)
                 numbers |= _convergence(solution)
@@ -131,7 +135,7 @@ class EquilibriumTask(lightning.LightningModule):
             self.log(
                 f"{stage}/{name}",
                 value.float(),
-                prog_bar=name in ("accuracy", "residual", "converged"),
+                prog_bar=name in ("accuracy", "Chamfer", "residual", "converged"),
                 on_step=stage == "train",
                 on_epoch=True,
                 batch_size=batch_size,

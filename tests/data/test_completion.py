@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from ddeq import DiscreteMeasure
-from ddeq.data import CompletionTask, RemoveDiscs, RemoveHalfSpace
+from ddeq.data import Removal, RemoveDiscs, RemoveHalfSpace
 from ddeq.testing import assert_close
 from ddeq.testing.samples import with_dead_atoms
 from ddeq.testing.strategies import measures
@@ -32,7 +32,7 @@ def cloud(*batch, n=40, dim=2, dtype=torch.float32, seed=0):
 @every_task
 @given(mu=nasty, seed=st.integers(0, 3))
 def test_known_and_missing_are_the_measure(task, mu, seed):
-    assert isinstance(task, CompletionTask)
+    assert isinstance(task, Removal)
     known, missing = task(mu, seeded(seed))
     for part in (known, missing):
         assert part.points is mu.points

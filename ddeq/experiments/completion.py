@@ -1,0 +1,101 @@
+"""Completion of point clouds: a part of each measure is removed, and a model says what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ddeq.data
+import ddeq.functionals
+from ddeq.data import Augmentation, Removal
+from ddeq.experiments.task import Batch, EquilibriumTask
+from ddeq.functionals import Chamfer, Wasserstein
+from ddeq.iteration import Stop
+from ddeq.measures import DiscreteMeasure
+from ddeq.nn import build
+
+__all__ = ["CompletionTask"]
+
+
+class CompletionTask(EquilibriumTask):
+    r"""Trains a model to complete measures, by a discrepancy between what it completes and the whole measure.
+
+    Evaluation removes the same parts every time. It logs ``Chamfer``, the sum of both mean squared distances, and ``W2``, the
+    transport distance.
+
+    Parameters
+    ----------
+    completer
+        A `ddeq.nn.Completer`, or a module from known measures (and a generator) to completed ones, from coarse to fine, such
+        as `ddeq.experiments.baselines.PCN`; or the configuration of one for `ddeq.nn.build`.
+    removal
+        What is removed: a random map from a measure to its known and its missing part, or the configuration of one of
+        ``ddeq.data``.
+    discrepancy, options
+        Name of a class of ``ddeq.functionals`` that is made from a target, and its other options.
+    atoms
+        How many atoms a `Completer` adds; None for as many as its reference has.
+    coarse
+        Weight of the discrepancy of all measures but the last, where a model gives several.
+    transported
+        Of so many measures of each batch ``W2`` is computed: it takes long.
+    augment, learning_rate, weight_decay, warm_up, penalty, growth, training_stop, seed
+        As in `EquilibriumTask`.
+    """
+
+    def __init__(
+        self,
+        completer: dict[str, Any] | nn.Module,
+        *,
+        removal: dict[str, Any] | Removal,
+        discrepancy: str = "SinkhornDivergence",
+        options: dict[str, Any] | None = None,
+        atoms: int | None = None,
+        coarse: float = 1.0,
+        transported: int = 8,
+        augment: list[dict[str, Any]] | Augmentation | None = None,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.05,
+        warm_up: float = 0.1,
+        penalty: float = 1.0,
+        growth: float = 0.6,
+        training_stop: Stop | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(completer, augment, learning_rate, weight_decay, warm_up, penalty, growth, training_stop, seed)
+        self.removal: Removal = build(removal, modules=[ddeq.data]) if isinstance(removal, dict) else removal
+        if discrepancy not in ddeq.functionals.__all__:
+            raise ValueError(f"discrepancy: expected a name of ddeq.functionals, got {discrepancy!r}")
+        self.discrepancy, self.options = getattr(ddeq.functionals, discrepancy), options or {}
+        self.atoms, self.coarse, self.transported = atoms, coarse, transported
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        whole = batch[0].normalized()
+        known, _ = self.removal(whole, generator)
+        discrepancy = self.discrepancy(whole, **self.options)
+        *coarse, fine = self.complete(known, generator)
+        loss: Tensor = discrepancy(fine).mean()
+        return loss + self.coarse * sum(discrepancy(mu).mean() for mu in coarse), {}
+
+    def score(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        whole = batch[0].normalized()
+        known, _ = self.removal(whole, generator)
+        completed = self.complete(known, None)[-1]
+        few = slice(0, self.transported)
+        return {
+            "Chamfer": 2.0 * Chamfer(whole)(completed).mean(),
+            "W2": (2.0 * Wasserstein(whole[few])(completed[few])).clamp_min(0.0).sqrt().mean(),
+        }
+
+    def complete(self, known: DiscreteMeasure, generator: torch.Generator | None) -> list[DiscreteMeasure]:
+        """What the model makes of known measures, as probabilities, the finest one last."""
+        options = {} if self.atoms is None else {"n": self.atoms}
+        made = self.model(known, generator=generator, **options)
+        return [mu.normalized() for mu in (made if isinstance(made, (tuple, list)) else [made])]
+
+    def predict_step(self, batch: Batch, index: int) -> DiscreteMeasure:
+        """The completed measures; what is removed is what evaluation removes."""
+        known, _ = self.removal(batch[0].normalized(), self.generator_of("test", index))
+        return self.complete(known, None)[-1]
