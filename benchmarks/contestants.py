@@ -9,8 +9,7 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LightningCLI
 
-from ddeq.experiments import ClassificationTask
-from ddeq.experiments.clouds import Clouds
+from ddeq.experiments import Clouds, EquilibriumTask
 from ddeq.experiments.command_line import CommandLine
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -33,7 +32,7 @@ def title(path: Path) -> str:
     return path.stem.removeprefix("modelnet40_").removeprefix("mnist_pc_").replace("_", " ")
 
 
-def read(files: Sequence[Path], *options: str, task: type[ClassificationTask] = ClassificationTask) -> LightningCLI:
+def read(files: Sequence[Path], *options: str) -> LightningCLI:
     """The task (``.model``), the data (``.datamodule``) and the trainer that configuration files and options describe.
 
     In one process, with neither checkpoints nor logs: what is compared is measured by the caller.
@@ -43,8 +42,9 @@ def read(files: Sequence[Path], *options: str, task: type[ClassificationTask] = 
     arguments = [f"--config={path}" for path in files]
     alone = ["--trainer.devices=1", "--trainer.strategy=auto", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
     return CommandLine(
-        task,
+        EquilibriumTask,
         Clouds,
+        subclass_mode_model=True,
         run=False,
         save_config_callback=None,
         seed_everything_default=0,

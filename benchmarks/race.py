@@ -27,7 +27,6 @@ import torch
 from contestants import OURS, PAPER, contestants, read, title
 
 from ddeq import __version__
-from ddeq.experiments import ClassificationTask
 from ddeq.experiments.command_line import prepare_process
 from ddeq.experiments.machine import machine
 
@@ -35,16 +34,6 @@ RESULTS = Path(__file__).parent / "results"
 NAMES = {"digits": "scikit-learn's digits", "mnist_pc": "MNIST as measures", "modelnet": "ModelNet40"}
 
 Race = dict[str, Any]
-
-
-class TimedTask(ClassificationTask):
-    """The task, with its schedule at the share of the time that has passed."""
-
-    share = 0.0
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.last_epoch = int(self.share * (scheduler.total_steps - 1)) - 1
-        scheduler.step()
 
 
 class Clock(lightning.Callback):
@@ -59,7 +48,6 @@ class Clock(lightning.Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._count()
-        task.share = min(1.0, self.seconds / self.limit)
         trainer.should_stop = self.seconds >= self.limit  # after a last evaluation
 
     def on_validation_start(self, trainer: lightning.Trainer, task: Any) -> None:
@@ -73,6 +61,12 @@ class Clock(lightning.Callback):
         print(f"  {self.seconds / 60:6.2f} minutes, {trainer.global_step} batches: accuracy {found['accuracy']:.4f}", flush=True)
         self.since = time.perf_counter()
 
+    def step_schedule(self, scheduler: Any, metric: Any) -> None:
+        """The learning rate follows the share of the time that has passed."""
+        share = min(1.0, self.seconds / self.limit)
+        scheduler.last_epoch = int(share * (scheduler.total_steps - 1)) - 1
+        scheduler.step()
+
     def _count(self) -> None:
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
@@ -84,9 +78,10 @@ def train(files: list[Path], options: argparse.Namespace) -> Race:
     every = f"--trainer.val_check_interval={json.dumps({'seconds': round(60 * options.every)})}"
     rest = ["--trainer.max_epochs=100000", "--trainer.max_time=null", "--trainer.check_val_every_n_epoch=1"]
     quiet = ["--trainer.num_sanity_val_steps=0", "--trainer.enable_progress_bar=false"]
-    cli = read(files, *data, every, *rest, *quiet, task=TimedTask)
+    cli = read(files, *data, every, *rest, *quiet)
     clock = Clock(60 * options.minutes)
     cli.trainer.callbacks.append(clock)
+    cli.model.lr_scheduler_step = clock.step_schedule
     validation = cli.datamodule.split("validation")
     some = torch.linspace(0, len(validation) - 1, min(options.inputs, len(validation))).long()
     cli.datamodule.trainer = cli.trainer

@@ -58,7 +58,9 @@ def batch_of(dataset: str, data: str | None, clouds: int | None, points: int | N
 def task_of(dataset: str, name: str) -> tuple[ClassificationTask, bool]:
     """The task, and whether its weights are trained ones."""
     files = contestants(dataset)[name]
-    task: ClassificationTask = read(files, "--data.path=none", "--model.augment=null", "--trainer.accelerator=cpu").model
+    task: ClassificationTask = read(
+        files, "--data.path=none", "--model.init_args.augment=null", "--trainer.accelerator=cpu"
+    ).model
     try:
         if name == OURS:
             task.model = load_pretrained(WEIGHTS[dataset])

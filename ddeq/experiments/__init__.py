@@ -1,18 +1,20 @@
 """The paper's tasks, from data to numbers.
 
-`ClassificationTask` is a Lightning module for a model, `Clouds` one for data; ``python -m ddeq fit`` puts them together as a file
-in ``configs`` says, with a `ConvergenceGuard`. `baselines` holds the networks of others. ``python -m ddeq export`` writes weights
-that ship, ``python -m ddeq demo`` runs the demonstration.
+`ClassificationTask` and `CompletionTask` are Lightning modules for a model, `Clouds` one for data; ``python -m ddeq fit`` puts them
+together as a file in ``configs`` says, with a `ConvergenceGuard`. `baselines` holds the networks of others. ``python -m ddeq
+export`` writes weights that ship, ``python -m ddeq demo`` runs the demonstration.
 """
 
 from ddeq.experiments.classification import ClassificationTask, Evaluation, build_classifier, evaluate
 from ddeq.experiments.clouds import Clouds
+from ddeq.experiments.completion import CompletionTask
 from ddeq.experiments.guard import ConvergenceGuard
 from ddeq.experiments.task import EquilibriumTask
 
 __all__ = [
     "ClassificationTask",
     "Clouds",
+    "CompletionTask",
     "ConvergenceGuard",
     "EquilibriumTask",
     "Evaluation",

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ddeq.experiments.classification import ClassificationTask
 from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.guard import ConvergenceGuard
+from ddeq.experiments.task import EquilibriumTask
 
 __all__ = ["CommandLine", "Predictions", "main", "prepare_process"]
 
@@ -67,8 +67,9 @@ def main(arguments: Sequence[str]) -> None:
     prepare_process()
     warnings.filterwarnings("ignore", module="lightning")  # hints on workers and logging steps
     CommandLine(
-        ClassificationTask,
+        EquilibriumTask,
         Clouds,
+        subclass_mode_model=True,
         args=list(arguments),
         seed_everything_default=0,
         trainer_defaults={"use_distributed_sampler": False, "gradient_clip_val": 1.0},

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("tra
 def configuration(folder, **trainer):
     """The digits' configuration with a small model, writing to ``folder``; a file."""
     config = yaml.safe_load((ROOT / "configs/digits.yaml").read_text().replace("outputs/digits", str(folder)))
-    model = config["model"]["classifier"]["model"]
+    model = config["model"]["init_args"]["classifier"]["model"]
     model["encoder"] |= {"width": 16, "features": 8, "inner": 8, "pooled": 8, "fine": [0.3]}
     model["cell"] |= {"width": 16, "mark_dim": 4}
     model["reference"] |= {"n": 4, "dim": 16, "mark_dim": 4}
