@@ -1,7 +1,7 @@
 """The paper's tasks, from data to numbers.
 
-`ClassificationTask` and `CompletionTask` are Lightning modules for a model, `Clouds` one for data; ``python -m ddeq fit`` puts them
-together as a file in ``configs`` says, with a `ConvergenceGuard`. `baselines` holds the networks of others. ``python -m ddeq
+`ClassificationTask` and `CompletionTask` are Lightning modules for a model, `Clouds` one for data; ``python -m ddeq fit`` puts
+them together as a file in ``configs`` says, with a `ConvergenceGuard`. `baselines` holds the networks of others. ``python -m ddeq
 export`` writes weights that ship, ``python -m ddeq demo`` runs the demonstration.
 """
 

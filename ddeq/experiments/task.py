@@ -177,7 +177,8 @@ class EquilibriumTask(lightning.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         data = getattr(self.trainer, "datamodule", None)
         steps = data.steps(self.trainer) if isinstance(data, Clouds) else int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=self.warm_up)
+        rise = max(self.warm_up, min(0.9, 2.0 / steps))  # the schedule divides by its steps of rising but one
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
