@@ -38,6 +38,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/starts.py
 	$(BIN)/python benchmarks/flows.py --points 1000 --many 10000 --racing 100 --steps 20 --repeats 2 --seconds 3
 	$(BIN)/python benchmarks/reductions.py --sizes 1000 10000 --dims 3 --repeats 3
+	$(BIN)/python benchmarks/throughput.py --clouds 4 --points 128 --repeats 2
 	$(BIN)/python benchmarks/sliced.py --sizes 10000 100000 --repeats 3
 
 clean:
