@@ -28,7 +28,7 @@ def load_pretrained(name: str) -> nn.Module:
     Parameters
     ----------
     name
-        ``"mnist_pc"`` (digits) or ``"modelnet40"`` (shapes): a `Classifier` each.
+        ``"modelnet40"``: a `Classifier` of shapes.
 
     Raises
     ------
@@ -37,10 +37,10 @@ def load_pretrained(name: str) -> nn.Module:
 
     Examples
     --------
-    >>> classifier = load_pretrained("mnist_pc")
-    >>> raw = torch.tensor([[13.0, 4 + t, 255.0] for t in range(20)])  # a vertical stroke
-    >>> int(classifier(pretrained_preprocessing("mnist_pc")(raw)).argmax())
-    1
+    >>> classifier = load_pretrained("modelnet40")
+    >>> raw = 5.0 + torch.nn.functional.normalize(torch.randn(256, 3), dim=-1)  # a sphere somewhere
+    >>> tuple(classifier(pretrained_preprocessing("modelnet40")(raw)).shape)
+    (40,)
     """
     with as_file(_resource(name)) as path:
         return load_weights(path)

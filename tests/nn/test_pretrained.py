@@ -79,3 +79,16 @@ def test_unknown_names_list_the_known_ones():
         load_pretrained("cifar")
     with pytest.raises(ValueError, match="name: expected one of"):
         pretrained_preprocessing("cifar")
+
+
+def test_shipped_weights_solve_and_do_not_care_how_a_cloud_is_stored():
+    classifier, preprocess = load_pretrained("modelnet40"), pretrained_preprocessing("modelnet40")
+    raw = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.2]) + 7.0
+    rho = preprocess(raw)
+    with torch.no_grad():
+        logits = classifier(rho)
+        assert bool(classifier.solution.converged)
+        for same in (rho.permute_atoms(torch.randperm(300)), rho.split_atom(5, 0.4), rho.pad_atoms(9)):
+            assert (classifier(same).softmax(-1) - logits.softmax(-1)).abs().max() < 1e-3
+    assert logits.shape == (40,)
+    assert sum(p.numel() for p in classifier.parameters()) <= 1_000_000
