@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -49,14 +50,27 @@ def weights(folder):
     return torch.load(folder / "last.ckpt", weights_only=False)["current_model_state"]
 
 
-def run(file, *options):
-    assert main(["fit", "--config", str(file), *options]) == 0
+ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
+"""Runs are processes of their own, which set up what no test may leave behind, and sum in the same order."""
+
+
+def run(command, file, *options):
+    done = subprocess.run(
+        [sys.executable, "-m", "ddeq", command, "--config", str(file), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=ALONE,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    run(configuration(folder))
+    run("fit", configuration(folder))
     return folder
 
 
@@ -79,7 +93,7 @@ def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(uninterrupted, tmp_pat
     schedule = torch.load(uninterrupted / "last.ckpt", weights_only=False)
     assert schedule["global_step"] == 15
     interrupted(file, tmp_path, steps)
-    run(file, "--ckpt_path", str(tmp_path / "last.ckpt"))
+    run("fit", file, "--ckpt_path", str(tmp_path / "last.ckpt"))
     for name, wanted in weights(uninterrupted).items():
         assert torch.equal(weights(tmp_path)[name], wanted), name
 
@@ -87,7 +101,7 @@ def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(uninterrupted, tmp_pat
 def interrupted(file, folder, steps):
     """Kill a run without warning once its checkpoint has made ``steps`` steps."""
     command = [sys.executable, "-m", "ddeq", "fit", "--config", str(file)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ALONE)
     try:
         end = time.monotonic() + 120
         while time.monotonic() < end and process.poll() is None:
@@ -103,12 +117,11 @@ def interrupted(file, folder, steps):
         process.wait()
 
 
-def test_evaluation_and_predictions_of_a_checkpoint(uninterrupted, tmp_path, capsys):
+def test_evaluation_and_predictions_of_a_checkpoint(uninterrupted, tmp_path):
     file, checkpoint = configuration(tmp_path), str(uninterrupted / "last.ckpt")
-    assert main(["test", "--config", str(file), "--ckpt_path", checkpoint]) == 0
-    assert "test/accuracy" in capsys.readouterr().out
+    assert "test/accuracy" in run("test", file, "--ckpt_path", checkpoint)
     predictions = tmp_path / "deep" / "predictions.csv"
-    assert main(["predict", "--config", str(file), "--ckpt_path", checkpoint, "--predictions.path", str(predictions)]) == 0
+    run("predict", file, "--ckpt_path", checkpoint, "--predictions.path", str(predictions))
     with predictions.open() as lines:
         rows = list(csv.DictReader(lines))
     assert [int(row["index"]) for row in rows] == list(range(360))
@@ -120,7 +133,9 @@ def test_evaluation_and_predictions_of_a_checkpoint(uninterrupted, tmp_path, cap
 def test_several_processes_train_one_model(tmp_path):
     file = configuration(tmp_path, devices=2, strategy="ddp", max_epochs=1)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ddeq"]
-    done = subprocess.run([*launcher, "fit", "--config", str(file)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*launcher, "fit", "--config", str(file)], cwd=ROOT, capture_output=True, text=True, timeout=300, env=ALONE
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert saved["global_step"] == 2  # 160 inputs, two processes, batches of 32
