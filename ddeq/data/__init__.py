@@ -4,7 +4,7 @@
   from the formats in which it is published; `load_mesh` and `sample_mesh` make measures of surfaces, and `normalize` gives
   every shape the same place and size. `digit_measure` and `shape_measure` do this with clouds from elsewhere.
 - Augmentations are random maps of measures, called with a batch and a generator: `RandomAffine`, `RandomRotation`,
-  `RandomScaling`, `RandomShift`, `Jitter`, `RandomSubsample`, one after the other in a `Compose`.
+  `RandomScaling`, `RandomShift`, `Jitter`, `RandomSubsample`, one after the other in a `Compose`. `MixHalfSpaces` joins two.
 - Completion tasks part a measure into what is known and what is missing: `RemoveDiscs`, `RemoveHalfSpace`.
 - What is random is a function of seed, epoch and number (`generator_for`), and so are the batches of a `BucketSampler`: a run
   that goes on after an interruption gives what it would have given. `collate` makes batches of your own samples.
@@ -17,6 +17,7 @@ from ddeq.data.completion import Removal, RemoveDiscs, RemoveHalfSpace
 from ddeq.data.dataset import MeasureDataset
 from ddeq.data.digits import load_digits
 from ddeq.data.meshes import load_mesh, sample_mesh
+from ddeq.data.mixing import Mixed, MixHalfSpaces, Mixing
 from ddeq.data.mnist import load_mnist_pc
 from ddeq.data.modelnet import load_modelnet
 from ddeq.data.normalization import normalize
@@ -30,6 +31,9 @@ __all__ = [
     "Compose",
     "Jitter",
     "MeasureDataset",
+    "MixHalfSpaces",
+    "Mixed",
+    "Mixing",
     "RandomAffine",
     "RandomRotation",
     "RandomScaling",

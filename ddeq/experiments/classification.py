@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddeq.data import Augmentation, MeasureDataset
+import ddeq.data
+from ddeq.data import Augmentation, MeasureDataset, Mixing
 from ddeq.experiments.baselines import Baseline
 from ddeq.experiments.task import Batch, EquilibriumTask
 from ddeq.iteration import Stop
-from ddeq.nn import DDEQ, Classifier, EquilibriumCell, InducedSetEncoder, LearnedReference, effective_support
+from ddeq.nn import DDEQ, Classifier, EquilibriumCell, InducedSetEncoder, LearnedReference, build, effective_support
 
 __all__ = ["ClassificationTask", "Evaluation", "build_classifier", "evaluate"]
 
@@ -56,7 +57,9 @@ class ClassificationTask(EquilibriumTask):
         `ddeq.experiments.baselines`; or the configuration of one for `ddeq.nn.build`.
     label_smoothing
         Of the cross-entropy.
-    augment, learning_rate, weight_decay, warm_up, penalty, growth, training_stop, seed
+    mixing
+        How to make measures of two each, before they are augmented, or its configuration; the loss is mixed alike.
+    augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
         As in `EquilibriumTask`.
     """
 
@@ -69,18 +72,27 @@ class ClassificationTask(EquilibriumTask):
         weight_decay: float = 0.1,
         warm_up: float = 0.15,
         label_smoothing: float = 0.1,
+        mixing: dict[str, Any] | Mixing | None = None,
         penalty: float = 1.0,
         growth: float = 0.5,
+        penalised: float = 0.25,
         training_stop: Stop | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(classifier, augment, learning_rate, weight_decay, warm_up, penalty, growth, training_stop, seed)
-        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        super().__init__(
+            classifier, augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
+        )
+        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction="none")
+        self.mixing: Mixing | None = build(mixing, modules=[ddeq.data]) if isinstance(mixing, dict) else mixing
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rho, labels = batch
-        logits = self.model(rho, generator=generator)
-        loss: Tensor = self.cross_entropy(logits, labels)
+        mixed = None if self.mixing is None else self.mixing(rho, generator)
+        logits = self.model(self.augmented(rho if mixed is None else mixed.measure, generator), generator=generator)
+        losses = self.cross_entropy(logits, labels)
+        if mixed is not None:
+            losses = torch.lerp(self.cross_entropy(logits, labels[mixed.partner]), losses, mixed.share.to(losses.dtype))
+        loss: Tensor = losses.mean()
         if isinstance(self.model, Baseline):
             loss = loss + self.model.regularizer()
         return loss, {"accuracy": _accuracy(logits, labels)}

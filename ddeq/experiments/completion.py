@@ -41,7 +41,7 @@ class CompletionTask(EquilibriumTask):
         Weight of the discrepancy of all measures but the last, where a model gives several.
     transported
         Of so many measures of each batch ``W2`` is computed: it takes long.
-    augment, learning_rate, weight_decay, warm_up, penalty, growth, training_stop, seed
+    augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
         As in `EquilibriumTask`.
     """
 
@@ -61,10 +61,13 @@ class CompletionTask(EquilibriumTask):
         warm_up: float = 0.1,
         penalty: float = 1.0,
         growth: float = 0.6,
+        penalised: float = 0.25,
         training_stop: Stop | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(completer, augment, learning_rate, weight_decay, warm_up, penalty, growth, training_stop, seed)
+        super().__init__(
+            completer, augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
+        )
         self.removal: Removal = build(removal, modules=[ddeq.data]) if isinstance(removal, dict) else removal
         if discrepancy not in ddeq.functionals.__all__:
             raise ValueError(f"discrepancy: expected a name of ddeq.functionals, got {discrepancy!r}")
@@ -72,7 +75,7 @@ class CompletionTask(EquilibriumTask):
         self.atoms, self.coarse, self.transported = atoms, coarse, transported
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        whole = batch[0].normalized()
+        whole = self.augmented(batch[0], generator).normalized()
         known, _ = self.removal(whole, generator)
         discrepancy = self.discrepancy(whole, **self.options)
         *coarse, fine = self.complete(known, generator)

@@ -49,6 +49,9 @@ class EquilibriumTask(lightning.LightningModule):
         Weight of `ddeq.nn.jacobian_penalty` on the direction in which the cell contracts least; `ConvergenceGuard` raises it.
     growth
         Growth in that direction from which it is penalised.
+    penalised
+        Share of a batch's samples for which the growth is measured, at least one: it costs as much as a few evaluations of
+        the cell.
     training_stop
         When a solve stops in training, where tight equilibria are not worth their time; None for that of the model.
     seed
@@ -66,6 +69,7 @@ class EquilibriumTask(lightning.LightningModule):
         warm_up: float,
         penalty: float,
         growth: float,
+        penalised: float,
         training_stop: Stop | None,
         seed: int,
     ) -> None:
@@ -75,13 +79,20 @@ class EquilibriumTask(lightning.LightningModule):
         self.model = build(model, dotted=True) if isinstance(model, dict) else model
         self.augment = Compose(build(augment, modules=[ddeq.data])) if isinstance(augment, list) else augment
         self.learning_rate, self.weight_decay, self.warm_up = learning_rate, weight_decay, warm_up
-        self.penalty, self.growth, self.training_stop, self.seed = penalty, growth, training_stop, seed
+        if not 0 < penalised <= 1:
+            raise ValueError(f"penalised: expected a share in (0, 1], got {penalised}")
+        self.penalty, self.growth, self.penalised = penalty, growth, penalised
+        self.training_stop, self.seed = training_stop, seed
         self.record: dict[str, Any] = {"seed": seed, "seconds": 0.0}
         """How the model was trained, kept in its checkpoints."""
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch in training, and numbers for the log."""
+        """The loss of a batch in training, which this augments, and numbers for the log."""
+
+    def augmented(self, rho: DiscreteMeasure, generator: torch.Generator) -> DiscreteMeasure:
+        """The measures with a random change, if there is to be one."""
+        return rho if self.augment is None else self.augment(rho, generator)
 
     @abstractmethod
     def score(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -89,20 +100,19 @@ class EquilibriumTask(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         generator = generator_for(self.seed, self.current_epoch, index, self.global_rank)
-        rho, target = batch
-        if self.augment is not None:
-            rho = self.augment(rho, generator)
+        samples = batch[0].batch_shape[0]
         with self._stopping_as_in_training():
-            loss, numbers = self.loss((rho, target), generator)
+            loss, numbers = self.loss(batch, generator)
         numbers = {"loss": loss.detach()} | numbers
         if isinstance(self.model, Head):
             solution = _last(self.model)
             numbers |= {"penalty": torch.tensor(self.penalty)} | _convergence(solution)
             if self.penalty > 0:
-                growth = self.model.model.penalty(solution, steps=2, target=self.growth, generator=generator).mean()
-                loss = loss + self.penalty * growth
-                numbers["excess growth"] = growth.detach()
-        self._log("train", numbers, rho.batch_shape[0])
+                some = max(1, round(self.penalised * samples))
+                growth = self.model.model.penalty(solution, samples=some, steps=2, target=self.growth, generator=generator)
+                loss = loss + self.penalty * growth.mean()
+                numbers["excess growth"] = growth.detach().mean()
+        self._log("train", numbers, samples)
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:

@@ -128,10 +128,23 @@ class DDEQ(nn.Module):
             )
         return solution
 
-    def penalty(self, solution: Solution, **options: Any) -> Tensor:
-        """`ddeq.nn.jacobian_penalty` of the cell at a solution that `forward` gave, ``(*batch,)``; ``options`` as there."""
-        with without_autocast(solution.measure.device):
-            return jacobian_penalty(self.cell, solution.measure, *solution.args, **options)
+    def penalty(self, solution: Solution, *, samples: int | None = None, **options: Any) -> Tensor:
+        """`ddeq.nn.jacobian_penalty` of the cell at a solution that `forward` gave, ``(*batch,)``.
+
+        Parameters
+        ----------
+        solution
+            The solution.
+        samples
+            Look at so many samples only, the first ones along the first dimension of the batch; None for all of them.
+        options
+            As there.
+        """
+        measure, args = solution.measure, solution.args
+        if samples is not None:
+            measure, args = tree_map_only(Tensor, lambda t: t[:samples], (measure, args))
+        with without_autocast(measure.device):
+            return jacobian_penalty(self.cell, measure, *args, **options)
 
 
 def _in_precision(context: Any, dtype: torch.dtype) -> Any:

@@ -26,6 +26,7 @@ def configuration(folder, **trainer):
     model["encoder"] |= {"width": 16, "features": 8, "inner": 8, "pooled": 8, "fine": [0.3]}
     model["cell"] |= {"width": 16, "mark_dim": 4}
     model["reference"] |= {"n": 4, "dim": 16, "mark_dim": 4}
+    config["model"]["init_args"]["mixing"] = {"class": "MixHalfSpaces"}
     config["data"] |= {"limit": 160}
     config["trainer"] |= {
         "accelerator": "cpu",
