@@ -32,7 +32,7 @@ def load_digits(split: Literal["train", "test"] | None = None) -> MeasureDataset
 
     References
     ----------
-    Alpaydin and Kaynak (1998), Optical recognition of handwritten digits, UCI Machine Learning Repository.
+    :cite:t:`alpaydin1998optical`.
     """
     if split not in ("train", "test", None):
         raise ValueError(f"split: expected 'train', 'test' or None, got {split!r}")

@@ -55,8 +55,7 @@ class MixHalfSpaces:
 
     References
     ----------
-    Yun et al. (2019), CutMix: regularization strategy to train strong classifiers with localizable features. Zhang et al.
-    (2022), PointCutMix: regularization strategy for point cloud classification.
+    :cite:t:`yun2019cutmix`; :cite:t:`zhang2022pointcutmix`, for point clouds.
     """
 
     probability: float = 0.5

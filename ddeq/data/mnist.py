@@ -44,8 +44,7 @@ def load_mnist_pc(path: str | Path, split: Split | None = None) -> MeasureDatase
 
     References
     ----------
-    LeCun, Bottou, Bengio and Haffner (1998), Gradient-based learning applied to document recognition, Proc. IEEE 86.
-    Garcia (2020), Point Cloud MNIST 2D, Kaggle.
+    :cite:t:`lecun1998gradient`; :cite:t:`garcia2020point`, "Point Cloud MNIST 2D".
     """
     check_split(split)
     path = Path(path)

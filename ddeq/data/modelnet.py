@@ -57,7 +57,7 @@ def load_modelnet(path: str | Path, split: Split | None = None, *, n_points: int
 
     References
     ----------
-    Wu et al. (2015), 3D ShapeNets: a deep representation for volumetric shapes, CVPR.
+    :cite:t:`wu2015shapenets`.
     """
     check_split(split)
     if n_points < 1:

@@ -58,8 +58,7 @@ class AdaptiveEuler:
 
     References
     ----------
-    Barzilai and Borwein (1988), Two-point step size gradient methods. Armijo (1966), Minimization of functions having
-    Lipschitz continuous first partial derivatives.
+    :cite:t:`barzilai1988two`; :cite:t:`armijo1966minimization`.
     """
 
     step_size: float | Tensor = 1.0

@@ -117,7 +117,7 @@ def equilibrium(
 
     References
     ----------
-    Blondel et al. (2022), Efficient and modular implicit differentiation.
+    :cite:t:`blondel2022efficient`.
 
     Examples
     --------

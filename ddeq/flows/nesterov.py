@@ -51,9 +51,8 @@ class Nesterov:
 
     References
     ----------
-    Nesterov (1983), A method of solving a convex programming problem with convergence rate O(1/k²). O'Donoghue and Candès
-    (2015), Adaptive restart for accelerated gradient schemes. Su, Boyd and Candès (2016), A differential equation for
-    modeling Nesterov's accelerated gradient method.
+    :cite:t:`nesterov1983method`; :cite:t:`odonoghue2015adaptive`, the restarts; :cite:t:`su2016differential`, the
+    differential equation.
     """
 
     step_size: Schedule = 0.1

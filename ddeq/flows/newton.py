@@ -111,9 +111,7 @@ class NewtonFinish:
 
     References
     ----------
-    Dauphin et al. (2014), Identifying and attacking the saddle point problem in high-dimensional non-convex optimization, on
-    absolute values of curvature. Gould, Lucidi, Roma and Toint (1999), Solving the trust-region subproblem using the Lanczos
-    method.
+    :cite:t:`dauphin2014identifying`, on absolute values of curvature; :cite:t:`gould1999solving`.
     """
 
     flow: Stepper

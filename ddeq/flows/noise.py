@@ -70,7 +70,7 @@ class Langevin:
 
     References
     ----------
-    Roberts and Tweedie (1996), Exponential convergence of Langevin distributions and their discrete approximations.
+    :cite:t:`roberts1996exponential`.
     """
 
     temperature: Schedule = 1.0
@@ -108,7 +108,7 @@ class NoiseInjection:
 
     References
     ----------
-    Arbel, Korba, Salim and Gretton (2019), Maximum mean discrepancy gradient flow, section 4.
+    :cite:t:`arbel2019maximum`, section 4.
     """
 
     schedule: Schedule = 1.0

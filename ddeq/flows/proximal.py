@@ -71,7 +71,7 @@ class Proximal:
 
     References
     ----------
-    Jordan, Kinderlehrer and Otto (1998), The variational formulation of the Fokker-Planck equation.
+    :cite:t:`jordan1998variational`.
     """
 
     step_size: Schedule = 0.1

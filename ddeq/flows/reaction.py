@@ -49,8 +49,7 @@ class FisherRao:
 
     References
     ----------
-    Chizat, Peyré, Schmitzer and Vialard (2018), An interpolating distance between optimal transport and Fisher-Rao metrics. Lu,
-    Lu and Nolen (2019), Accelerating Langevin sampling with birth-death.
+    :cite:t:`chizat2018interpolating`; :cite:t:`lu2019accelerating`, births and deaths.
     """
 
     rate: Schedule = 1.0

@@ -57,7 +57,7 @@ class Stein:
 
     References
     ----------
-    Liu and Wang (2016), Stein variational gradient descent. Liu (2017), Stein variational gradient descent as gradient flow.
+    :cite:t:`liu2016stein`; :cite:t:`liu2017stein`.
     """
 
     kernel: Kernel | Callable[[Bandwidth], Kernel] = Gaussian

@@ -103,7 +103,7 @@ class Heun(_Explicit):
 
     References
     ----------
-    Hairer, Nørsett and Wanner (1993), Solving ordinary differential equations I, section II.1.
+    :cite:t:`hairer1993solving`, section II.1.
     """
 
     def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> Step:

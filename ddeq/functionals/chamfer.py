@@ -50,8 +50,7 @@ class Chamfer(Discrepancy):
 
     References
     ----------
-    Fan, Su and Guibas (2017), A point set generation network for 3D object reconstruction from a single image. Yuan et al.
-    (2018), PCN: point completion network.
+    :cite:t:`fan2017point`; :cite:t:`yuan2018pcn`.
 
     Examples
     --------

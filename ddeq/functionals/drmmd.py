@@ -50,7 +50,7 @@ class DrMMD(RegularizedDivergence):
 
     References
     ----------
-    Chen, Mustafi, Glaser, Korba, Gretton and Sriperumbudur (2024), (De)-regularized maximum mean discrepancy gradient flow.
+    :cite:t:`chen2024deregularized`.
 
     Examples
     --------

@@ -82,7 +82,7 @@ class InternalEnergy(_Blob):
 
     References
     ----------
-    Carrillo, Craig and Patacchini (2019), A blob method for diffusion.
+    :cite:t:`carrillo2019blob`.
 
     Examples
     --------
@@ -136,7 +136,7 @@ class Entropy(_Blob):
 
     References
     ----------
-    Carrillo, Craig and Patacchini (2019), A blob method for diffusion.
+    :cite:t:`carrillo2019blob`.
 
     Examples
     --------
@@ -182,7 +182,7 @@ class KLDivergence(Sum):
 
     References
     ----------
-    Carrillo, Craig and Patacchini (2019), A blob method for diffusion.
+    :cite:t:`carrillo2019blob`.
     """
 
     def __init__(

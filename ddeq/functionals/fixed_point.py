@@ -41,8 +41,7 @@ class FixedPointDiscrepancy(Functional):
 
     References
     ----------
-    Geuter, Bonet, Korba and Alvarez-Melis (2025), DDEQs: Distributional deep equilibrium models through Wasserstein
-    gradient flows.
+    :cite:t:`geuter2025ddeqs`.
     """
 
     reads_marks = True

@@ -37,7 +37,7 @@ class InteractionEnergy(Functional):
 
     References
     ----------
-    Carrillo, Craig and Patacchini (2019), A blob method for diffusion.
+    :cite:t:`carrillo2019blob`.
     """
 
     smoothness = Smoothness.AS_POTENTIAL

@@ -51,7 +51,7 @@ class KALE(RegularizedDivergence):
 
     References
     ----------
-    Glaser, Arbel and Gretton (2021), KALE flow: A relaxed KL gradient flow for probabilities with disjoint support.
+    :cite:t:`glaser2021kale`.
 
     Examples
     --------

@@ -48,8 +48,7 @@ class KSD(Functional):
 
     References
     ----------
-    Liu, Lee and Jordan (2016), A kernelized Stein discrepancy for goodness-of-fit tests. Korba, Aubin-Frankowski, Majewski and
-    Ablin (2021), Kernel Stein discrepancy descent.
+    :cite:t:`liu2016kernelized`; :cite:t:`gorham2017measuring`, the IMQ kernel; :cite:t:`korba2021kernel`, the flow.
 
     Examples
     --------

@@ -41,7 +41,7 @@ class MMD(Discrepancy):
 
     References
     ----------
-    Gretton et al. (2012), A kernel two-sample test. Arbel et al. (2019), Maximum mean discrepancy gradient flow.
+    :cite:t:`gretton2012kernel`; :cite:t:`arbel2019maximum`, the flow.
 
     Examples
     --------

@@ -63,8 +63,7 @@ class SinkhornDivergence(Discrepancy):
 
     References
     ----------
-    Feydy, Séjourné, Vialard, Amari, Trouvé and Peyré (2019), Interpolating between optimal transport and MMD using Sinkhorn
-    divergences. Séjourné, Feydy, Vialard, Trouvé and Peyré (2019), Sinkhorn divergences for unbalanced optimal transport.
+    :cite:t:`feydy2019interpolating`; :cite:t:`sejourne2019sinkhorn`, with a ``reach``.
 
     Examples
     --------

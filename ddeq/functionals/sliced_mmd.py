@@ -60,7 +60,7 @@ class SlicedMMD(SlicedDiscrepancy):
 
     References
     ----------
-    Hertrich, Wald, Altekrüger and Hagemann (2024), Generative sliced MMD flows with Riesz kernels.
+    :cite:t:`hertrich2024generative`.
 
     Examples
     --------

@@ -58,8 +58,7 @@ class SlicedWasserstein(SlicedDiscrepancy):
 
     References
     ----------
-    Bonneel, Rabin, Peyré and Pfister (2015), Sliced and Radon Wasserstein barycenters of measures. Santambrogio (2015),
-    Optimal transport for applied mathematicians, chapter 2.
+    :cite:t:`bonneel2015sliced`; :cite:t:`santambrogio2015optimal`, chapter 2.
 
     Examples
     --------

@@ -61,8 +61,8 @@ class Wasserstein(Discrepancy):
 
     References
     ----------
-    Bonneel, van de Panne, Paris and Heidrich (2011), Displacement interpolation using Lagrangian mass transport. Peyré and
-    Cuturi (2019), Computational optimal transport, chapter 3. Flamary et al. (2021), POT: Python optimal transport.
+    :cite:t:`bonneel2011displacement`, the network simplex; :cite:t:`peyre2019computational`, chapter 3;
+    :cite:t:`flamary2021pot`, the code that runs.
 
     Examples
     --------

@@ -52,7 +52,7 @@ def gmres(
 
     References
     ----------
-    Saad and Schultz (1986), GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems.
+    :cite:t:`saad1986gmres`.
     """
     for name, value in (("max_steps", max_steps), ("restart", restart)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

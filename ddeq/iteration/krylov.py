@@ -60,7 +60,7 @@ def conjugate_gradients(
 
     References
     ----------
-    Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems.
+    :cite:t:`hestenes1952methods`.
     """
     over = tuple(range(-dims, 0))
 
@@ -138,8 +138,7 @@ def minimal_residual(
 
     References
     ----------
-    Paige and Saunders (1975), Solution of sparse indefinite systems of linear equations. Choi, Paige and Saunders (2011),
-    MINRES-QLP, on singular equations.
+    :cite:t:`paige1975solution`; :cite:t:`choi2011minres`, on singular equations.
     """
     over = tuple(range(-dims, 0))
     cutoff = torch.finfo(b.dtype).eps ** (2 / 3) if cutoff is None else cutoff

@@ -146,7 +146,7 @@ class Matern(_Bandwidths):
 
     References
     ----------
-    Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, section 4.2.
+    :cite:t:`rasmussen2006gaussian`, section 4.2.
     """
 
     def __init__(self, nu: float, bandwidth: Bandwidth) -> None:
@@ -223,8 +223,7 @@ class Riesz(RadialKernel):
 
     References
     ----------
-    Székely and Rizzo (2013), Energy statistics. Altekrüger, Hertrich and Steidl (2023), Neural Wasserstein gradient
-    flows for maximum mean discrepancies with Riesz kernels.
+    :cite:t:`szekely2013energy`; :cite:t:`altekruger2023neural`.
     """
 
     smooth_on_the_diagonal = False

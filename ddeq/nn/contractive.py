@@ -44,8 +44,7 @@ def norm_bound(matrix: Float[Tensor, "m k"], squarings: int = SQUARINGS) -> Floa
 
     References
     ----------
-    Delattre, Barthélemy, Araujo and Allauzen (2023), Efficient bound of Lipschitz constant for convolutional layers by Gram
-    iteration.
+    :cite:t:`delattre2023efficient`.
     """
     tiny = torch.finfo(matrix.dtype).tiny
     with without_autocast(matrix.device):
@@ -144,8 +143,7 @@ class ContractiveCell(nn.Module):
 
     References
     ----------
-    Revay, Wang and Manchester (2020), Lipschitz bounded equilibrium networks. Winston and Kolter (2020), Monotone operator
-    equilibrium networks.
+    :cite:t:`revay2020lipschitz`; :cite:t:`winston2020monotone`.
     """
 
     def __init__(

@@ -64,8 +64,7 @@ class DDEQ(nn.Module):
 
     References
     ----------
-    Geuter, Bonet, Korba and Alvarez-Melis (2025), DDEQs: Distributional deep equilibrium models through Wasserstein
-    gradient flows. Bai, Kolter and Koltun (2019), Deep equilibrium models.
+    :cite:t:`geuter2025ddeqs`; :cite:t:`bai2019deep`, on deep equilibrium models.
     """
 
     def __init__(

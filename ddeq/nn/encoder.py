@@ -38,7 +38,7 @@ class InducedSetEncoder(nn.Module):
 
     References
     ----------
-    Lee et al. (2019), Set Transformer: a framework for attention-based permutation-invariant neural networks.
+    :cite:t:`lee2019set`.
     """
 
     def __init__(

@@ -62,8 +62,8 @@ class LocalEncoder(nn.Module):
 
     References
     ----------
-    Qi, Yi, Su and Guibas (2017), PointNet++: deep hierarchical feature learning on point sets in a metric space. Lindeberg
-    (2022), Scale-covariant and scale-invariant Gaussian derivative networks.
+    :cite:t:`qi2017pointnetpp`, who gather features at centres; :cite:t:`lindeberg2022scale`, on derivatives of Gaussians as
+    layers.
     """
 
     def __init__(

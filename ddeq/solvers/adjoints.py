@@ -87,8 +87,7 @@ class Implicit:
 
     References
     ----------
-    Christianson (1994), Reverse accumulation and attractive fixed points. Bai, Kolter and Koltun (2019), Deep equilibrium
-    models.
+    :cite:t:`christianson1994reverse`; :cite:t:`bai2019deep`.
     """
 
     solver: Solver | None = None
@@ -192,7 +191,7 @@ class Phantom:
 
     References
     ----------
-    Geng et al. (2021), On training implicit models.
+    :cite:t:`geng2021training`.
     """
 
     steps: int = 5
@@ -217,7 +216,7 @@ class OneStep:
 
     References
     ----------
-    Fung et al. (2022), JFB: Jacobian-free backpropagation for implicit networks.
+    :cite:t:`fung2022jfb`.
     """
 
     def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:

@@ -55,8 +55,7 @@ class Anderson:
 
     References
     ----------
-    Anderson (1965), Iterative procedures for nonlinear integral equations. Fang and Saad (2009), Two classes of
-    multisecant methods for nonlinear acceleration. Walker and Ni (2011), Anderson acceleration for fixed-point iterations.
+    :cite:t:`anderson1965iterative`; :cite:t:`fang2009two`, the two types; :cite:t:`walker2011anderson`.
     """
 
     memory: int = 10

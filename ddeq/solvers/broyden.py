@@ -42,8 +42,7 @@ class Broyden:
 
     References
     ----------
-    Broyden (1965), A class of methods for solving nonlinear simultaneous equations. Byrd, Nocedal and Schnabel (1994),
-    Representations of quasi-Newton matrices and their use in limited memory methods.
+    :cite:t:`broyden1965class`; :cite:t:`byrd1994representations`, the compact form.
     """
 
     memory: int = 20

@@ -41,7 +41,7 @@ def spectral_radius(
 
     References
     ----------
-    Arnoldi (1951), The principle of minimized iterations in the solution of the matrix eigenvalue problem.
+    :cite:t:`arnoldi1951principle`.
     """
     mu = mu.detach()
     transposed, places = _transposed_jacobian(map, mu, args, graph=False), _Places(mu)
@@ -107,8 +107,7 @@ def jacobian_penalty(
 
     References
     ----------
-    Hutchinson (1989), A stochastic estimator of the trace of the influence matrix. Bai, Koltun and Kolter (2021),
-    Stabilizing equilibrium models by Jacobian regularization.
+    :cite:t:`hutchinson1989stochastic`; :cite:t:`bai2021stabilizing`.
     """
     if kind not in ("largest", "frobenius"):
         raise ValueError(f"kind: expected 'largest' or 'frobenius', got {kind!r}")

@@ -59,8 +59,7 @@ class NewtonKrylov:
 
     References
     ----------
-    Knoll and Keyes (2004), Jacobian-free Newton-Krylov methods. Eisenstat and Walker (1996), Choosing the forcing terms in
-    an inexact Newton method.
+    :cite:t:`knoll2004jacobian`; :cite:t:`eisenstat1996choosing`, the tolerance of the linear equations.
     """
 
     memory: int = 30

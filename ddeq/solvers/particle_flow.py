@@ -58,8 +58,7 @@ class ParticleFlow:
 
     References
     ----------
-    Geuter, Bonet, Korba and Alvarez-Melis (2025), DDEQs: Distributional deep equilibrium models through Wasserstein
-    gradient flows.
+    :cite:t:`geuter2025ddeqs`.
     """
 
     discrepancy: DiscrepancyLike | Callable[[DiscreteMeasure, float], Functional] = MMD

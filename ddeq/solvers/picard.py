@@ -42,8 +42,7 @@ class Picard:
 
     References
     ----------
-    Mann (1953), Mean value methods in iteration. Krasnoselskii (1955), Two remarks on the method of successive
-    approximations.
+    :cite:t:`mann1953mean`; :cite:t:`krasnoselskii1955two`.
     """
 
     damping: float = 0.0

@@ -41,7 +41,7 @@ class DeepSets(Baseline):
 
     References
     ----------
-    Zaheer et al. (2017), Deep sets.
+    :cite:t:`zaheer2017deep`.
     """
 
     def __init__(

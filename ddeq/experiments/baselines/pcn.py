@@ -70,7 +70,7 @@ class PCN(nn.Module):
 
     References
     ----------
-    Yuan et al. (2018), PCN: point completion network.
+    :cite:t:`yuan2018pcn`.
     """
 
     patch: Tensor

@@ -56,7 +56,7 @@ class PointTransformer(Baseline):
 
     References
     ----------
-    Zhao et al. (2021), Point Transformer.
+    :cite:t:`zhao2021point`.
     """
 
     def __init__(

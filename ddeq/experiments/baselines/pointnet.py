@@ -65,7 +65,7 @@ class PointNet(Baseline):
 
     References
     ----------
-    Qi et al. (2017), PointNet: deep learning on point sets for 3D classification and segmentation.
+    :cite:t:`qi2017pointnet`.
     """
 
     alignment: Tensor | None

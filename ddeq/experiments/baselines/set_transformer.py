@@ -39,7 +39,7 @@ class SetTransformer(Baseline):
 
     References
     ----------
-    Lee et al. (2019), Set Transformer: a framework for attention-based permutation-invariant neural networks.
+    :cite:t:`lee2019set`.
     """
 
     def __init__(
