@@ -189,13 +189,19 @@ class DiscreteMeasure:
     # --- the same measure, stored otherwise ---
 
     def permute_atoms(self, index: Int[Tensor, "*batch n"]) -> DiscreteMeasure:
-        """The atoms in the order ``index``, ``(n,)`` or ``(*batch, n)``: the same measure."""
+        """The atoms in the order ``index``, ``(n,)`` or ``(*batch, n)``: the same measure; a `ValueError` for other shapes."""
         if index.shape[-1:] != (self.n,):
             raise ValueError(f"index: expected a permutation of {self.n} atoms, got shape {tuple(index.shape)}")
         return self._gather(index.expand(*self.batch_shape, self.n))
 
     def split_atom(self, i: int, fraction: float) -> DiscreteMeasure:
-        """Atom ``i`` gives ``fraction`` of its mass to a copy of itself, which comes last: the same measure."""
+        """Atom ``i`` gives ``fraction`` of its mass to a copy of itself, which comes last: the same measure.
+
+        Raises
+        ------
+        ValueError
+            If ``fraction`` is not between 0 and 1, or there is no atom ``i``.
+        """
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")
         if not -self.n <= i < self.n:
@@ -207,7 +213,7 @@ class DiscreteMeasure:
         return split.with_weights(split.weights * share)
 
     def pad_atoms(self, k: int) -> DiscreteMeasure:
-        """``k`` more atoms of mass zero, copies of the first atom: the same measure."""
+        """``k`` more atoms of mass zero, copies of the first atom: the same measure; a `ValueError` if ``k`` is negative."""
         if k < 0:
             raise ValueError(f"k: expected a number of atoms >= 0, got {k}")
         if k == 0:
@@ -226,7 +232,13 @@ class DiscreteMeasure:
         return self.with_points(map(self.points))
 
     def with_points(self, points: Float[Tensor, "*batch n e"]) -> DiscreteMeasure:
-        """The same weights and marks at other points, of any dimension; under autocast in the precision of this measure."""
+        """The same weights and marks at other ``points``, ``(*batch, n, e)``; under autocast in the precision of this measure.
+
+        Raises
+        ------
+        ValueError
+            If there is not one point for each atom, or its dtype or device is another.
+        """
         if not isinstance(points, Tensor) or points.shape[:-1] != self.weights.shape:
             seen = tuple(points.shape) if isinstance(points, Tensor) else type(points).__name__
             raise ValueError(f"points: expected a tensor of shape {(*self.weights.shape, 'd')}, got {seen}")
@@ -236,12 +248,12 @@ class DiscreteMeasure:
         return unchecked(points, self.weights, self.marks)
 
     def with_weights(self, weights: Float[Tensor, "*batch n"]) -> DiscreteMeasure:
-        """The same atoms with other weights."""
+        """The same atoms with other ``weights``, ``(*batch, n)``; a `ValueError` if they do not fit the points."""
         _check_atoms(self.points, weights, self.marks)
         return unchecked(self.points, weights, self.marks)
 
     def with_marks(self, marks: Float[Tensor, "*batch n q"] | None) -> DiscreteMeasure:
-        """The same atoms with other marks, or with none."""
+        """The same atoms with other ``marks``, ``(*batch, n, q)``, or None; a `ValueError` if they do not fit the points."""
         _check_atoms(self.points, self.weights, marks)
         return unchecked(self.points, self.weights, marks)
 
@@ -250,7 +262,22 @@ class DiscreteMeasure:
         return self.with_weights(self._probabilities("normalized"))
 
     def resample(self, n: int, generator: torch.Generator | None = None) -> DiscreteMeasure:
-        """``n`` atoms drawn independently in proportion to their mass, of equal weights and the same total mass."""
+        """``n`` atoms drawn independently in proportion to their mass, of equal weights and the same total mass.
+
+        Not differentiated in which atoms are drawn.
+
+        Parameters
+        ----------
+        n
+            How many atoms to draw, with replacement.
+        generator
+            Randomness of the draws; default: torch's global one.
+
+        Raises
+        ------
+        ValueError
+            If ``n`` is less than one, or a mass is zero.
+        """
         if n < 1:
             raise ValueError(f"n: expected a number of atoms >= 1, got {n}")
         probabilities = self._probabilities("resample").detach().reshape(-1, self.n)
@@ -323,7 +350,10 @@ class DiscreteMeasure:
         return self._map(lambda t, k: t.detach())
 
     def to(self, *args: Any, **kwargs: Any) -> DiscreteMeasure:
-        """The same measure in another floating-point type or on another device; arguments as in `torch.Tensor.to`."""
+        """The same measure in another floating-point type or on another device.
+
+        ``args`` and ``kwargs`` as in `torch.Tensor.to`; a `ValueError` for a type that is not floating point.
+        """
         moved = self._map(lambda t, k: t.to(*args, **kwargs))
         _check_tensor("dtype", moved.points)
         return moved

@@ -14,7 +14,8 @@ __all__ = ["alias", "gradient", "graph_leaves", "under_transforms"]
 def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Gradient of ``f(x).sum()`` in ``x``, with a graph where the caller records one and there is something to record.
 
-    Works under ``torch.no_grad``, ``torch.func`` transforms and ``torch.compile``.
+    Works under ``torch.no_grad``, ``torch.func`` transforms and ``torch.compile``; under ``torch.inference_mode`` it is a
+    `RuntimeError`.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         transformed: Tensor = torch.func.grad(lambda t: f(t).sum())(x)

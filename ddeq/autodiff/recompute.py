@@ -27,7 +27,7 @@ def recompute(function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
 
 
 def autocast_now(device: torch.device) -> Callable[[], torch.autocast]:
-    """Makes the autocast that holds now hold again later: backward passes run without it.
+    """Makes the autocast that holds now on the ``device`` hold again later: backward passes run without it.
 
     Casts are not cached: a parameter that is cast where nothing is recorded would be found by who needs its gradient.
     """

@@ -123,6 +123,10 @@ class RandomScaling:
     ------
     ValueError
         If not ``0 < low <= high``.
+
+    References
+    ----------
+    :cite:t:`wang2019dynamic`, whose code has these bounds.
     """
 
     low: float = 2 / 3
@@ -144,6 +148,11 @@ class RandomScaling:
 class RandomShift:
     """Moves each measure by a random vector, uniform in the cube of coordinates between minus and plus ``size``.
 
+    Parameters
+    ----------
+    size
+        Bound of each coordinate of the vector.
+
     Raises
     ------
     ValueError
@@ -163,7 +172,7 @@ class RandomShift:
 
 @dataclass(frozen=True)
 class Compose:
-    """One random map after the other, the first one first, with draws from one generator.
+    """One random map after the other, the first of ``maps`` first, with draws from one generator.
 
     Examples
     --------

@@ -18,6 +18,7 @@ class Mixed(NamedTuple):
     """Measures made of two each."""
 
     measure: DiscreteMeasure
+    """The mixtures, one for each measure of the batch."""
     partner: Int[Tensor, " b"]
     """Where in the batch the second one stands."""
     share: Float[Tensor, " b"]

@@ -30,6 +30,10 @@ class Jitter:
     ------
     ValueError
         If ``sigma`` or ``clip`` is negative.
+
+    References
+    ----------
+    :cite:t:`qi2017pointnet`.
     """
 
     sigma: float = 0.01

@@ -112,8 +112,11 @@ class Evaluation:
     """What a classifier does on a data set; residuals and steps are means over samples."""
 
     accuracy: float
+    """Share of the measures whose class has the largest logit."""
     residual: float
+    """Relative residual of the solves."""
     steps: float
+    """Steps of the solves."""
     converged: float
     """Share of the solves that ended as CONVERGED."""
     support: float
@@ -124,7 +127,17 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(classifier: Classifier, data: MeasureDataset, batch_size: int = 256) -> Evaluation:
-    """Accuracy and convergence of a classifier in evaluation mode."""
+    """Accuracy and convergence of a classifier in evaluation mode.
+
+    Parameters
+    ----------
+    classifier
+        The classifier; its mode stays as it was.
+    data
+        Labelled measures.
+    batch_size
+        Size of the batches; results do not depend on it.
+    """
     training = classifier.training
     classifier.eval()
     found: dict[str, list[Tensor]] = {"correct": [], "residual": [], "steps": [], "converged": [], "support": [], "logits": []}

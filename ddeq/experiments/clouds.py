@@ -66,6 +66,11 @@ class Clouds(lightning.LightningDataModule):
         Use only so many training measures, for trials; None for all.
     test_split
         The split that ``test`` and ``predict`` use; the digits have no validation split, and use ``"test"`` throughout.
+
+    Raises
+    ------
+    ValueError
+        If a ``path`` is given for the digits, or none for the others.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class Clouds(lightning.LightningDataModule):
         self._splits: dict[str, MeasureDataset] = {}
 
     def split(self, name: str) -> MeasureDataset:
-        """The measures of a split, loaded at first use."""
+        """The measures of the split ``name``, loaded at first use."""
         if self.dataset == "digits" and name == "validation":
             name = "test"
         if name not in self._splits:
@@ -117,7 +122,13 @@ class Clouds(lightning.LightningDataModule):
         return TrainingLoader(data, sampler, trainer, **self.loading)
 
     def steps(self, trainer: lightning.Trainer) -> int:
-        """Number of steps of a whole training, without making a loader: that would begin before a checkpoint is read."""
+        """Number of steps of a whole training, without making a loader: that would begin before a checkpoint is read.
+
+        Raises
+        ------
+        ValueError
+            If the ``trainer`` has neither ``max_steps`` nor ``max_epochs``.
+        """
         if trainer.max_steps > 0:
             return int(trainer.max_steps)
         epochs = trainer.max_epochs or -1

@@ -43,6 +43,11 @@ class CompletionTask(EquilibriumTask):
         Of so many measures of each batch ``W2`` is computed: it takes long.
     augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
         As in `EquilibriumTask`.
+
+    Raises
+    ------
+    ValueError
+        If ``discrepancy`` is no name of ``ddeq.functionals``.
     """
 
     def __init__(
@@ -93,12 +98,12 @@ class CompletionTask(EquilibriumTask):
         }
 
     def complete(self, known: DiscreteMeasure, generator: torch.Generator | None) -> list[DiscreteMeasure]:
-        """What the model makes of known measures, as probabilities, the finest one last."""
+        """What the model makes of the ``known`` measures, with this ``generator``: probabilities, the finest one last."""
         options = {} if self.atoms is None else {"n": self.atoms}
         made = self.model(known, generator=generator, **options)
         return [mu.normalized() for mu in (made if isinstance(made, (tuple, list)) else [made])]
 
     def predict_step(self, batch: Batch, index: int) -> DiscreteMeasure:
-        """The completed measures; what is removed is what evaluation removes."""
+        """The completed measures of ``batch``; what is removed is what evaluation removes from batch number ``index``."""
         known, _ = self.removal(batch[0].normalized(), self.generator_of("test", index))
         return self.complete(known, None)[-1]

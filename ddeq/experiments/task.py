@@ -56,6 +56,11 @@ class EquilibriumTask(lightning.LightningModule):
         When a solve stops in training, where tight equilibria are not worth their time; None for that of the model.
     seed
         Seed of all randomness of training but the order of the batches.
+
+    Raises
+    ------
+    ValueError
+        If ``penalised`` is no share, or a configuration does not say what it should.
     """
 
     model: nn.Module
@@ -88,15 +93,15 @@ class EquilibriumTask(lightning.LightningModule):
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch in training, which this augments, and numbers for the log."""
+        """The loss of ``batch`` in training, which this augments with ``generator``, and numbers for the log."""
 
     def augmented(self, rho: DiscreteMeasure, generator: torch.Generator) -> DiscreteMeasure:
-        """The measures with a random change, if there is to be one."""
+        """The measures ``rho`` with a random change drawn with ``generator``, if there is to be one."""
         return rho if self.augment is None else self.augment(rho, generator)
 
     @abstractmethod
     def score(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Numbers that say how good the model is on a batch; the generator is the same in every evaluation."""
+        """Numbers that say how good the model is on ``batch``; ``generator`` is the same in every evaluation."""
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         generator = generator_for(self.seed, self.current_epoch, index, self.global_rank)
@@ -122,11 +127,11 @@ class EquilibriumTask(lightning.LightningModule):
         self._evaluate("test", batch, index)
 
     def predict_step(self, batch: Batch, index: int) -> Any:
-        """What the model says of the batch's measures."""
+        """What the model says of the measures of ``batch``; its number ``index`` does not matter."""
         return self.model(batch[0])
 
     def generator_of(self, stage: str, index: int) -> torch.Generator:
-        """The randomness of a batch in evaluation."""
+        """The randomness of batch number ``index`` in the evaluation ``stage``, such as ``"test"``."""
         return generator_for(self.seed, stage, index, self.global_rank)
 
     def _evaluate(self, stage: str, batch: Batch, index: int) -> None:

@@ -87,8 +87,11 @@ def equilibrium(
     ValueError
         If an option is not what it should be; if ``mu0.points`` require grad; if a tensor that requires grad enters the
         functional unseen; if the geometry is another and the functional has an entropy, whose flow it changes.
+    RuntimeError
+        Under transforms of ``torch.func`` and ``torch.vmap``: measures are batched already.
     ConvergenceError
-        In backward, where a derivative is asked for that does not exist or cannot be trusted: see the notes.
+        With ``throw``, unless all samples converged. In backward, where a derivative is asked for that does not exist or cannot
+        be trusted: see the notes.
 
     Warns
     -----

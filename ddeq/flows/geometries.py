@@ -18,20 +18,23 @@ __all__ = ["Geometry", "Wasserstein", "inner"]
 
 @runtime_checkable
 class Geometry(Protocol):
-    """A metric on measures. It turns the Wasserstein gradient into a velocity; a frozen set of options."""
+    """A metric on measures. It turns the Wasserstein gradient into a velocity; a frozen set of options.
+
+    A new geometry is a class with these methods.
+    """
 
     def velocity(
         self, functional: Functional, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
-        """Velocity at ``x`` (default: the atoms) of steepest descent of ``functional``."""
+        """Velocity of steepest descent of ``functional`` at ``mu``, at the points ``x`` (default: the atoms)."""
         ...
 
     def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
-        """The operator that takes minus a Wasserstein gradient at the atoms to the velocity; self-adjoint in L2(mu)."""
+        r"""What takes minus a Wasserstein gradient at the atoms of ``mu`` to the velocity; self-adjoint in :math:`L^2(\mu)`."""
         ...
 
     def dissipation(self, functional: Functional, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        """Rate at which the energy falls along the flow, the squared norm of the velocity in this geometry."""
+        """Rate at which ``functional`` falls along its flow at ``mu``: the squared norm of the velocity in this geometry."""
         ...
 
 
@@ -40,6 +43,10 @@ class Wasserstein:
     r"""The geometry of optimal transport: velocity :math:`-\nabla_W F(\mu)`.
 
     The energy falls at the rate :math:`|\nabla_W F(\mu)|^2_{L^2(\mu)}` (T10).
+
+    References
+    ----------
+    :cite:t:`jordan1998variational`; :cite:t:`ambrosio2008gradient`.
     """
 
     def velocity(

@@ -42,11 +42,24 @@ class Noise(Protocol):
     """Whether it adds a multiple of the entropy to the functional, in law."""
 
     def displacement(self, problem: Descent, draw: Callable[[], Tensor], step: int) -> Tensor | None:
-        """By how much the points are displaced at which the velocity of the step is taken, or None."""
+        """By how much the points are displaced at which the velocity of a step is taken, ``(*batch, n, d)``, or None.
+
+        Parameters
+        ----------
+        problem
+            The flow.
+        draw
+            Gives standard normal numbers ``(*batch, n, d)``, others at each call.
+        step
+            Number of the step.
+        """
         ...
 
     def kick(self, problem: Descent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> Tensor | None:
-        """By how much the atoms move after the step, or None."""
+        """By how much the atoms move after a step that took the time ``duration``, ``(*batch, n, d)``, or None.
+
+        ``problem``, ``draw`` and ``step`` as in `displacement`.
+        """
         ...
 
 

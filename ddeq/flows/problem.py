@@ -19,8 +19,10 @@ class Descent:
     """Descent of a functional by moving the atoms of ``like``, whose weights and marks stay."""
 
     functional: Functional
+    """The energy that falls."""
     like: DiscreteMeasure
     geometry: Geometry = Wasserstein()
+    """What turns the gradient of the energy into a velocity."""
     displacement: Tensor | None = None
     """Velocities are those at so displaced points ``(*batch, n, d)``, as injected noise wants it."""
     known_energy: Tensor | None = None
@@ -33,16 +35,16 @@ class Descent:
         return self.like.with_points(points)
 
     def velocity(self, points: Tensor) -> Tensor:
-        """Velocity of steepest descent, ``(*batch, n, d)``."""
+        """Velocity of steepest descent with the atoms at ``points``, ``(*batch, n, d)``."""
         x = None if self.displacement is None else points + self.displacement
         return self.geometry.velocity(self.functional, self.measure(points), x)
 
     def energy(self, points: Tensor) -> Tensor:
-        """The functional, ``(*batch,)``."""
+        """The energy with the atoms at ``points``, ``(*batch,)``."""
         return self.functional(self.measure(points))
 
     def slope(self, points: Tensor, velocity: Tensor) -> Tensor:
-        """Rate at which the energy falls at ``points`` along the velocity there, ``(*batch,)``."""
+        """Rate at which the energy falls at ``points`` along the ``velocity`` there, ``(*batch,)``."""
         if isinstance(self.geometry, Wasserstein):
             return self.inner(velocity, velocity)
         return self.geometry.dissipation(self.functional, self.measure(points))
@@ -53,6 +55,17 @@ class Descent:
 
     def number(self, name: str, schedule: Schedule, step: int, *, zero: bool = False) -> float | Tensor:
         """A number of a stepper, a noise or a reaction at a step, for the samples that are left.
+
+        Parameters
+        ----------
+        name
+            What it is called in messages.
+        schedule
+            A number, one for each sample of the whole flow, or a function from the number of the step to either.
+        step
+            Number of the step.
+        zero
+            Whether it may be zero.
 
         Raises
         ------

@@ -64,7 +64,19 @@ class FisherRao:
             raise ValueError(f"functional: expected a ddeq.Functional or None, got {self.functional!r}")
 
     def react(self, problem: Descent, mu: DiscreteMeasure, duration: float | Tensor, step: int) -> Tensor:
-        """The weights of ``mu`` after the reaction, ``(*batch, n)``."""
+        """The weights of ``mu`` after the reaction, ``(*batch, n)``.
+
+        Parameters
+        ----------
+        problem
+            The flow that the reaction is part of.
+        mu
+            The measures, after their atoms have moved.
+        duration
+            The time that the step took.
+        step
+            Number of the step, at which a schedule of the rate is evaluated.
+        """
         rate = problem.number("rate", self.rate, step, zero=True)
         live, w = mu.support(), mu.weights
         variation = self._functional(problem).first_variation(mu)
@@ -74,13 +86,16 @@ class FisherRao:
         return grown * (mu.mass().unsqueeze(-1) / grown.sum(-1, keepdim=True))
 
     def dissipation(self, problem: Descent, mu: DiscreteMeasure, step: int) -> Tensor:
-        r"""Rate :math:`r \int (\delta F/\delta\mu - m)^2 \,\mathrm d\mu` at which the energy falls, ``(*batch,)``."""
+        r"""Rate :math:`r \int (\delta F/\delta\mu - m)^2 \,\mathrm d\mu` at which the energy falls, ``(*batch,)``.
+
+        ``problem``, ``mu`` and ``step`` as in `react`.
+        """
         variation = torch.where(mu.support(), self._functional(problem).first_variation(mu), 0.0)
         centred = variation - (integrate(variation, mu) / mu.mass()).unsqueeze(-1)
         return problem.number("rate", self.rate, step, zero=True) * integrate(centred.square(), mu)
 
     def select(self, keep: Tensor, batch_shape: tuple[int, ...]) -> FisherRao:
-        """The reaction of the entries ``keep`` of the batch."""
+        """The reaction of the entries ``keep`` of a batch of shape ``batch_shape``."""
         return self if self.functional is None else replace(self, functional=self.functional.select(keep, batch_shape))
 
     def _functional(self, problem: Descent) -> Functional:

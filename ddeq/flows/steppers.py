@@ -14,7 +14,7 @@ __all__ = ["Euler", "Heun", "Step", "Stepper"]
 
 
 class Step(NamedTuple):
-    """What a step gives."""
+    """What a step of a `Stepper` gives."""
 
     points: Tensor
     """Where the atoms are now, ``(*batch, n, d)``."""
@@ -28,7 +28,10 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class Stepper(Protocol):
-    """A frozen set of options with pure ``init`` and ``step``."""
+    """A frozen set of options with pure ``init`` and ``step``.
+
+    A new stepper is such a class, and says with the three flags below what it goes together with.
+    """
 
     descends: ClassVar[bool]
     """Whether it promises that no step raises the energy, whatever the step size."""
@@ -38,11 +41,25 @@ class Stepper(Protocol):
     """Whether atoms keep moving when the velocity is zero."""
 
     def init(self, problem: Descent, points: Tensor) -> Any:
-        """The state before the first step: a pytree of tensors ``(*batch, ...)``, or None."""
+        """The state before the first step of ``problem`` from ``points``: a pytree of tensors ``(*batch, ...)``, or None."""
         ...
 
     def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: Any, step: int) -> Step:
-        """A step from ``points``, where the velocity is ``velocity``."""
+        r"""One step.
+
+        Parameters
+        ----------
+        problem
+            What is descended: it gives velocities and energies elsewhere, and the inner product of :math:`L^2(\mu)`.
+        points
+            Where the atoms are, ``(*batch, n, d)``.
+        velocity
+            The velocity there.
+        state
+            What the last step, or `init`, gave to remember.
+        step
+            Number of the step.
+        """
         ...
 
 
@@ -78,6 +95,10 @@ class Euler(_Explicit):
     ------
     ValueError
         If a step size is not positive and finite.
+
+    References
+    ----------
+    :cite:t:`arbel2019maximum`, as descent of an energy on measures.
     """
 
     def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> Step:

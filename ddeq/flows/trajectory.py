@@ -69,7 +69,7 @@ class Trajectory:
         return f"Trajectory(records={len(self.energies)}, measure={self.measure}; {ends})"
 
     def save(self, path: str | Path) -> None:
-        """Write the trajectory, and what is needed to go on, to a safetensors file."""
+        """Write the trajectory, and what is needed to go on, to the safetensors file ``path``."""
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor | None] = {name: getattr(self, name) for name in _FIELDS}

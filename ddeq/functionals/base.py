@@ -38,6 +38,13 @@ class Functional(nn.Module):
     again. Closed forms may override `first_variation` where they are faster; the Wasserstein gradient follows it.
     Functionals add, subtract and scale: ``F + 0.1 * G``.
 
+    Called with something that is no measure, it raises a `TypeError`; a `ValueError` where ``forward`` does not give one number
+    for each measure.
+
+    References
+    ----------
+    :cite:t:`santambrogio2015optimal`, chapter 7, on first variations.
+
     Examples
     --------
     >>> class Spread(Functional):
@@ -59,7 +66,7 @@ class Functional(nn.Module):
     """
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        """The energy of each measure of the batch."""
+        """The energy of each measure of the batch ``mu``, ``(*batch,)``."""
         raise NotImplementedError(f"{type(self).__name__} must define `forward(mu)`")
 
     def __call__(self, mu: DiscreteMeasure) -> Tensor:
@@ -188,7 +195,13 @@ def places(mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
 
 
 class Sum(Functional):
-    """Sum of two functionals, as ``F + G`` makes it; closed forms of its parts are used."""
+    """Sum of two functionals, as ``F + G`` makes it; closed forms of its parts are used.
+
+    Parameters
+    ----------
+    first, second
+        The two.
+    """
 
     def __init__(self, first: Functional, second: Functional) -> None:
         super().__init__()
@@ -200,6 +213,7 @@ class Sum(Functional):
 
     @property
     def selectable(self) -> bool:  # that of its parts as they are now, unless it was set
+        """Whether both parts are, unless it was set."""
         return self.first.selectable and self.second.selectable if self._declared is None else self._declared
 
     @selectable.setter
@@ -224,7 +238,12 @@ class Sum(Functional):
 class Scaled(Functional):
     """Multiple of a functional, as ``c * F`` makes it: ``c`` is a number, or a tensor of shape ``()`` or ``(*batch,)``.
 
-    An ``nn.Parameter`` trains; another tensor is a buffer and keeps its history.
+    Parameters
+    ----------
+    functional
+        The functional :math:`F`.
+    factor
+        The number :math:`c`. An ``nn.Parameter`` trains; another tensor is a buffer and keeps its history.
     """
 
     def __init__(self, functional: Functional, factor: float | Tensor) -> None:
@@ -238,6 +257,7 @@ class Scaled(Functional):
 
     @property
     def selectable(self) -> bool:
+        """Whether the functional is, unless it was set."""
         return self.functional.selectable if self._declared is None else self._declared
 
     @selectable.setter

@@ -71,7 +71,7 @@ class Chamfer(Discrepancy):
         return 0.5 * (to_target + to_measure)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> NoReturn:
-        """There is none: always a `ValueError`."""
+        """There is none, at no ``mu`` and ``x``: always a `ValueError`."""
         raise ValueError(
             "first_variation: Chamfer has none, since any mass at a new place changes the support; "
             "wasserstein_gradient(mu) is the derivative in the atoms, and MMD(target) has both"
@@ -80,7 +80,7 @@ class Chamfer(Discrepancy):
     def wasserstein_gradient(
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
-        r"""The derivative :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}` at the atoms, zero at those of mass zero.
+        r"""The derivative :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}` at the atoms of ``mu``, zero at those of mass zero.
 
         Raises
         ------

@@ -15,7 +15,7 @@ __all__ = ["Discrepancy", "DiscrepancyLike", "against"]
 class Discrepancy(Functional):
     """A functional that compares measures with a ``target``: one for all, or one for each measure of the batch.
 
-    The target is held as buffers; gradients reach it.
+    The target is held as buffers; gradients reach it. A ``target`` that is no measure is a `ValueError`.
     """
 
     def __init__(self, target: DiscreteMeasure) -> None:
@@ -31,7 +31,7 @@ class Discrepancy(Functional):
         return target
 
     def with_target(self, target: DiscreteMeasure) -> Discrepancy:
-        """The same discrepancy, settings and parameters shared, from another target."""
+        """The same discrepancy, settings and parameters shared, from another ``target``."""
         other = copy.copy(self)
         object.__setattr__(other, "_modules", {**self._modules, "_target": HeldMeasure(target)})
         return other

@@ -74,7 +74,7 @@ class InternalEnergy(_Blob):
     Raises
     ------
     ValueError
-        If ``density`` returns another shape, or the kernel is not a density.
+        If ``density`` returns another shape, ``kernel`` is no such function, or its kernel is not a density.
 
     Notes
     -----
@@ -126,7 +126,7 @@ class Entropy(_Blob):
     Raises
     ------
     ValueError
-        If the kernel is not a density.
+        If ``kernel`` is no such function, or its kernel is not a density.
 
     Notes
     -----

@@ -32,7 +32,7 @@ class FixedPointDiscrepancy(Functional):
     Raises
     ------
     ValueError
-        If ``discrepancy`` is neither; the message shows what it is.
+        If ``discrepancy`` is neither, ``map`` is no function or does not give a measure; the message shows what it is.
 
     Notes
     -----

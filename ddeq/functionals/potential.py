@@ -29,6 +29,10 @@ class PotentialEnergy(Functional):
     ValueError
         If ``potential`` returns another shape; the message shows both.
 
+    References
+    ----------
+    :cite:t:`santambrogio2015optimal`, chapter 7.
+
     Examples
     --------
     >>> import torch

@@ -38,6 +38,10 @@ def implicit_function(equation: Equation, solve: LinearSolve, z: Tensor, *tensor
         All tensors that derivatives are wanted in.
     dual
         Passed to ``solve`` for the adjoint equation, and negated from order to order.
+
+    References
+    ----------
+    :cite:t:`christianson1994reverse`; :cite:t:`blondel2022efficient`.
     """
     solution: Tensor = _Implicit.apply(equation, solve, dual, z.detach(), *tensors)  # type: ignore[no-untyped-call]
     return solution

@@ -42,14 +42,17 @@ class Evaluation(NamedTuple):
 
 @runtime_checkable
 class Process(Protocol):
-    """An iterative method on batches of tensors ``(*batch, ...)``."""
+    """An iterative method on batches of tensors ``(*batch, ...)``: what `iterate` runs."""
 
     def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
-        """Look at an iterate; also returns the memory, which it may change."""
+        """Look at the iterate ``value``; also returns the ``memory``, a pytree of tensors, which it may change."""
         ...
 
     def advance(self, value: Tensor, memory: Any, found: Any, step: int) -> tuple[Tensor, Any]:
-        """Take a step."""
+        """The next iterate and memory, after step number ``step``.
+
+        ``value`` and ``memory`` are those of `evaluate`, and ``found`` is what it found.
+        """
         ...
 
     def select(self, keep: Tensor) -> Process:
@@ -61,6 +64,7 @@ class Report(NamedTuple):
     """What a callback is told at every step."""
 
     step: int
+    """Number of the step."""
     value: Tensor
     """The current iterates ``(*batch, ...)``, those of finished samples where they stopped."""
     residual: Tensor
@@ -74,14 +78,19 @@ class Outcome:
     """What an iteration gives: ``(*batch, ...)`` each, ``trace`` with a first dimension of evaluations, NaN once finished."""
 
     value: Tensor
+    """The iterates that are kept: the best or the last ones."""
     residual: Tensor
+    """Residual of ``value``."""
     steps: Tensor
+    """Steps until the sample finished."""
     status: Tensor
+    """`Status` as whole numbers."""
     absolute: Tensor
     """Absolute residual of ``value``."""
     growth: Tensor
     """Largest growth that was seen."""
     trace: Tensor | None
+    """Residuals of all evaluations, on request."""
     memory: Any
     """The memory of the process, for the samples that were not removed."""
     left: Tensor
@@ -115,6 +124,8 @@ def iterate(
         The method, its first iterate ``(*batch, ...)`` and its memory, a pytree of tensors ``(*batch, ...)``.
     stop
         Tolerance and most steps; the last iterate is evaluated too, so that its residual is known.
+    batch_shape
+        Shape of the batch: the first dimensions of ``value``.
     converging
         If false, all steps are taken, and samples end as COMPLETED.
     patient

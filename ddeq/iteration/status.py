@@ -78,7 +78,7 @@ class ConvergenceWarning(UserWarning):
 
 
 class ConvergenceError(RuntimeError):
-    """A solve did not converge and the caller wanted an exception; ``solution`` is what was found."""
+    """A solve did not converge and the caller wanted an exception: ``message``; ``solution`` is what was found, or None."""
 
     def __init__(self, message: str, solution: Any = None) -> None:
         super().__init__(message)

@@ -36,6 +36,10 @@ def median_bandwidth(
         If all atoms of positive mass coincide and there is no number for this, or the measures differ in dimension, dtype,
         device or batch shape.
 
+    References
+    ----------
+    :cite:t:`gretton2012kernel`; :cite:t:`garreau2017large`, on what it tends to.
+
     Examples
     --------
     >>> median_bandwidth(DiscreteMeasure(torch.tensor([[0.0], [3.0]])))

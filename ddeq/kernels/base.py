@@ -43,7 +43,7 @@ class Kernel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} is not a function of the distance alone")
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
-        """Logarithm of `pair`, of a positive kernel; override it where it is finite although `pair` underflows."""
+        """Logarithm of ``pair(x, y)``, of a positive kernel; override it where it is finite although `pair` underflows."""
         return self.pair(x, y).log()
 
     def forward(self, x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch n m"]:
@@ -52,12 +52,17 @@ class Kernel(nn.Module):
         return matrix
 
     def log_matrix(self, x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch n m"]:
-        """Logarithm of the kernel matrix, of a positive kernel."""
+        """Logarithm of the kernel matrix ``k(x_i, y_j)``, of a positive kernel."""
         matrix: Tensor = self.log_pair(x.unsqueeze(-2), y.unsqueeze(-3))
         return matrix
 
     def log_integral(self, dim: int) -> float | Tensor:
         r""":math:`\log \int k(x, y) \,\mathrm dy` over :math:`\mathbb R^d`, which makes a density of the kernel.
+
+        Parameters
+        ----------
+        dim
+            The dimension :math:`d`.
 
         Raises
         ------
@@ -103,13 +108,19 @@ class RadialKernel(Kernel):
         return matrix
 
     def log_matrix(self, x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch n m"]:
-        """Logarithm of the kernel matrix, of a positive kernel."""
+        """Logarithm of the kernel matrix ``k(x_i, y_j)``, of a positive kernel."""
         matrix: Tensor = self.log_profile(squared_distances(x, y))
         return matrix
 
 
 class SumKernel(Kernel):
-    """Sum of two kernels, as ``k + l`` makes it."""
+    """Sum of two kernels, as ``k + l`` makes it.
+
+    Parameters
+    ----------
+    first, second
+        The two.
+    """
 
     def __init__(self, first: Kernel, second: Kernel) -> None:
         super().__init__()
@@ -143,7 +154,20 @@ class SumKernel(Kernel):
 
 
 class ScaledKernel(Kernel):
-    """Positive multiple of a kernel, as ``2.0 * k`` makes it; the factor may be a tensor or an ``nn.Parameter``."""
+    """Positive multiple of a kernel, as ``2.0 * k`` makes it.
+
+    Parameters
+    ----------
+    kernel
+        The kernel.
+    factor
+        A number, or a tensor of shape ``()`` or ``(*batch,)``; an ``nn.Parameter`` trains.
+
+    Raises
+    ------
+    ValueError
+        If the factor is not positive and finite.
+    """
 
     def __init__(self, kernel: Kernel, factor: float | Tensor) -> None:
         super().__init__()

@@ -29,6 +29,10 @@ class Polynomial(Kernel):
     ------
     ValueError
         If an option is outside of its range.
+
+    References
+    ----------
+    :cite:t:`scholkopf2002learning`.
     """
 
     def __init__(self, degree: int = 2, offset: float = 1.0, scale: float = 1.0) -> None:

@@ -92,6 +92,10 @@ class Gaussian(_Bandwidths):
     ValueError
         If a bandwidth is not positive and finite.
 
+    References
+    ----------
+    :cite:t:`rasmussen2006gaussian`, section 4.2.
+
     Examples
     --------
     >>> Gaussian(1.0)(torch.zeros(1, 1), torch.ones(1, 1))
@@ -111,7 +115,22 @@ class Gaussian(_Bandwidths):
 
 
 class Laplace(_Bandwidths):
-    r"""Laplace kernel :math:`k(x, y) = \exp(-|x - y| / h)`, with a kink at :math:`x = y`; ``bandwidth`` as in `Gaussian`."""
+    r"""Laplace kernel :math:`k(x, y) = \exp(-|x - y| / h)`, with a kink at :math:`x = y`.
+
+    Parameters
+    ----------
+    bandwidth
+        :math:`h > 0`, as in `Gaussian`.
+
+    Raises
+    ------
+    ValueError
+        If a bandwidth is not positive and finite.
+
+    References
+    ----------
+    :cite:t:`rasmussen2006gaussian`, section 4.2.
+    """
 
     smooth_on_the_diagonal = False
 
@@ -187,6 +206,10 @@ class IMQ(_Bandwidths):
     ------
     ValueError
         If ``bandwidth`` or ``exponent`` is not positive and finite.
+
+    References
+    ----------
+    :cite:t:`micchelli1986interpolation`.
     """
 
     def __init__(self, bandwidth: Bandwidth, exponent: float = 0.5) -> None:
@@ -215,6 +238,11 @@ class Riesz(RadialKernel):
 
     ``Riesz(1.0)`` is the energy distance's kernel: characteristic, without a length scale, with a kink at :math:`x = y`
     (gradient 0 there, by convention). MMDs between measures of different mass are not meaningful with it.
+
+    Parameters
+    ----------
+    r
+        The exponent.
 
     Raises
     ------

@@ -30,6 +30,10 @@ def measure_attention(
         Features of those who ask and of the atoms of the measure.
     weights
         Masses of the atoms; each measure must have positive mass, else the result is NaN.
+
+    References
+    ----------
+    :cite:t:`vaswani2017attention`; :cite:t:`castin2024smooth`, as a map of measures.
     """
     return _averages(query, key, weights) @ value
 
@@ -61,6 +65,11 @@ class KeysAndValues(nn.Module):
         Features of the attention; default the same.
     heads
         Number of heads; divides ``width``.
+
+    Raises
+    ------
+    ValueError
+        If ``heads`` does not divide ``width``.
     """
 
     def __init__(self, features: int, width: int | None = None, heads: int = 4) -> None:
@@ -70,7 +79,7 @@ class KeysAndValues(nn.Module):
         self.linear = nn.Linear(features, 2 * width)
 
     def forward(self, memory: Float[Tensor, "*batch m c"]) -> tuple[Tensor, Tensor]:
-        """Keys and values, ``(*batch, heads, m, width / heads)`` each, laid out as products read them."""
+        """Keys and values of the atoms with features ``memory``, ``(*batch, heads, m, width / heads)`` each."""
         key, value = self.linear(memory).chunk(2, -1)
         return _split(key, self.heads).contiguous(), _split(value, self.heads).contiguous()
 
@@ -104,7 +113,17 @@ class MeasureAttention(nn.Module):
         value: Float[Tensor, "*batch heads m k"],
         weights: Float[Tensor, "*batch m"],
     ) -> Float[Tensor, "*batch n width"]:
-        """What each row of ``x`` gathers from the measure."""
+        """What each row of ``x`` gathers from the measure.
+
+        Parameters
+        ----------
+        x
+            Features of those who ask.
+        key, value
+            Of the atoms, as `KeysAndValues` gives them.
+        weights
+            Masses of the atoms.
+        """
         gathered = measure_attention(_split(self.query(x), self.heads), key, value, weights.unsqueeze(-2))
         out: Tensor = self.out(gathered.transpose(-2, -3).flatten(-2))
         return out
@@ -112,7 +131,7 @@ class MeasureAttention(nn.Module):
     def shares(
         self, x: Float[Tensor, "*batch n width"], key: Float[Tensor, "*batch heads m k"], weights: Float[Tensor, "*batch m"]
     ) -> Float[Tensor, "*batch heads n m"]:
-        """How much each row of ``x`` attends to each atom; the shares of a row add up to one."""
+        """How much each row of ``x`` attends to each atom of this ``key`` and of these ``weights``; its shares add up to one."""
         return _averages(_split(self.query(x), self.heads), key, weights.unsqueeze(-2))
 
 

@@ -38,6 +38,15 @@ class EquilibriumCell(nn.Module):
         Width of the MLPs; default twice ``width``.
     dropout
         Probability of `Dropout` in front of each MLP.
+
+    Raises
+    ------
+    ValueError
+        If ``heads`` does not divide ``width``.
+
+    References
+    ----------
+    :cite:t:`geuter2025ddeqs`; :cite:t:`vaswani2017attention`.
     """
 
     def __init__(
@@ -58,7 +67,7 @@ class EquilibriumCell(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, mu: DiscreteMeasure, context: Context) -> DiscreteMeasure:
-        """The image of ``mu``.
+        """The image of ``mu``, given the ``context`` of an input.
 
         Raises
         ------
@@ -71,7 +80,13 @@ class EquilibriumCell(nn.Module):
         return mu.with_points(self.norm(h))
 
     def embed(self, mu: DiscreteMeasure, context: Context) -> Float[Tensor, "*batch n width"]:
-        """The features with which the layers start."""
+        """The features of the atoms of ``mu`` with which the layers start, given the ``context``.
+
+        Raises
+        ------
+        ValueError
+            If points or marks of ``mu`` have another dimension than the cell.
+        """
         marks = 0 if mu.marks is None else mu.marks.shape[-1]
         if (mu.dim, marks) != (self.width, self.mark_dim):
             raise ValueError(
@@ -81,7 +96,7 @@ class EquilibriumCell(nn.Module):
         return h + context.modulated(torch.zeros_like(h) if self.mark is None else self.mark(mu.marks))
 
     def attention_shares(self, mu: DiscreteMeasure, context: Context) -> Float[Tensor, "*batch heads n m"]:
-        """How much each atom attends to each atom of the input, in each head of the first layer."""
+        """How much each atom of ``mu`` attends to each atom of the input of ``context``, in each head of the first layer."""
         layer = self.layers[0]
         assert isinstance(layer, CellLayer)
         return layer.cross.shares(layer.norm_cross(self.embed(mu, context)), context.keys[0], context.weights)

@@ -45,6 +45,10 @@ def coarsen(mu: DiscreteMeasure, count: int, bandwidth: float) -> Coarse:
     ------
     ValueError
         If ``count`` or ``bandwidth`` is not positive.
+
+    References
+    ----------
+    :cite:t:`gonzalez1985clustering`, centres that are far from each other; :cite:t:`qi2017pointnetpp`, in networks.
     """
     if count < 1 or not bandwidth > 0:
         raise ValueError(f"count, bandwidth: expected positive numbers, got {count} and {bandwidth}")

@@ -26,7 +26,7 @@ class Context(NamedTuple):
     """It multiplies them by one plus this, ``(*batch, width)``; None: by one."""
 
     def modulated(self, marks: Tensor) -> Tensor:
-        """Features of marks ``(*batch, n, width)`` as the input as a whole changes them."""
+        """Features of ``marks``, ``(*batch, n, width)``, as the input as a whole changes them."""
         if self.gain is not None:
             marks = marks * (1.0 + self.gain.unsqueeze(-2))
         return marks if self.shift is None else marks + self.shift.unsqueeze(-2)

@@ -77,6 +77,10 @@ def interaction(
         What is gathered.
     weights
         Masses of the atoms; the total mass does not matter.
+
+    References
+    ----------
+    :cite:t:`chung1997spectral`, on operators that are normalised on both sides.
     """
     return _shares(logits, weights) @ values
 
@@ -182,7 +186,7 @@ class ContractiveCell(nn.Module):
         return self.certificate
 
     def prepare(self, mu: DiscreteMeasure, context: Context) -> Prepared:
-        """What depends on weights, marks and the context alone: `DDEQ` calls this once for each solve.
+        """What depends on weights and marks of ``mu`` and on the ``context`` alone: `DDEQ` calls this once for each solve.
 
         Raises
         ------
@@ -214,7 +218,7 @@ class ContractiveCell(nn.Module):
         return mu.with_points(self.contraction * self.gain.sigmoid() * h + prepared.offset)
 
     def attention_shares(self, mu: DiscreteMeasure, context: Context) -> Float[Tensor, "*batch heads n m"]:
-        """How much each atom attends to each atom of the input, in each head of the first layer."""
+        """How much each atom of ``mu`` attends to each atom of the input of ``context``, in each head of the first layer."""
         layer = self.layers[0]
         assert isinstance(layer, ContractiveLayer)
         return layer.cross.shares(layer.norm_cross(self._features(mu, context)), context.keys[0], context.weights)

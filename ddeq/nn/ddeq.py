@@ -105,6 +105,11 @@ class DDEQ(nn.Module):
             Number of atoms of the state, where the reference allows another than its own.
         generator
             Randomness of the reference and of dropout.
+
+        Raises
+        ------
+        ValueError
+            If ``rho`` is no measure or has mass zero, or the cell draws random numbers in each evaluation.
         """
         if not isinstance(rho, DiscreteMeasure):
             raise ValueError(f"rho: expected a DiscreteMeasure, got {type(rho).__name__}")

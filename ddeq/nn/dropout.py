@@ -30,6 +30,10 @@ class Dropout(nn.Module):
     ------
     ValueError
         If ``p`` is not in [0, 1).
+
+    References
+    ----------
+    :cite:t:`gal2016theoretically`, one mask for all steps of a recurrent network.
     """
 
     def __init__(self, features: int, p: float = 0.1) -> None:
@@ -39,6 +43,7 @@ class Dropout(nn.Module):
         self.features, self.p, self.key = features, p, uuid.uuid4().hex
 
     def forward(self, x: Float[Tensor, "*batch n c"], context: Context) -> Float[Tensor, "*batch n c"]:
+        """Features ``x`` as the mask in the ``context`` leaves them; a `RuntimeError` in training if none was drawn."""
         # The context decides, not the mode: a backward pass after .eval() sees the map that was solved.
         mask = getattr(context, "masks", {}).get(self.key)
         if mask is None:

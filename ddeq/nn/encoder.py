@@ -36,6 +36,11 @@ class InducedSetEncoder(nn.Module):
     octaves
         Frequencies of the `FourierEmbedding` of positions.
 
+    Raises
+    ------
+    ValueError
+        If ``heads`` does not divide ``width``.
+
     References
     ----------
     :cite:t:`lee2019set`.
@@ -62,7 +67,7 @@ class InducedSetEncoder(nn.Module):
         self.project = nn.ModuleList(KeysAndValues(width, heads=heads) for _ in range(layers))
 
     def forward(self, rho: DiscreteMeasure) -> Context:
-        """The context of each measure of the batch.
+        """The context of each measure of the batch ``rho``.
 
         Raises
         ------

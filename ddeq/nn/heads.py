@@ -42,7 +42,7 @@ class Head(nn.Module):
     def solve(
         self, rho: DiscreteMeasure, n: int | None, generator: torch.Generator | None
     ) -> tuple[DiscreteMeasure, Float[Tensor, "*batch n c"]]:
-        """The equilibrium measure of each input, and the features of its atoms; arguments as in `DDEQ`."""
+        """The equilibrium measure of each input, and the features of its atoms; ``rho``, ``n``, ``generator`` as in `DDEQ`."""
         self.solution = self.model(rho, n, generator)
         mu = self.solution.measure
         return mu, mu.points if mu.marks is None else torch.cat([mu.points, mu.marks], -1)
@@ -63,6 +63,15 @@ class Classifier(Head):
         Number of classes.
     hidden
         Width of :math:`f`; default the dimension of the equilibrium's points.
+
+    Raises
+    ------
+    ValueError
+        If ``num_classes`` is less than one.
+
+    References
+    ----------
+    :cite:t:`geuter2025ddeqs`.
     """
 
     def __init__(self, model: DDEQ, num_classes: int, *, hidden: int | None = None) -> None:
@@ -77,7 +86,7 @@ class Classifier(Head):
     def forward(
         self, rho: DiscreteMeasure, n: int | None = None, generator: torch.Generator | None = None
     ) -> Float[Tensor, "*batch classes"]:
-        """Logits of each measure; arguments as in `DDEQ`."""
+        """Logits of each measure; ``rho``, ``n`` and ``generator`` as in `DDEQ`."""
         mu, atoms = self.solve(rho, n, generator)
         logits: Tensor = self.scores(self.pool(self.features(atoms), mu))
         return logits
@@ -106,6 +115,10 @@ class Completer(Head):
     ------
     ValueError
         If ``dim`` is not given and the encoder has no attribute ``dim``.
+
+    References
+    ----------
+    :cite:t:`geuter2025ddeqs`, completion by a DDEQ.
     """
 
     def __init__(self, model: DDEQ, dim: int | None = None, *, hidden: int | None = None) -> None:
@@ -120,11 +133,21 @@ class Completer(Head):
         self.share = nn.Linear(hidden, 1)
 
     def forward(self, rho: DiscreteMeasure, n: int | None = None, generator: torch.Generator | None = None) -> DiscreteMeasure:
-        """The completed measure of each input, its known atoms first; ``n``: number of atoms that are added."""
+        """The completed measure of each input, its known atoms first.
+
+        Parameters
+        ----------
+        rho
+            What is known of the measures.
+        n
+            Number of atoms that are added, where the reference allows another than its own.
+        generator
+            Randomness of the reference and of dropout.
+        """
         return rho.with_marks(None) + self.missing(rho, n, generator)
 
     def missing(self, rho: DiscreteMeasure, n: int | None = None, generator: torch.Generator | None = None) -> DiscreteMeasure:
-        """What `forward` adds to ``rho``."""
+        """What `forward` adds to ``rho``; ``n`` and ``generator`` as there."""
         mu, atoms = self.solve(rho, n, generator)
         odds = self.share(self.pool(self.features(atoms), mu)).squeeze(-1).exp()  # s / (1 - s)
         weights = mu.normalized().weights * (rho.mass() * odds).unsqueeze(-1)

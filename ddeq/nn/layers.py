@@ -15,7 +15,7 @@ __all__ = ["MLP", "AttentionBlock", "FourierEmbedding"]
 
 
 class MLP(nn.Sequential):
-    """Linear layers of the given ``widths`` with GELU between them, on each atom by itself."""
+    """Linear layers of the given ``widths``, input and output included, with GELU between them, on each atom by itself."""
 
     def __init__(self, *widths: int) -> None:
         layers: list[nn.Module] = []
@@ -35,6 +35,10 @@ class FourierEmbedding(nn.Module):
         Features.
     octaves
         Number of frequencies for each coordinate.
+
+    References
+    ----------
+    :cite:t:`mildenhall2020nerf`.
     """
 
     frequencies: Tensor
@@ -45,13 +49,33 @@ class FourierEmbedding(nn.Module):
         self.linear = nn.Linear(dim * (1 + 2 * octaves), width)
 
     def forward(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n width"]:
+        """Features of the points ``x``."""
         angles = (x.unsqueeze(-1) * self.frequencies).flatten(-2)
         features: Tensor = self.linear(torch.cat([x, angles.sin(), angles.cos()], -1))
         return features
 
 
 class AttentionBlock(nn.Module):
-    """A residual block: attention to a measure, then an `MLP`, each behind a layer norm over features."""
+    """A residual block: attention to a measure, then an `MLP`, each behind a layer norm over features.
+
+    Parameters
+    ----------
+    width
+        Features of those who ask and of the atoms of the measure.
+    heads
+        Heads of the attention; divides ``width``.
+    hidden
+        Width of the MLP; default twice ``width``.
+
+    Raises
+    ------
+    ValueError
+        If ``heads`` does not divide ``width``.
+
+    References
+    ----------
+    :cite:t:`vaswani2017attention`; :cite:t:`lee2019set`, on sets.
+    """
 
     def __init__(self, width: int, heads: int = 4, hidden: int | None = None) -> None:
         super().__init__()

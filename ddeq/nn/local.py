@@ -26,6 +26,10 @@ class LocalConvolution(nn.Module):
         Number of features of :math:`g`.
     terms
         Number of matrices, ``1 + d + d (d + 1) / 2`` at order two.
+
+    References
+    ----------
+    :cite:t:`lindeberg2022scale`.
     """
 
     def __init__(self, features: int, out: int, terms: int) -> None:
@@ -36,6 +40,7 @@ class LocalConvolution(nn.Module):
     def forward(
         self, f: Float[Tensor, "*batch m features"], operators: Float[Tensor, "*batch n terms m"]
     ) -> Float[Tensor, "*batch n out"]:
+        """Features :math:`g` at the points of ``operators``, from the features ``f`` of the atoms."""
         n, terms, m = operators.shape[-3:]
         if n < m:  # averages first: there are fewer of them
             averages = operators.flatten(-3, -2) @ f.to(operators.dtype)
@@ -75,6 +80,7 @@ class LocalBlock(nn.Module):
     def forward(
         self, f: Float[Tensor, "*batch n width"], operators: Float[Tensor, "*batch n terms n"]
     ) -> Float[Tensor, "*batch n width"]:
+        """Features ``f`` of the atoms after they have seen their surroundings, through ``operators`` between them."""
         f = f + self.linear(nn.functional.gelu(self.convolution(self.norm(f), operators)))
         out: Tensor = f + self.mlp(self.norm_mlp(f))
         return out

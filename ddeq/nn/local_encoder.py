@@ -58,7 +58,8 @@ class LocalEncoder(nn.Module):
     Raises
     ------
     ValueError
-        If there are bandwidths for centres and no centres, no ``moments``, or bandwidths or ``centres`` that are not positive.
+        If there are bandwidths for centres and no centres, no ``moments``, or bandwidths or ``centres`` that are not positive; or
+        if ``heads`` does not divide ``width``.
 
     References
     ----------
@@ -115,7 +116,7 @@ class LocalEncoder(nn.Module):
         self.whole = nn.Sequential(nn.GELU(), nn.Linear(2 * pooled, 2 * width))
 
     def forward(self, rho: DiscreteMeasure) -> Context:
-        """The context of each measure of the batch, in the precision of its points.
+        """The context of each measure of the batch ``rho``, in the precision of its points.
 
         Raises
         ------

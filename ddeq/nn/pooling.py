@@ -12,14 +12,26 @@ __all__ = ["MaxPooling", "MeanPooling"]
 
 
 class MeanPooling(nn.Module):
-    r"""Mean of features under the measure, :math:`\int f \,\mathrm d\mu / \mu(\mathbb R^d)`."""
+    r"""Mean of features under the measure, :math:`\int f \,\mathrm d\mu / \mu(\mathbb R^d)`.
+
+    References
+    ----------
+    :cite:t:`zaheer2017deep`.
+    """
 
     def forward(self, features: Float[Tensor, "*batch n c"], mu: DiscreteMeasure) -> Float[Tensor, "*batch c"]:
+        """Mean of the ``features`` of the atoms of ``mu``; a `ValueError` where the mass is zero."""
         return (mu.normalized().weights.unsqueeze(-2) @ features).squeeze(-2)
 
 
 class MaxPooling(nn.Module):
-    """Supremum of features over the support: atoms of mass zero do not count. It has no derivative in the weights (T2)."""
+    """Supremum of features over the support: atoms of mass zero do not count. It has no derivative in the weights (T2).
+
+    References
+    ----------
+    :cite:t:`qi2017pointnet`.
+    """
 
     def forward(self, features: Float[Tensor, "*batch n c"], mu: DiscreteMeasure) -> Float[Tensor, "*batch c"]:
+        """Supremum of the ``features`` of the atoms of ``mu``; minus infinity where the mass is zero."""
         return features.masked_fill(~mu.support().unsqueeze(-1), -torch.inf).amax(-2)

@@ -17,7 +17,9 @@ class Reference(Protocol):
     """Gives the start of a solve; the equilibrium depends on its marks and weights, not on its points."""
 
     dim: int
+    """Dimension of the points."""
     mark_dim: int
+    """Dimension of the marks; 0 for none."""
 
     def __call__(
         self, batch_shape: tuple[int, ...], like: Tensor, n: int | None = None, generator: torch.Generator | None = None
@@ -39,6 +41,11 @@ class LearnedReference(nn.Module):
         Dimension of the points.
     mark_dim
         Dimension of the marks; 0 for none, and then an equivariant contraction collapses to one point (T5).
+
+    Raises
+    ------
+    ValueError
+        If a number is less than one (``mark_dim``: less than zero).
     """
 
     points: Tensor
@@ -54,6 +61,10 @@ class LearnedReference(nn.Module):
     def forward(
         self, batch_shape: tuple[int, ...], like: Tensor, n: int | None = None, generator: torch.Generator | None = None
     ) -> DiscreteMeasure:
+        """``n`` atoms for each entry of ``batch_shape``, in the dtype and on the device of ``like``.
+
+        ``generator`` is not used, since nothing is drawn; another ``n`` than its own is a `ValueError`.
+        """
         if n not in (None, self.n):
             raise ValueError(f"n: a LearnedReference has {self.n} marks, got {n}; use a GaussianReference for other numbers")
         points = self.points.to(like).expand(*batch_shape, self.n, self.dim)
@@ -79,7 +90,12 @@ class GaussianReference(nn.Module):
     n
         Number of atoms where the caller names none.
     seed
-        Seed of the marks where the caller gives no generator.
+        Seed of points and marks where the caller gives no generator.
+
+    Raises
+    ------
+    ValueError
+        If a number is less than one.
     """
 
     def __init__(self, dim: int, mark_dim: int, n: int = 16, seed: int = 0) -> None:
@@ -91,6 +107,13 @@ class GaussianReference(nn.Module):
     def forward(
         self, batch_shape: tuple[int, ...], like: Tensor, n: int | None = None, generator: torch.Generator | None = None
     ) -> DiscreteMeasure:
+        """``n`` atoms, drawn with ``generator``, for all of ``batch_shape`` in the dtype and on the device of ``like``.
+
+        Raises
+        ------
+        ValueError
+            If ``n`` is less than one.
+        """
         n = self.n if n is None else n
         if n < 1:
             raise ValueError(f"n: expected a number of atoms >= 1, got {n}")

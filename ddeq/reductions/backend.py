@@ -43,7 +43,9 @@ class Choice(NamedTuple):
     """A backend and the reason for which it was chosen."""
 
     name: str
+    """``"dense"``, ``"compiled"``, ``"keops"`` or ``"sorted"``."""
     reason: str
+    """In words."""
 
 
 class _Settings:
@@ -83,6 +85,10 @@ def backend(name: Name) -> _Setting:
     ------
     ValueError
         If ``name`` is none of these.
+
+    References
+    ----------
+    :cite:t:`charlier2021kernel`, on KeOps.
 
     Examples
     --------

@@ -64,6 +64,15 @@ def integrate_kernel(
 def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure) -> Float[Tensor, "*batch n d"]:
     r"""Integral :math:`\int \nabla_1 k(x_i, y) \,\mathrm d\mu(y)`: the gradient of `integrate_kernel` in ``x``, in one sum.
 
+    Parameters
+    ----------
+    kernel
+        The kernel :math:`k`.
+    x
+        Points ``(*batch, n, d)`` at which the integral is wanted.
+    mu
+        Measure; a single one serves every point set of the batch.
+
     Raises
     ------
     ValueError

@@ -48,6 +48,10 @@ def local_moments(
     Notes
     -----
     More than nine bandwidths from every atom there is nothing to average in single precision: shift and covariance are zero.
+
+    References
+    ----------
+    :cite:t:`comaniciu2002mean`, the mean shift; :cite:t:`chazal2011geometric`.
     """
     _check("bandwidths", bandwidths)
     mu = against(x, mu).normalized()
@@ -97,6 +101,10 @@ def local_operators(
     ------
     ValueError
         If ``bandwidth`` is not positive, ``order`` is none of these, or ``x`` and ``mu`` do not fit.
+
+    References
+    ----------
+    :cite:t:`lindeberg2022scale`.
     """
     _check("bandwidth", [bandwidth])
     terms = count_terms(mu.dim, order)

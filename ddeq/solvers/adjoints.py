@@ -31,7 +31,19 @@ class Adjoint(Protocol):
     """A frozen set of options that ties a solution to what it depends on."""
 
     def attach(self, bound: BoundMap, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
-        """``z``, the same numbers, as a differentiable function of ``bound.tensors``."""
+        """``z``, the same numbers, as a differentiable function of ``bound.tensors``.
+
+        Parameters
+        ----------
+        bound
+            The map at its arguments, as a function of points alone.
+        z
+            The points of the solution, ``(*batch, n, d)``.
+        status
+            `ddeq.iteration.Status` of each sample, ``(*batch,)``.
+        stop
+            The tolerances of the solve.
+        """
         ...
 
 
@@ -187,7 +199,12 @@ class Phantom:
     steps
         Number of applications, at least one.
     damping
-        Share of the old iterate in each.
+        Share of the old iterate in each, ``0 <= damping < 1``.
+
+    Raises
+    ------
+    ValueError
+        If an option is outside its range.
 
     References
     ----------
@@ -237,6 +254,15 @@ class Unrolled:
         Keep the iterates only and evaluate the map again in backward, one step at a time, for derivatives of any order. What
         then grows with the steps is a few iterates each, not the intermediate results of the map. Tensors that the map
         captures are then an error, as with the other adjoints.
+
+    Raises
+    ------
+    ValueError
+        If ``steps`` is neither a whole number of at least zero nor None.
+
+    References
+    ----------
+    :cite:t:`griewank2008evaluating`; :cite:t:`chen2016training`, evaluating again in backward.
     """
 
     steps: int | None = None

@@ -138,6 +138,10 @@ def effective_support(mu: DiscreteMeasure, resolution: float = 1e-3) -> Float[Te
         The measures.
     resolution
         The bandwidth of :math:`k` in units of the size of the points. Splitting an atom changes nothing (T1).
+
+    References
+    ----------
+    :cite:t:`leinster2012measuring`, the diversity of order two.
     """
     mu = mu.normalized()
     size = (mu.weights * mu.points.square().sum(-1)).sum(-1).sqrt()

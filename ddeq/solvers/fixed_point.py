@@ -77,7 +77,18 @@ def fixed_point(
     ------
     ValueError
         If the map changes the number of atoms, their dimension, dtype, weights or marks; if ``mu0.points`` require grad
-        and the adjoint is not `Unrolled`; if a tensor that requires grad enters the map unseen; if an option is unknown.
+        and the adjoint is not `Unrolled`; if a tensor that requires grad enters the map unseen; if a mass is zero; if an option
+        is unknown.
+    ConvergenceError
+        With ``throw``, unless all samples converged.
+    RuntimeError
+        Under transforms of ``torch.func`` and ``torch.vmap``: measures are batched already.
+
+    Warns
+    -----
+    ConvergenceWarning
+        In backward, where a gradient is not that of a fixed point: of samples that did not converge or diverged, and of adjoint
+        equations that were not solved.
 
     Notes
     -----

@@ -89,7 +89,10 @@ class NewtonKrylov:
     def step_of(
         self, problem: FixedPoint, z: Tensor, image: Tensor, state: NewtonState, active: Tensor
     ) -> tuple[Tensor, NewtonState]:
-        """The step of the samples that are ``active``; for the others no equations are solved."""
+        """The step of the samples that are ``active``, ``(*batch,)``; for the others no equations are solved.
+
+        ``problem``, ``z``, ``image`` and ``state`` as in `step`.
+        """
         r, size = problem.residual(z, image)
         taken = active & (size <= (1.0 - 1e-4 * state.length * (1.0 - state.forcing)) * state.size) & torch.isfinite(size)
         # Forcing terms by how well the last step did.

@@ -59,11 +59,13 @@ class FixedPoint:
     """
 
     function: Function
+    """The map of points."""
     weights: Tensor
     """``(*batch, n)``: the masses of the atoms or, for cotangents, their inverses."""
     like: DiscreteMeasure | None = None
     """The measure whose atoms are sought; None where the points are not those of a measure."""
     counter: Counter = field(default_factory=Counter)
+    """Counts evaluations, those of all selections of its samples together."""
 
     def image(self, z: Tensor) -> Tensor:
         r""":math:`\Phi(z)`; every call counts as an evaluation."""
@@ -94,7 +96,7 @@ class FixedPoint:
         return product
 
     def measure(self, z: Tensor) -> DiscreteMeasure:
-        """The measure with its atoms at ``z``."""
+        """The measure with its atoms at ``z``; a `ValueError` where the points are not those of a measure."""
         if self.like is None:
             raise ValueError("solver: this problem is not one on measures; take Picard, Anderson or another point solver")
         return self.like.with_points(z)
@@ -108,11 +110,14 @@ class FixedPoint:
         return (self.weights * (a * b).sum(-1)).sum(-1)
 
     def norm(self, a: Tensor) -> Tensor:
-        """Norm of that inner product, ``(*batch,)``."""
+        """Norm of ``a`` in that inner product, ``(*batch,)``."""
         return self.norms(a)[0]
 
     def residual(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The residual :math:`\Phi(z) - z` and its norm, which carries no derivatives; both are known from `evaluate`."""
+        r"""The residual :math:`\Phi(z) - z` and its norm, which carries no derivatives.
+
+        Both are known already where ``z`` and ``image`` are what the iteration saw last.
+        """
         seen = self.counter.seen
         if seen is not None and seen.z is z and seen.image is image:
             return seen.residual, seen.absolute
@@ -120,7 +125,7 @@ class FixedPoint:
         return r, self.norm(r.detach())
 
     def changes(self, z: Tensor, image: Tensor, old: Tensor, old_image: Tensor) -> tuple[Tensor, Tensor]:
-        """``z - old`` and ``image - old_image``; known from `evaluate` if these are what it saw last."""
+        """``z - old`` and ``image - old_image``; known already where these are what the iteration saw last."""
         seen = self.counter.seen
         if seen is None or seen.before is None or seen.changes is None:
             return z - old, image - old_image
@@ -128,7 +133,7 @@ class FixedPoint:
         return seen.changes if same else (z - old, image - old_image)
 
     def norms(self, *fields: Tensor) -> tuple[Tensor, ...]:
-        """The norms of several, of each in one pass over its numbers."""
+        """The norms of several ``fields``, of each in one pass over its numbers."""
         lengths = torch.stack([torch.linalg.vector_norm(field, dim=-1) for field in fields])
         return (self.weights * lengths.square()).sum(-1).sqrt().unbind(0)
 
@@ -143,11 +148,23 @@ class Solver(Protocol):
     """A frozen set of options with pure ``init`` and ``step``; stopping, batches and gradients are not its business."""
 
     def init(self, problem: FixedPoint, z: Tensor) -> Any:
-        """The state before the first step: a pytree of tensors ``(*batch, ...)``, or None."""
+        """The state before the first step on ``problem`` from ``z``: a pytree of tensors ``(*batch, ...)``, or None."""
         ...
 
     def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The next iterate and state, from an iterate and its image."""
+        r"""The next iterate and state.
+
+        Parameters
+        ----------
+        problem
+            The problem: images, products with their derivative, and the inner product of :math:`L^2(\mu)`.
+        z
+            The iterate, ``(*batch, n, d)``.
+        image
+            Its image, of the same shape.
+        state
+            What `init` or the last step gave.
+        """
         ...
 
 

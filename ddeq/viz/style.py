@@ -58,7 +58,7 @@ def axes_for(ax: Axes | None, dim: int = 2) -> Any:  # axes in space have a type
 
 
 def bare_axes(ax: Axes) -> None:
-    """Equal scales, no ticks, no frame."""
+    """Give the axes ``ax`` equal scales, no ticks and no frame: what pictures of planar measures have."""
     ax.set_aspect("equal")
     ax.set_xticks([])
     ax.set_yticks([])

@@ -44,7 +44,7 @@ class Baseline(nn.Module, ABC):
         return self.dim + self.use_weights
 
     def features(self, rho: DiscreteMeasure) -> Float[Tensor, "*batch n c"]:
-        """Coordinates of the atoms and, with ``use_weights``, their relative weights."""
+        """Coordinates of the atoms of ``rho`` and, with ``use_weights``, their relative weights."""
         if not self.use_weights:
             return rho.points
         mean = rho.mass() / rho.support().sum(-1)
@@ -52,7 +52,7 @@ class Baseline(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, rho: DiscreteMeasure, generator: torch.Generator | None) -> Float[Tensor, "b classes"]:
-        """Logits of a batch with one batch dimension."""
+        """Logits of a batch ``rho`` with one batch dimension; ``generator`` is that of the dropout."""
 
     def forward(self, rho: DiscreteMeasure, generator: torch.Generator | None = None) -> Float[Tensor, "*batch classes"]:
         """Logits of each measure.

@@ -63,6 +63,11 @@ class PointNet(Baseline):
     orthogonality
         Weight of the penalty on the alignment of features.
 
+    Raises
+    ------
+    ValueError
+        If a number is not positive.
+
     References
     ----------
     :cite:t:`qi2017pointnet`.
