@@ -110,6 +110,7 @@ class Clouds(lightning.LightningDataModule):
         return self._splits[name]
 
     def train_dataloader(self) -> TrainingLoader:
+        """Batches of training measures; a `RuntimeError` where no trainer has this data module."""
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError(
@@ -140,16 +141,20 @@ class Clouds(lightning.LightningDataModule):
         return int(epochs * -(-batches // trainer.accumulate_grad_batches))
 
     def val_dataloader(self) -> Batches:
+        """Batches of the validation split, in its order."""
         return self._in_order("validation")
 
     def test_dataloader(self) -> Batches:
+        """Batches of the split ``test_split``, in its order."""
         return self._in_order(self.test_split)
 
     def predict_dataloader(self) -> Batches:
+        """The same batches as for a test."""
         return self._in_order(self.test_split)
 
     def _in_order(self, name: str) -> Batches:
         return self.split(name).loader(self.test_batch_size, **self.loading)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """The measures and labels of ``batch`` on ``device``, whichever loader ``dataloader_idx`` it comes from."""
         return batch[0].to(device), batch[1].to(device)

@@ -54,6 +54,10 @@ class ConvergenceGuard(lightning.Callback):
         self.first: float | None = None
 
     def on_train_batch_end(self, trainer: lightning.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note the share of the last solves of ``task`` that converged; at the end of a window change its penalty.
+
+        It is taken over all processes of ``trainer``; ``outputs``, ``batch`` and ``batch_idx`` do not matter.
+        """
         model = task.model
         if not isinstance(model, Head) or model.solution is None:
             return
@@ -87,12 +91,15 @@ class ConvergenceGuard(lightning.Callback):
         task.penalty = self.first * self.factor**self.level
 
     def on_train_start(self, trainer: lightning.Trainer, task: Any) -> None:
+        """Give ``task`` the penalty that it had when a checkpoint was written; ``trainer`` does not matter."""
         if self.first is not None:  # after a checkpoint was read
             task.penalty = self.first * self.factor**self.level
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"seen": list(self.seen), "level": self.level, "good": self.good, "first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
         self.seen = deque(state_dict["seen"], maxlen=self.window)
         self.level, self.good, self.first = state_dict["level"], state_dict["good"], state_dict["first"]

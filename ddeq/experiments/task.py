@@ -104,6 +104,7 @@ class EquilibriumTask(lightning.LightningModule):
         """Numbers that say how good the model is on ``batch``; ``generator`` is the same in every evaluation."""
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The loss of ``batch``, number ``index`` of the epoch, with the penalty on its solves."""
         generator = generator_for(self.seed, self.current_epoch, index, self.global_rank)
         samples = batch[0].batch_shape[0]
         with self._stopping_as_in_training():
@@ -121,9 +122,11 @@ class EquilibriumTask(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
+        """Log `score` and convergence on ``batch``, number ``index`` of the validation split."""
         self._evaluate("validation", batch, index)
 
     def test_step(self, batch: Batch, index: int) -> None:
+        """Log `score` and convergence on ``batch``, number ``index`` of the test split."""
         self._evaluate("test", batch, index)
 
     def predict_step(self, batch: Batch, index: int) -> Any:
@@ -170,12 +173,14 @@ class EquilibriumTask(lightning.LightningModule):
             model.stop = kept
 
     def on_fit_start(self) -> None:
+        """Note with which command and on what machine training runs."""
         path = getattr(getattr(self.trainer, "datamodule", None), "path", None)
         command = " ".join(["python -m ddeq", *("FOLDER" if a == path else shlex.quote(a) for a in sys.argv[1:])])
         self.record |= {"command": command, "hardware": f"{machine()}, {self.trainer.world_size} processes"}
         self._since = time.perf_counter()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put into ``checkpoint`` how the model was trained, and its configuration."""
         now = time.perf_counter()
         self.record["seconds"], self._since = self.record["seconds"] + now - self._since, now
         epochs = self.trainer.current_epoch + 1  # the one at work counts
@@ -183,12 +188,15 @@ class EquilibriumTask(lightning.LightningModule):
         checkpoint |= {"training": dict(self.record), "configuration": self.configuration}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take from ``checkpoint`` how the model was trained so far."""
         self.record |= checkpoint.get("training", {})
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Any:
+        """The measures and labels of ``batch`` on ``device``, whichever loader ``index`` it comes from."""
         return batch[0].to(device), batch[1].to(device)
 
     def configure_optimizers(self) -> Any:
+        """AdamW with one cycle of the learning rate over all steps."""
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         data = getattr(self.trainer, "datamodule", None)
         steps = data.steps(self.trainer) if isinstance(data, Clouds) else int(self.trainer.estimated_stepping_batches)

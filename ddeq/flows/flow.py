@@ -97,19 +97,19 @@ def flow(
     -----
     Which parts go together (the others are errors):
 
-    ================= ======= ======== ============== ================ ========= ================================
-    stepper           `Stein` Langevin NoiseInjection FisherRao        its births order of accuracy in time
-    ================= ======= ======== ============== ================ ========= ================================
-    `Euler`           yes     yes [1]_ yes            yes [2]_         yes [3]_  1
-    `Heun`            yes     yes [1]_ yes            yes [2]_         yes [3]_  2; 1 with noise or reaction
-    `Nesterov`        yes     no       yes            yes              no        accelerated, other time
-    `AdaptiveEuler`   yes     no       no             yes              no        1; energy never rises
-    `Proximal`        yes     yes [1]_ no             yes [2]_         no        1, implicit; energy never rises
-    ================= ======= ======== ============== ================ ========= ================================
+    ================= ======= ======== ============== ========= ========== ================================
+    stepper           `Stein` Langevin NoiseInjection FisherRao its births order of accuracy in time
+    ================= ======= ======== ============== ========= ========== ================================
+    `Euler`           yes     yes (a)  yes            yes (b)   yes (c)    1
+    `Heun`            yes     yes (a)  yes            yes (b)   yes (c)    2; 1 with noise or reaction
+    `Nesterov`        yes     no       yes            yes       no         accelerated, other time
+    `AdaptiveEuler`   yes     no       no             yes       no         1; energy never rises
+    `Proximal`        yes     yes (a)  no             yes (b)   no         1, implicit; energy never rises
+    ================= ======= ======== ============== ========= ========== ================================
 
-    .. [1] In the `Wasserstein` geometry, of a functional without `Entropy`, for which the noise stands.
-    .. [2] With `Langevin` noise the reaction is given its own ``functional``, with the entropy.
-    .. [3] For measures without marks.
+    - (a) In the `Wasserstein` geometry, of a functional without `Entropy`, for which the noise stands.
+    - (b) With `Langevin` noise the reaction is given its own ``functional``, with the entropy.
+    - (c) For measures without marks.
 
     Examples
     --------

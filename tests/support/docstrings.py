@@ -2,8 +2,7 @@
 
 Public is each name in the ``__all__`` of a package, with its public methods and properties.
 
-- Each has a docstring. A method may have it from a base class, from a protocol of its package, or from the framework whose
-  hook it is.
+- Each has a docstring. A method may have it from a base class or from a protocol of its package.
 - Where there are two parameters or more, it names each: under ``Parameters``, or in the text, in backticks or a formula. Those
   of a constructor are named by the class; the fields of a data class may have docstrings of their own.
 - Where the body raises a ``ValueError``, ``TypeError`` or ``RuntimeError``, the docstring says so; for a method, its own or
@@ -21,8 +20,8 @@ from functools import cached_property
 from pathlib import Path
 
 Definition = ast.ClassDef | ast.FunctionDef
-HOOKS = re.compile(r"extra_repr|(load_)?state_dict|configure_optimizers|transfer_batch_to_device|\w+_dataloader|\w+_step|on_\w+")
-"""Methods that PyTorch and Lightning call, and document."""
+HOOKS = ("extra_repr",)
+"""Methods that PyTorch calls and documents."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _of_definition(library: Library, module: Module, node: Definition) -> Iterat
         own = ast.get_docstring(method)
         if name in ("__init__", "__post_init__"):
             yield from _of_body(module, method, node.name, text)
-        elif not name.startswith("_") and (own or not HOOKS.fullmatch(name)):
+        elif not name.startswith("_") and (own or name not in HOOKS):
             whole = "\n\n".join(filter(None, (own, inherited.get(name))))
             yield from _of_docstring(module, method, f"{node.name}.{name}", whole, f"{whole}\n\n{text}")
 
