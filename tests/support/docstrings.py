@@ -139,7 +139,8 @@ def _of_citations(root: Path, bibliography: Path, pages: Path) -> Iterator[str]:
     entries = re.findall(r"^@\w+\{([^,\s]+),", bibliography.read_text(), re.MULTILINE) if bibliography.exists() else []
     yield from (f"{bibliography}: {key} is there twice" for key in sorted({k for k in entries if entries.count(k) > 1}))
     cited: dict[str, Path] = {}
-    for file in [*sorted(root.rglob("*.py")), *sorted(pages.rglob("*.md")), *sorted(pages.rglob("*.py"))]:
+    written = [f for f in sorted(pages.rglob("*")) if f.suffix in (".md", ".py", ".rst") and "_build" not in f.parts]
+    for file in [*sorted(root.rglob("*.py")), *written]:
         for keys in re.findall(r"(?::cite(?::\w+)?:|\{cite(?::\w+)?\})`([^`]+)`", file.read_text()):
             cited |= {key.strip(): file for key in keys.split(",")}
     yield from (f"{file}: cites {key}, which is not in {bibliography.name}" for key, file in cited.items() if key not in entries)
