@@ -81,7 +81,7 @@ def seconds(F, mu):
     return time.perf_counter() - begin
 
 
-distances, sizes = torch.logspace(0, 2, 15), (25, 50, 100, 200, 400)
+distances, sizes = torch.logspace(0, 2, 15), (25, 50, 100, 200)
 centre = target.mean()
 stray = torch.stack([torch.cat([target.points[:-1], (centre + torch.tensor([0.0, d])).unsqueeze(0)]) for d in distances])
 
