@@ -94,8 +94,8 @@ plt.show()
 
 # %%
 # They agree on the gradient as far as the tolerance goes ([T7](../theory/t07_implicit_differentiation.md)), and take much the
-# same time. What unrolling keeps grows with the steps. What the implicit way keeps does not: nearly all of it is what the loss keeps
-# for itself.
+# same time. What unrolling keeps grows with the steps. What the implicit way keeps does not: nearly all of it is the loss's
+# own.
 #
 # `OneStep` and `Phantom` do not solve the linear equation. Its solution is a series with a term for each application of the
 # map, and they take the first term, or the first few. How much is missing depends on how well the map contracts.
