@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format docs bench clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	$(if $(wildcard $(BIN)/python),,$(shell command -v $(PYTHON) || command -v python3) -m venv $(VENV))
@@ -32,6 +32,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The gallery's scripts run, which takes some minutes; without them: make docs GALLERY=0.
+GALLERY ?= 1
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -D plot_gallery=$(GALLERY) docs docs/_build/html
+
 bench: $(READY)
 	$(BIN)/python benchmarks/equilibrium.py
 	$(BIN)/python benchmarks/overhead.py
@@ -42,4 +47,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sliced.py --sizes 10000 100000 --repeats 3
 
 clean:
-	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) outputs docs/_build docs/api/generated docs/examples .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,7 +37,7 @@ class MMD(Discrepancy):
     Notes
     -----
     V-statistics, the diagonal included (T1). The factor one half makes :math:`F` the energy whose flow is
-    :math:`\dot x = -\nabla f(x)` for the witness :math:`f`.
+    :math:`\dot x = -\nabla f(x)` for the witness :math:`f`. Between Gaussians it is known in closed form (T13).
 
     References
     ----------

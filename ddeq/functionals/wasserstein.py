@@ -58,6 +58,7 @@ class Wasserstein(Discrepancy):
     :math:`O(N^3)` time and :math:`O(N^2)` memory. Where the plan is unique and no partial sums of weights of both measures
     agree, derivatives of first and second order in points and weights of both are right. Else, as always for equal weights
     and equal numbers, potentials are not unique, and those of the solver are taken (T3).
+    Between Gaussians the distance is known in closed form (T13).
 
     References
     ----------
