@@ -31,7 +31,7 @@ extensions = [
     "short_names",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "gallery", "extensions"]
+exclude_patterns = ["_build", "gallery", "extensions", "sg_execution_times.rst"]
 default_role = "py:obj"
 suppress_warnings = ["config.cache"]  # the order of the gallery is a function
 

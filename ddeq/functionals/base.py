@@ -162,6 +162,9 @@ class Functional(nn.Module):
     def __add__(self, other: Functional) -> Sum:
         return Sum(self, other) if isinstance(other, Functional) else NotImplemented
 
+    def __radd__(self, other: float) -> Functional:
+        return self if other == 0 else NotImplemented  # where `sum` begins
+
     def __mul__(self, factor: float | Tensor) -> Scaled:
         return Scaled(self, factor) if isinstance(factor, int | float | Tensor) else NotImplemented
 

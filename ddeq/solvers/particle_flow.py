@@ -55,6 +55,8 @@ class ParticleFlow:
     Slow next to `Picard` or `Anderson`: it needs hundreds of steps where they need ten, and with a smooth kernel it is
     flat near point masses. With the Riesz kernel the steps must shrink, ``Euler(lambda k: 10 * 0.95**k)``: its force does
     not fade at the minimum. Here for comparison with the paper, and for maps that are fixed as measures only.
+    It compares points and not marks: atoms of a marked measure may end in each other's places, a residual that is not small
+    where the discrepancy is.
 
     References
     ----------

@@ -9,7 +9,14 @@ __all__ = ["assert_close"]
 
 
 def assert_close(
-    actual: Tensor, expected: Tensor, law: str = "", *, scale: float | Tensor = 0.0, units: float = 2e3, rtol: float | None = None
+    actual: Tensor,
+    expected: Tensor,
+    law: str = "",
+    *,
+    scale: float | Tensor = 0.0,
+    units: float = 2e3,
+    rtol: float | None = None,
+    hint: str = "",
 ) -> None:
     """Assert that two tensors agree to rounding.
 
@@ -25,6 +32,8 @@ def assert_close(
         Rounding units of the dtype that are allowed, relative to the largest entry or to ``scale``.
     rtol
         Allowed relative difference in the place of ``units``.
+    hint
+        What to look for if they differ; the message ends with it.
 
     Raises
     ------
@@ -46,7 +55,7 @@ def assert_close(
     if difference > allowed * size:
         raise AssertionError(
             f"{law}: got {_shown(actual)}, expected {_shown(expected)}; largest difference {difference:.3e}, "
-            f"allowed {allowed * size:.3e}"
+            f"allowed {allowed * size:.3e}" + (f". {hint}" if hint else "")
         )
 
 

@@ -11,7 +11,7 @@ from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
-from ddeq.testing.samples import changed_neighbour, dtype_of, same_measure, trial_measures
+from ddeq.testing.samples import HINTS, changed_neighbour, dtype_of, same_measure, trial_measures
 
 __all__ = ["check_functional"]
 
@@ -67,11 +67,12 @@ def check_value(functional: Functional, mu: DiscreteMeasure) -> None:
     size = 1e-3 * (1.0 + float(mu.points.detach().abs().max()))
     for change, same in same_measure(mu).items():
         law = f"T1 (measure consistency): {change} changes the value"
-        assert_close(functional(same), value, law, scale=size, units=_units(functional, mu))
+        assert_close(functional(same), value, law, scale=size, units=_units(functional, mu), hint=HINTS[change])
     neighbour = changed_neighbour(mu)
     if neighbour is not None:
         law = "T1 (one measure at a time): the value depends on another measure of the batch"
-        assert_close(functional(neighbour)[1:], value[1:], law, scale=size, units=_units(functional, mu))
+        units = _units(functional, mu)
+        assert_close(functional(neighbour)[1:], value[1:], law, scale=size, units=units, hint=HINTS["another measure"])
 
 
 def _units(functional: Functional, mu: DiscreteMeasure, units: float = 2e3) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
-from ddeq.testing.samples import changed_neighbour, dtype_of, trial_measures, with_dead_atoms
+from ddeq.testing.samples import HINTS, changed_neighbour, dtype_of, trial_measures, with_dead_atoms
 
 __all__ = ["check_map"]
 
@@ -65,14 +65,16 @@ def _check(map: Callable[..., DiscreteMeasure], mu: DiscreteMeasure, args: tuple
     law = "randomness: two evaluations of the map differ; draw once per forward pass (ddeq.nn.Dropout)"
     assert_close(map(mu, *args).points, image.points, law, units=0.0)
     order = torch.randperm(mu.n, generator=torch.Generator().manual_seed(0)).to(mu.device)
-    law = "T1 (measure consistency): permuting the atoms does not permute their images"
-    assert_close(map(mu.permute_atoms(order), *args).points, image.permute_atoms(order).points, law, units=units)
-    law = "T1 (measure consistency): splitting an atom moves the images"
-    split = map(mu.split_atom(mu.n // 2, 0.3), *args).points
-    assert_close(split, image.split_atom(mu.n // 2, 0.3).points, law, units=units)
-    law = "T1 (measure consistency): adding atoms of mass zero moves the images"
-    assert_close(map(with_dead_atoms(mu), *args).points[..., : mu.n, :], image.points, law, units=units)
+    atom = mu.n // 2
+    for change, breach, same, expected in (
+        ("permuting the atoms", "does not permute their images", mu.permute_atoms(order), image.permute_atoms(order)),
+        ("splitting an atom", "moves the images", mu.split_atom(atom, 0.3), image.split_atom(atom, 0.3)),
+        ("adding atoms of mass zero", "moves the images", with_dead_atoms(mu), image),
+    ):
+        moved = map(same, *args).points[..., : expected.n, :]
+        law = f"T1 (measure consistency): {change} {breach}"
+        assert_close(moved, expected.points, law, units=units, hint=HINTS[change])
     neighbour = changed_neighbour(mu)
     if neighbour is not None:
         law = "T1 (one measure at a time): the image depends on another measure of the batch"
-        assert_close(map(neighbour, *args).points[1:], image.points[1:], law, units=units)
+        assert_close(map(neighbour, *args).points[1:], image.points[1:], law, units=units, hint=HINTS["another measure"])

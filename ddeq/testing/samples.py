@@ -7,13 +7,21 @@ from torch import nn
 
 from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["changed_neighbour", "dtype_of", "same_measure", "trial_measures", "with_dead_atoms"]
+__all__ = ["HINTS", "changed_neighbour", "dtype_of", "same_measure", "trial_measures", "with_dead_atoms"]
+
+HINTS = {
+    "permuting the atoms": "Does the order in which atoms are stored enter?",
+    "splitting an atom": "Is there a sum or a mean without the weights, a norm over atoms, a top-k, k nearest neighbours?",
+    "adding atoms of mass zero": "Do atoms without mass count: in a maximum, a mean, a normalisation, a softmax?",
+    "another measure": "Is there a BatchNorm, or a reduction over the batch, such as sum() where sum(-1) is meant?",
+}
+"""What to look for where storing a measure in another way, or with another one, changes a result."""
 
 
 def trial_measures(
     dim: int, *, batch_shape: tuple[int, ...] = (2,), mark_dim: int = 0, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> list[DiscreteMeasure]:
-    """Generic weights; a dead atom and two coincident ones; a single atom."""
+    """Generic weights; a dead atom and two coincident ones; a single atom; more atoms than a neighbourhood has."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> DiscreteMeasure:
@@ -23,7 +31,7 @@ def trial_measures(
         return DiscreteMeasure(points, weights / weights.sum(-1, keepdim=True), marks)
 
     generic = draw(4)
-    return [generic, with_dead_atoms(draw(3)).split_atom(1, 0.3), draw(1)]
+    return [generic, with_dead_atoms(draw(3)).split_atom(1, 0.3), draw(1), draw(12)]
 
 
 def same_measure(mu: DiscreteMeasure, seed: int = 0) -> dict[str, DiscreteMeasure]:

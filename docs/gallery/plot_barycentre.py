@@ -99,7 +99,7 @@ plt.show()
 
 # %%
 # Is the gradient right? The implicit function theorem gives it from one linear equation at the end
-# ([T16](../theory/t16_equilibria.md)). Finite differences solve for the barycentre again, twice for each number.
+# (T16). Finite differences solve for the barycentre again, twice for each number.
 # The derivative reaches the targets as well: here the shares' three parameters and the place of the cross's third atom.
 
 
@@ -120,4 +120,4 @@ for name, row in (("implicit", gradients), ("differences", torch.stack(differenc
 # %%
 # They agree to the last digit shown. Exact transport is smooth only as long as it moves the same atoms to the same places; the
 # derivative is that of these couplings. With ``SinkhornDivergence`` in the place of ``Wasserstein`` the energy is smooth
-# throughout, at a higher price ([Sinkhorn divergence or energy distance](plot_sinkhorn_and_energy_distance.py)).
+# throughout, at a higher price (:doc:`Sinkhorn divergence or energy distance <plot_sinkhorn_and_energy_distance>`).

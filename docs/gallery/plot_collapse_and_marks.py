@@ -71,7 +71,7 @@ for row, (name, mu0) in zip(axes, {"no marks": start.with_marks(None), "marks": 
 plt.show()
 
 # %%
-# Without marks this had to happen ([T5](../theory/t05_collapse.md)): any permutation of a fixed configuration of equal atoms
+# Without marks this had to happen (T5): any permutation of a fixed configuration of equal atoms
 # is fixed too, a contraction has a single one, so all atoms are at the same place. It makes no difference how good the
 # network inside of the map is. The library says so when such a model is made, and counts:
 
@@ -92,7 +92,7 @@ with torch.no_grad():
 # Independent marks have another virtue. Where an atom ends depends on its own mark and on means over the others, so the atoms
 # sample one equilibrium, which has infinitely many: their number may be changed after the fact, training included. An
 # atom of a sample of n is not quite where it would be among infinitely many. Its root mean square distance from there
-# falls like the inverse root of n ([T6](../theory/t06_marks.md)). Here, over 40 draws each:
+# falls like the inverse root of n (T6). Here, over 40 draws each:
 
 generator = torch.Generator().manual_seed(0)
 limit = ddeq.fixed_point(look, reference((), heart.points, n=200_000, generator=generator), heart, stop=stop).measure.mean()

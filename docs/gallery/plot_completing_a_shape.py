@@ -40,9 +40,9 @@ def hide(whole, generator):
 
 # %%
 # The encoder looks at the known part once. The cell is the map whose fixed point is sought; this one is a contraction by
-# construction ([T8](../theory/t08_a_posteriori_bound.md)), so that there is one and it is found in a few steps. Every atom
+# construction (T8), so that there is one and it is found in a few steps. Every atom
 # of the state bears a *mark*, a random number that never moves: without marks all atoms would end in the same place
-# ([T5](../theory/t05_collapse.md)). A curve has one dimension, and one number for each atom is what it takes to
+# (T5). A curve has one dimension, and one number for each atom is what it takes to
 # spread them over it. The `Completer` puts each atom at its place, and says how much mass is missing.
 
 torch.manual_seed(0)
@@ -69,7 +69,7 @@ for _ in range(steps):
 
 # %%
 # Shapes that it has not seen, with the 24 atoms of the training and with twice as many. The marks are independent draws,
-# so another number of them samples the same completion ([T6](../theory/t06_marks.md)): more atoms, no other network.
+# so another number of them samples the same completion (T6): more atoms, no other network.
 
 completer.eval()
 model.stop = Stop(rtol=1e-4, max_steps=50)

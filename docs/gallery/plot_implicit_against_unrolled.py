@@ -93,7 +93,7 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", 
 plt.show()
 
 # %%
-# They agree on the gradient as far as the tolerance goes ([T7](../theory/t07_implicit_differentiation.md)), and take much the
+# They agree on the gradient as far as the tolerance goes (T7), and take much the
 # same time. What unrolling keeps grows with the steps. What the implicit way keeps does not: nearly all of it is the loss's
 # own.
 #

@@ -20,7 +20,7 @@ from ddeq.viz import bare_axes, plot_measure
 
 # %%
 # A step of length ``t`` from a measure minimises the energy plus the squared transport distance (the least mean squared
-# way that the mass can go) divided by ``2 t``. Where the answer is known ([T15](../theory/t15_proximal_steps.md)):
+# way that the mass can go) divided by ``2 t``. Where the answer is known (T15):
 #
 # - for the potential ``l |x|² / 2`` each atom is divided by ``1 + t l``; Euler multiplies it by ``1 - t l``, which grows
 #   beyond all bounds for ``t l > 2``;
@@ -116,4 +116,4 @@ plt.show()
 # %%
 # A proximal step is a problem of minimisation of its own, so it costs many gradients; ``inner`` says how well it is solved.
 # It pays where the energy is stiff, and where an energy must never rise. The path in time is followed to first order only,
-# as the dashed lines show: long steps come late. [Steppers side by side](plot_which_stepper.py) counts gradients.
+# as the dashed lines show: long steps come late. :doc:`Steppers side by side <plot_which_stepper>` counts gradients.

@@ -65,7 +65,7 @@ plt.show()
 
 # %%
 # - *On the axis* the gradient is its own mirror image, so its part across the axis is zero, not small: the flow finds the
-#   best measure on the axis and no other ([T17](../theory/t17_noise_weights_geometries.md)). The energy is far from zero,
+#   best measure on the axis and no other (T17). The energy is far from zero,
 #   and nothing else tells that something is wrong: the gradient vanishes.
 # - *Slightly off*, and with a kernel that is narrower than the distance between the modes, the axis repels: the
 #   atoms leave it and find both modes. A start that is not symmetric is enough.

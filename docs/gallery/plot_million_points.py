@@ -4,7 +4,7 @@ A million points
 
 *Can an energy between a million points and a million others be descended on a laptop?* An energy distance adds up the
 distances of all pairs, here 10¹² of each kind. On a line sorting does the same in ``N log N``, and an energy distance
-anywhere is a mean of those of its shadows on lines ([T11](../theory/t11_slicing.md)).
+anywhere is a mean of those of its shadows on lines (T11).
 """
 
 import math

@@ -126,5 +126,5 @@ plt.show()
 
 # %%
 # What weighs its atoms gives to each set what it gives to it alone, to rounding: it is a function of the measure
-# ([T1](../theory/t01_measure_consistency.md)). The padded mean never becomes good, and whether it is right about a set
+# (T1). The padded mean never becomes good, and whether it is right about a set
 # depends on the company. `ddeq.testing.check_map` finds such mistakes in layers of your own.

@@ -61,11 +61,11 @@ for name, mu in ends.items():
 # no longer tells which ring an atom belongs to, and a larger one only where the cloud as a whole should go: ``blur`` is the
 # length below which shape is hardly seen. In the energy distance there is nothing to choose. It sees all lengths; but
 # atoms that were pushed away are still on their way after 300 steps
-# ([From one shape to another](plot_shape_to_shape.py) shows such paths).
+# (:doc:`From one shape to another <plot_shape_to_shape>` shows such paths).
 #
 # *What does it cost?* A Sinkhorn divergence solves three problems of transport, the harder the smaller the blur. An energy
 # distance is one sum over pairs, tens to hundreds of times as fast, and beyond ten thousand atoms
-# [sorting](plot_million_points.py) takes its place.
+# :doc:`sorting <plot_million_points>` takes its place.
 #
 # *What do outliers do?* Let one atom of a hundred go astray. Transport has to bring it back, at the square of the way once
 # that is longer than the blur. The energy distance grows like the way itself.

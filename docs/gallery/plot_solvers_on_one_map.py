@@ -22,7 +22,7 @@ from ddeq.viz import plot_measure
 
 # %%
 # A map on measures in the plane. Every atom is turned and bent, is drawn to the mean of all atoms, and gets a push of its
-# own, its *mark*, without which all atoms would end in one place ([T5](../theory/t05_collapse.md)).
+# own, its *mark*, without which all atoms would end in one place (T5).
 
 
 def swirl(mu, strength):
@@ -124,7 +124,7 @@ plt.show()
 
 # %%
 # The atoms of the flow lie between their images, on the same curve. As measures the two are almost the same for this kernel;
-# atom by atom they are not ([T4](../theory/t04_fixed_point_discrepancy.md)), and that is what the residual compares.
+# atom by atom they are not (T4), and that is what the residual compares.
 #
 # *Which to choose?* `Anderson`, the default; `Picard` for a map that contracts well by construction; `Auto` where nothing is
 # known; `NewtonKrylov` for the last digits from a good start; `ParticleFlow` to compare with the paper.

@@ -22,7 +22,7 @@ from ddeq.viz import bare_axes, plot_energy, plot_measure
 #
 # - *Injected noise* asks for the velocity at a randomly displaced place, so that an atom feels the target now and then.
 #   In the mean over the noise this is the force of a wider and weaker kernel
-#   ([T17](../theory/t17_noise_weights_geometries.md)).
+#   (T17).
 # - *A Riesz kernel* pulls equally hard from everywhere.
 
 noise, distance = 3.0, torch.linspace(0.02, 8.0, 200)

@@ -55,7 +55,7 @@ ends = {
 # Yes, with different errors. The moments of SVGD owe nothing to luck. It reaches the tails late, which momentum mends,
 # and a kernel as wide as the median distance does not see how atoms lie within it: there they clump. Langevin atoms are
 # independent samples: 120 of them are off by what 120 samples are off, and 5000 by less. A bias of the step size stays
-# ([T14](../theory/t14_known_flows.md)).
+# (T14).
 
 table = {"exact": exact} | {name: moments(mu) for name, mu in ends.items()}
 print(" " * 26 + "".join(f"{name:>8s}" for name in ("E x", "E y", "E x²", "E y²", "E xy", "E x²y")))

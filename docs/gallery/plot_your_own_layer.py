@@ -4,7 +4,7 @@ A layer of your own, held to the law
 
 *Is my layer a function of the cloud, or of how the cloud is stored?* An atom of mass one half, and two atoms of mass one
 quarter at the same place, are the same measure. A network on measures has to treat them alike
-([T1](../theory/t01_measure_consistency.md)); if it does not, its results change with duplicates, with padding and with
+(T1); if it does not, its results change with duplicates, with padding and with
 the number of samples. ``check_map`` says so.
 """
 

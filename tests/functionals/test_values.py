@@ -206,6 +206,14 @@ def test_a_batch_of_targets_and_one_for_all():
     assert_close(MMD(nu[0])(mu)[1], MMD(nu[0])(mu[1]))
 
 
+def test_sums_begin_with_zero():
+    target, mu = (DiscreteMeasure(torch.randn(4, 2, dtype=torch.float64)) for _ in range(2))
+    terms = [0.5 * MMD(target), PotentialEnergy(lambda x: x.square().sum(-1))]
+    assert_close(sum(terms)(mu), terms[0](mu) + terms[1](mu))
+    with pytest.raises(TypeError):
+        1.0 + terms[0]
+
+
 def test_smoothness_of_sums():
     nu = dirac(0.0, 0.0)
     smooth, rough = MMD(nu, Gaussian(1.0)), MMD(nu, Riesz(1.0))
