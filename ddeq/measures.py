@@ -18,6 +18,8 @@ import torch.utils._pytree as pytree
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ddeq.draws import place_of
+
 __all__ = ["DiscreteMeasure"]
 
 
@@ -281,7 +283,8 @@ class DiscreteMeasure:
         if n < 1:
             raise ValueError(f"n: expected a number of atoms >= 1, got {n}")
         probabilities = self._probabilities("resample").detach().reshape(-1, self.n)
-        index = torch.multinomial(probabilities, n, replacement=True, generator=generator)
+        drawing = probabilities.to(place_of(generator))
+        index = torch.multinomial(drawing, n, replacement=True, generator=generator).to(self.device)
         drawn = self._gather(index.reshape(*self.batch_shape, n))
         return drawn.with_weights((self.mass() / n).unsqueeze(-1).expand(drawn.weights.shape))
 

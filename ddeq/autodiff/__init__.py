@@ -1,6 +1,6 @@
 """What the other rooms ask of automatic differentiation: gradients that are differentiable again, and memory for time."""
 
-from ddeq.autodiff.derivatives import alias, gradient, graph_leaves, under_transforms
+from ddeq.autodiff.derivatives import alias, gradient, graph_leaves, reusable_graphs, under_transforms
 from ddeq.autodiff.inputs import OpenModule, strangers
 from ddeq.autodiff.recompute import autocast_now, recompute, without_autocast
 
@@ -11,6 +11,7 @@ __all__ = [
     "gradient",
     "graph_leaves",
     "recompute",
+    "reusable_graphs",
     "strangers",
     "under_transforms",
     "without_autocast",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -57,3 +59,13 @@ def graph_leaves(*outputs: Tensor) -> set[Tensor]:
 def under_transforms() -> bool:
     """Whether a transform of ``torch.func`` or forward-mode differentiation is under way."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+@contextmanager
+def reusable_graphs() -> Iterator[None]:
+    """Graphs of compiled functions that are recorded within may be run backward more than once.
+
+    PyTorch's compiler else gives away buffers of the forward pass to the first run.
+    """
+    with torch._functorch.config.patch(donated_buffer=False):
+        yield

@@ -1,8 +1,6 @@
 """Random changes of measures that leave their labels as they are, as push-forwards: one map for each measure of a batch.
 
-They move atoms and keep masses and marks, so they commute with permuting, splitting and padding atoms. Every draw is made
-where the generator lives (on the CPU, unless it says otherwise) and then moved, so that the device of the measure changes
-nothing.
+They move atoms and keep masses and marks, so they commute with permuting, splitting and padding atoms.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ddeq.draws import uniform
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Augmentation", "Compose", "RandomAffine", "RandomRotation", "RandomScaling", "RandomShift"]
@@ -195,9 +194,7 @@ class Compose:
 
 def _symmetric(mu: DiscreteMeasure, size: float, generator: torch.Generator | None, *shape: int) -> Tensor:
     """Uniform numbers between minus and plus ``size``, ``(*batch, *shape)``."""
-    device = None if generator is None else generator.device
-    drawn = torch.rand((*mu.batch_shape, *shape), generator=generator, dtype=mu.dtype, device=device)
-    return ((2 * drawn - 1) * size).to(mu.device)
+    return (2 * uniform((*mu.batch_shape, *shape), mu.points, generator) - 1) * size
 
 
 def _check_size(name: str, value: float) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ddeq.draws import normal, uniform
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Removal", "RemoveDiscs", "RemoveHalfSpace"]
@@ -114,16 +115,14 @@ class RemoveHalfSpace:
         """Draw a normal and a share for each measure of ``mu``, and part it."""
         least, largest = self.share
         share = least + (largest - least) * _uniform(mu, generator)
-        device = None if generator is None else generator.device
-        normal = torch.randn((*mu.batch_shape, 1, mu.dim), generator=generator, dtype=torch.float64, device=device)
-        heights = _added_up(mu.points * torch.nn.functional.normalize(normal, dim=-1).to(mu.points))
+        drawn = normal((*mu.batch_shape, 1, mu.dim), mu.points, generator, torch.float64)
+        heights = _added_up(mu.points * torch.nn.functional.normalize(drawn, dim=-1).to(mu.points))
         return _parted(mu, _lowest(-heights, mu.weights, share * mu.weights.double().sum(-1)))
 
 
 def _uniform(mu: DiscreteMeasure, generator: torch.Generator | None, *shape: int) -> Tensor:
     """Uniform numbers in [0, 1), ``(*batch, *shape)``, in double precision whatever the measure's type."""
-    device = None if generator is None else generator.device
-    return torch.rand((*mu.batch_shape, *shape), generator=generator, dtype=torch.float64, device=device).to(mu.device)
+    return uniform((*mu.batch_shape, *shape), mu.points, generator, torch.float64)
 
 
 def _drawn_atom(mu: DiscreteMeasure, place: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddeq.draws import normal, uniform
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["MixHalfSpaces", "Mixed", "Mixing"]
@@ -78,9 +79,8 @@ class MixHalfSpaces:
                 f"mu: expected a batch (b,) of measures without marks, got the batch shape {mu.batch_shape}"
                 + ("" if mu.marks is None else " and marks")
             )
-        device = mu.device if generator is None else generator.device
-        drawn = torch.rand((*mu.batch_shape, 2), generator=generator, dtype=torch.float64, device=device).to(mu.device)
-        direction = torch.randn((*mu.batch_shape, mu.dim), generator=generator, dtype=mu.dtype, device=device).to(mu.device)
+        drawn = uniform((*mu.batch_shape, 2), mu.points, generator, torch.float64)
+        direction = normal((*mu.batch_shape, mu.dim), mu.points, generator)
         share = torch.where(drawn[:, 0] < self.probability, drawn[:, 1], 1.0).to(mu.dtype)
         partner = torch.arange(len(share), device=mu.device).roll(-1)
         near = _beyond(mu, direction, share)

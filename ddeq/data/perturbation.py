@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ddeq.draws import normal, uniform
 from ddeq.measures import DiscreteMeasure, unchecked
 
 __all__ = ["Jitter", "RandomSubsample"]
@@ -46,11 +47,10 @@ class Jitter:
 
     def __call__(self, mu: DiscreteMeasure, generator: torch.Generator | None = None) -> DiscreteMeasure:
         """Draw noise for each atom of ``mu`` and add it."""
-        device = None if generator is None else generator.device
-        noise = torch.randn(mu.points.shape, generator=generator, dtype=mu.dtype, device=device) * self.sigma
+        noise = normal(mu.points.shape, mu.points, generator) * self.sigma
         if self.clip is not None:
             noise = noise.clamp(-self.clip, self.clip)
-        return mu.push_forward(lambda x: x + noise.to(x.device))
+        return mu.push_forward(lambda x: x + noise)
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,9 @@ class RandomSubsample:
         """Draw atoms of each measure of ``mu``; the result has ``min(n, mu.n)`` atoms in each, in their old order."""
         if self.n >= mu.n:
             return mu
-        device = None if generator is None else generator.device
         # In float64 whatever the measure's type: half precision would draw the same number for many atoms. Atoms come first, so
         # that padding leaves the draws of the others as they are.
-        place = torch.rand((mu.n, *mu.batch_shape), generator=generator, dtype=torch.float64, device=device)
-        place = place.movedim(0, -1).to(mu.device)
+        place = uniform((mu.n, *mu.batch_shape), mu.points, generator, torch.float64).movedim(0, -1)
         place = torch.where(mu.support(), place, 2.0)  # behind all others
         kept = torch.zeros_like(place, dtype=torch.bool).scatter(-1, place.argsort(-1)[..., : self.n], True)
         chosen = mu.permute_atoms((~kept).to(torch.uint8).argsort(dim=-1, stable=True))

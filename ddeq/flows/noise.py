@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ddeq.draws import normal, uniform
 from ddeq.flows.problem import Descent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 
@@ -23,15 +24,14 @@ class Draws:
 
     def normal(self) -> Tensor:
         """Standard normal vectors at all atoms, ``(*batch, n, d)``."""
-        return self._drawn(torch.randn, tuple(self._like.shape))
+        return self._drawn(normal, tuple(self._like.shape))
 
     def uniform(self) -> Tensor:
         """Two numbers in [0, 1) for each atom, ``(*batch, n, 2)``."""
-        return self._drawn(torch.rand, (*self._like.shape[:-1], 2))
+        return self._drawn(uniform, (*self._like.shape[:-1], 2))
 
     def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-        device = self.generator.device
-        return draw(shape, generator=self.generator, dtype=self._like.dtype, device=device).to(self._like.device)
+        return draw(shape, self._like, self.generator)
 
 
 @runtime_checkable

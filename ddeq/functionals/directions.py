@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.autodiff import recompute, under_transforms
+from ddeq.draws import normal
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.held import store
 from ddeq.measures import DiscreteMeasure, values_are_known
@@ -42,11 +43,11 @@ def unit_directions(n: int, dim: int, generator: torch.Generator | None = None) 
         return torch.stack([radius * angles.cos(), radius * angles.sin(), height], -1)
     if generator is None and dim <= SOBOL_DIMENSIONS:
         uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(n, dtype=torch.float64)
-        normal = torch.special.ndtri(uniform * (1.0 - 2.0**-30) + 2.0**-31)  # within (0, 1): the points reach 0
+        drawn = torch.special.ndtri(uniform * (1.0 - 2.0**-30) + 2.0**-31)  # within (0, 1): the points reach 0
     else:
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        normal = torch.randn(n, dim, generator=generator, dtype=torch.float64, device=generator.device).cpu()
-    return torch.nn.functional.normalize(normal, dim=-1)
+        drawn = normal((n, dim), torch.empty(0), generator, torch.float64)
+    return torch.nn.functional.normalize(drawn, dim=-1)
 
 
 def project(points: Float[Tensor, "*batch n d"], directions: Float[Tensor, "g d"]) -> Float[Tensor, "g *batch n"]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddeq.autodiff import alias, autocast_now
+from ddeq.autodiff import alias, autocast_now, reusable_graphs
 
 __all__ = ["Equation", "LinearSolve", "implicit_function"]
 
@@ -56,6 +56,7 @@ class _Implicit(torch.autograd.Function):
         return solution
 
     @staticmethod
+    @reusable_graphs()
     def backward(ctx: Any, cotangent: Tensor) -> Any:
         solution, *tensors = ctx.saved_tensors
         record = torch.is_grad_enabled()

@@ -36,7 +36,8 @@ class Solution:
     A *bound*, up to rounding, where the map declares an upper bound ``lipschitz`` of its Lipschitz constant in
     :math:`L^2(\mu)`, as `ddeq.nn.ContractiveCell` does: then :math:`L` is that number. Else an *estimate* with the largest
     growth of differences between successive iterates that was seen in the place of :math:`L`: a lower estimate of the
-    constant, so the distance may be larger. Infinite where :math:`L \ge 1` or unknown.
+    constant, so the distance may be larger. Infinite where :math:`L \ge 1` or unknown, and without such a declaration
+    where the `Stop` has a metric of its own.
     """
     trace: Tensor | None = None
     """``(evaluations of the solver, *batch)``: residuals on request; NaN once a sample has finished."""

@@ -46,14 +46,21 @@ def build(configuration: Any, *, modules: Sequence[ModuleType] = (), dotted: boo
             return parts
         name = parts.pop(KEY)
         made = _find(name, modules, dotted)
-        try:
-            inspect.signature(made).bind(**parts)
-        except TypeError as error:
-            raise ValueError(f"{name}: {error}; it takes {inspect.signature(made)}") from None
+        _check_options(name, made, parts)
         return made(**parts)
     if isinstance(configuration, (list, tuple)):
         return [build(part, modules=modules, dotted=dotted) for part in configuration]
     return configuration
+
+
+def _check_options(name: str, made: Any, options: Mapping[str, Any]) -> None:
+    signature = inspect.signature(made)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        unknown = [f"{option!r}" for option in options if option not in signature.parameters]
+        what = f"unknown option {', '.join(unknown)}" if unknown else str(error)
+        raise ValueError(f"{name}: {what}; it takes {signature}") from None
 
 
 def _find(name: Any, modules: Sequence[ModuleType], dotted: bool) -> Any:

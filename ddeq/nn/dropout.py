@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddeq.draws import uniform
 from ddeq.nn.context import Context
 
 __all__ = ["Dropout", "draw_masks"]
@@ -69,6 +70,6 @@ def draw_masks(
         if isinstance(layer, Dropout) and layer.p > 0:
             if layer.key in masks:  # a copy of another layer
                 layer.key = uuid.uuid4().hex
-            keep = torch.rand(*batch_shape, layer.features, generator=generator, dtype=like.dtype, device=like.device) >= layer.p
+            keep = uniform((*batch_shape, layer.features), like, generator) >= layer.p
             masks[layer.key] = keep.to(like.dtype) / (1.0 - layer.p)
     return masks

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ddeq.draws import normal
 from ddeq.measures import DiscreteMeasure, unchecked
 
 __all__ = ["GaussianReference", "LearnedReference", "Reference"]
@@ -118,7 +119,7 @@ class GaussianReference(nn.Module):
         if n < 1:
             raise ValueError(f"n: expected a number of atoms >= 1, got {n}")
         generator = torch.Generator().manual_seed(self.seed) if generator is None else generator
-        drawn = torch.randn(n, self.dim + self.mark_dim, generator=generator, device=generator.device)
+        drawn = normal((n, self.dim + self.mark_dim), like, generator, torch.float32)  # the same ones in each precision
         points, marks = drawn.to(like).expand(*batch_shape, n, -1).split([self.dim, self.mark_dim], -1)
         return unchecked(points, like.new_full(points.shape[:-1], 1.0 / n), marks)
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.autodiff import alias, without_autocast
+from ddeq.autodiff import alias, reusable_graphs, without_autocast
+from ddeq.draws import normal
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["effective_support", "jacobian_penalty", "spectral_radius"]
@@ -17,6 +18,7 @@ __all__ = ["effective_support", "jacobian_penalty", "spectral_radius"]
 Map = Callable[..., DiscreteMeasure]
 
 
+@reusable_graphs()
 def spectral_radius(
     map: Map, mu: DiscreteMeasure, *args: Any, steps: int = 20, generator: torch.Generator | None = None
 ) -> Float[Tensor, "*batch"]:
@@ -70,6 +72,7 @@ def spectral_radius(
     return torch.where(finite, radius, torch.nan)
 
 
+@reusable_graphs()
 def jacobian_penalty(
     map: Map,
     mu: DiscreteMeasure,
@@ -185,7 +188,7 @@ class _Places:
     def random(self, generator: torch.Generator | None) -> Tensor:
         """A field that is Gaussian and independent in each place, times the masses."""
         mu = self._mu
-        drawn = torch.randn(mu.points.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+        drawn = normal(mu.points.shape, mu.points, generator)
         atom = torch.arange(len(self._place), device=mu.device)
         first = torch.zeros_like(atom).scatter_reduce(0, self._place, atom, "amin", include_self=False)
         shared = drawn.reshape(-1, mu.dim)[first[self._place]].reshape(drawn.shape)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ddeq.autodiff import without_autocast
+from ddeq.autodiff import reusable_graphs, without_autocast
 from ddeq.iteration import ConvergenceError, Outcome, Report, Solution, Stop, iterate
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
@@ -122,7 +122,7 @@ def fixed_point(
             "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "
             "detached points, mu0.with_points(mu0.points.detach()), or differentiate the solve with adjoint=Unrolled()"
         )
-    with torch.set_grad_enabled(unrolled), without_autocast(mu0.device):  # the map itself runs as it was bound
+    with torch.set_grad_enabled(unrolled), without_autocast(mu0.device), reusable_graphs():  # the map itself runs as it was bound
         problem = FixedPoint(_CheckedAtFirst(bound, "watch" if watched or bound.recomputes else "compare"), mu0.weights, mu0)
         iteration = FixedPointIteration(problem, solver, stop)
         outcome = iterate(
@@ -144,7 +144,7 @@ def fixed_point(
         steps=outcome.steps,
         status=outcome.status,
         evaluations=problem.counter.count,
-        error_bound=_error_bound(outcome.absolute, outcome.growth, getattr(map, "lipschitz", None)),
+        error_bound=_error_bound(outcome, getattr(map, "lipschitz", None), stop),
         trace=outcome.trace,
         args=args,
         used=_used(solver, outcome),
@@ -161,10 +161,11 @@ def _used(solver: Solver, outcome: Outcome) -> dict[str, Tensor]:
     return dict(zip(methods, counts, strict=True))
 
 
-def _error_bound(absolute: Tensor, growth: Tensor, lipschitz: Any) -> Tensor:
+def _error_bound(outcome: Outcome, lipschitz: Any, stop: Stop) -> Tensor:
     """A bound where the map declares its Lipschitz constant, else an estimate from the growth that was seen (T8)."""
+    absolute, growth = outcome.absolute, outcome.growth
     if lipschitz is None:
-        known = (growth > 0) & (growth < 1)
+        known = (growth > 0) & (growth < 1) & (stop.metric is None)  # which asks whether atoms have kept their places
     else:
         growth = torch.as_tensor(lipschitz).detach().to(absolute).expand_as(absolute)
         known = growth < 1

@@ -66,6 +66,11 @@ class Supremum(Functional):
         return mu.points.amax((-2, -1))
 
 
+class SupremumOverTheSupport(Functional):
+    def forward(self, mu):
+        return torch.where(mu.support(), mu.points.norm(dim=-1), 0.0).amax(-1)
+
+
 class Detached(Functional):
     def forward(self, mu):
         return (mu.weights * V(mu.points - 3 * mu.points.detach())).sum(-1)
@@ -108,6 +113,7 @@ class NotANumber(Functional):
         (DetachedGradient(DiscreteMeasure(torch.randn(3, 2, dtype=torch.float64)), Gaussian(1.0)), "second derivatives"),
         (IgnoresTheProbe(V), "T2 .*first_variation"),
         (WrongElsewhere(V), "T2 .*at other points"),
+        (SupremumOverTheSupport(), "T2 .*a little mass.*supremum"),
         (NotANumber(), "not finite"),
     ],
     ids=lambda value: type(value).__name__,
@@ -120,6 +126,7 @@ def test_wrong_functionals_are_found(functional, message):
 def test_suprema_over_stored_atoms_are_found():
     with pytest.raises(AssertionError, match=r"T1 .*mass zero"):
         check_functional(Supremum(), first_variation=False)
+    check_functional(SupremumOverTheSupport(), first_variation=False)
     with pytest.raises(AssertionError, match=r"T1 .*mass zero"):
         check_map(moves(lambda mu: mu.points + mu.points.amax(-2, keepdim=True)))
     with pytest.raises(AssertionError, match="the image is not finite"):

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddeq.draws import uniform
+
 __all__ = ["Dropout", "normalised_layers"]
 
 
@@ -47,8 +49,7 @@ class Dropout(nn.Module):
     def forward(self, x: Float[Tensor, "*shape"], generator: torch.Generator | None) -> Float[Tensor, "*shape"]:
         if not self.training or self.p == 0.0:
             return x
-        device = x.device if generator is None else generator.device
-        keep = torch.rand(x.shape, generator=generator, device=device).to(x.device) >= self.p
+        keep = uniform(x.shape, x, generator) >= self.p
         return x * keep / (1.0 - self.p)
 
     def extra_repr(self) -> str:
