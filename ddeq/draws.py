@@ -20,11 +20,11 @@ def place_of(generator: torch.Generator | None) -> torch.device:
 
 def uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
     """Independent uniform numbers in [0, 1), on the device of ``like``, and of its dtype unless another one is given."""
-    drawn = torch.rand(*shape, generator=generator, dtype=dtype or like.dtype, device=place_of(generator))
+    drawn = torch.rand(tuple(shape), generator=generator, dtype=dtype or like.dtype, device=place_of(generator))
     return drawn.to(like.device)
 
 
 def normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
     """Independent standard normal numbers, likewise."""
-    drawn = torch.randn(*shape, generator=generator, dtype=dtype or like.dtype, device=place_of(generator))
+    drawn = torch.randn(tuple(shape), generator=generator, dtype=dtype or like.dtype, device=place_of(generator))
     return drawn.to(like.device)
