@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ddeq.draws import place_of
+from ddeq.ranks import beside, settled, whole, writes
 
 __all__ = ["DiscreteMeasure"]
 
@@ -166,18 +167,18 @@ class DiscreteMeasure:
 
     def mass(self) -> Float[Tensor, "*batch"]:
         r"""Total mass :math:`\mu(\mathbb R^d) = \sum_i w_i`."""
-        return self.weights.sum(-1)
+        return settled(self.weights.sum(-1))
 
     def mean(self) -> Float[Tensor, "*batch d"]:
         r"""Mean :math:`m = \int x \,\mathrm d\mu / \mu(\mathbb R^d)`; a `ValueError` where the mass is zero."""
         # Relative to the first atom: far from the origin the products would lose the digits that matter.
         origin = self.points[..., :1, :]
-        return (self._probabilities("mean").unsqueeze(-2) @ (self.points - origin) + origin).squeeze(-2)
+        return settled(self._probabilities("mean").unsqueeze(-2) @ (self.points - origin) + origin).squeeze(-2)
 
     def covariance(self) -> Float[Tensor, "*batch d d"]:
         r"""Covariance :math:`\int (x - m)(x - m)^\top \mathrm d\mu / \mu(\mathbb R^d)`; a `ValueError` where the mass is zero."""
         centred = self.points - self.mean().unsqueeze(-2)
-        return (centred * self._probabilities("covariance").unsqueeze(-1)).mT @ centred
+        return settled((centred * self._probabilities("covariance").unsqueeze(-1)).mT @ centred)
 
     def support(self) -> Bool[Tensor, "*batch n"]:
         """Which atoms carry mass: ``weights > 0``."""
@@ -327,6 +328,7 @@ class DiscreteMeasure:
         if not self.batch_shape:
             raise IndexError("a single measure has no batch to index; its atoms are mu.points and mu.weights")
         number = torch.arange(math.prod(self.batch_shape), device=self.device).reshape(self.batch_shape)[index]
+        number = beside(number, self.points)
         return self._map(lambda t, k: t.flatten(0, -k - 1)[number])
 
     def __iter__(self) -> Iterator[DiscreteMeasure]:
@@ -366,13 +368,13 @@ class DiscreteMeasure:
         return self._map(lambda t, k: t.pin_memory())
 
     def save(self, path: str | Path) -> None:
-        """Write the measure to a safetensors file."""
+        """Write the measure to a safetensors file; one that is spread over ranks is gathered, and written by the first."""
         from safetensors.torch import save_file
 
         tensors = {"points": self.points, "weights": self.weights, "marks": self.marks}
-        save_file(
-            {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items() if t is not None}, path
-        )
+        found = {k: whole(t.detach()) for k, t in tensors.items() if t is not None}
+        if writes(self.points):
+            save_file({k: t.cpu().clone(memory_format=torch.contiguous_format) for k, t in found.items()}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> DiscreteMeasure:
@@ -462,10 +464,10 @@ def _check_atoms(points: Tensor, weights: Tensor, marks: Tensor | None) -> None:
 def _check_values(points: Tensor, weights: Tensor, marks: Tensor | None) -> None:
     parts = {"points": points, "weights": weights} | ({} if marks is None else {"marks": marks})
     for name, part in parts.items():
-        if values_are_known(part) and not bool(torch.isfinite(part).all()):
-            bad = int((~torch.isfinite(part)).sum())
+        if values_are_known(part) and not bool(whole(torch.isfinite(part).all())):
+            bad = int(whole((~torch.isfinite(part)).sum()))
             raise ValueError(f"{name}: expected finite values, got {bad} that are NaN or infinite")
-    if values_are_known(weights) and bool((weights < 0).any()):
+    if values_are_known(weights) and bool(whole((weights < 0).any())):
         raise ValueError(f"weights: expected non-negative values, got {_smallest(weights)}")
 
 
@@ -493,7 +495,7 @@ def values_are_known(t: Tensor) -> bool:
 
 
 def _smallest(t: Tensor) -> float:
-    return float(t.detach().min())
+    return float(whole(t.detach().min()))
 
 
 def check_mass(name: str, mu: DiscreteMeasure) -> None:

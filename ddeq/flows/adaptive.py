@@ -11,6 +11,7 @@ from torch import Tensor
 from ddeq.flows.problem import Descent
 from ddeq.flows.schedules import check_schedule, number_at, over_atoms
 from ddeq.flows.steppers import Step
+from ddeq.ranks import beside
 
 __all__ = ["AdaptiveEuler"]
 
@@ -78,6 +79,7 @@ class AdaptiveEuler:
     def init(self, problem: Descent, points: Tensor) -> _State:
         first = number_at("step_size", self.step_size, 0, batch_shape=points.shape[:-2])
         tau = torch.as_tensor(first, dtype=points.dtype, device=points.device).expand(points.shape[:-2])
+        tau = beside(tau, points)
         return _State(tau, points, torch.full_like(points, torch.nan))
 
     def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: _State, step: int) -> Step:

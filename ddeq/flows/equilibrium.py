@@ -19,6 +19,7 @@ from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.entropy import split_entropy
 from ddeq.iteration import ConvergenceError, Report, Solution, Status, Stop, implicit_function
 from ddeq.measures import DiscreteMeasure
+from ddeq.ranks import check_in_one_place
 
 __all__ = ["equilibrium"]
 
@@ -138,6 +139,7 @@ def equilibrium(
             "equilibrium cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
     _check_options(functional, mu0, geometry, finish, on_failure)
+    check_in_one_place("mu0", mu0.points)
     stop = stop or Stop(rtol=1e-6 if mu0.dtype == torch.float64 else 1e-4, max_steps=2000)
     differentiated = torch.is_grad_enabled()
     if differentiated:

@@ -19,6 +19,7 @@ from ddeq.flows.trajectory import Record, Recorder, Remains, Trajectory, memory_
 from ddeq.functionals.base import Functional
 from ddeq.iteration import Outcome, Report, Stop, iterate
 from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.ranks import whole
 
 __all__ = ["flow"]
 
@@ -138,7 +139,7 @@ def flow(
 
     def look(value: Tensor) -> Record:
         mu = process.measure(value)
-        return Record(mu, functional(mu), process.dissipation(mu))
+        return Record(mu, whole(functional(mu)), whole(process.dissipation(mu)))
 
     def observe(report: Report) -> None:
         if recorder.wants(first + report.step):
@@ -163,14 +164,15 @@ def flow(
     )
     end = int(outcome.steps.max()) if outcome.steps.numel() else 0
     recorder.finish(first + end, look(outcome.value))
-    clock = _clock(process.shared.durations[:end], outcome.steps, mu0, before)
+    steps_taken = whole(outcome.steps)
+    clock = _clock([whole(t) for t in process.shared.durations[:end]], steps_taken, mu0, before)
     left = Remains(
         taken=first + end,
         memory=_whole_memory(outcome, stepper, problem, process),
         scale=process.shared.scale,
         generator_state=process.shared.generator_state,
     )
-    return recorder.trajectory(clock, first, outcome.status, outcome.steps, left)
+    return recorder.trajectory(clock, first, whole(outcome.status), steps_taken, left)
 
 
 def _check_options(
@@ -232,7 +234,7 @@ def _draws(
 
 def _clock(durations: list[Tensor], steps: Tensor, mu0: DiscreteMeasure, before: Trajectory | None) -> Tensor:
     """The time after each step, that at the start first: ``(steps + 1,)``, or with the batch behind."""
-    start = mu0.points.new_zeros(()) if before is None else before.times[-1]
+    start = torch.zeros((), dtype=mu0.dtype, device=mu0.device) if before is None else before.times[-1]
     if not durations:
         return start.unsqueeze(0)
     times = torch.stack(torch.broadcast_tensors(start, *durations)[1:])

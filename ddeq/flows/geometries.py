@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure
+from ddeq.ranks import settled
 
 __all__ = ["Geometry", "Wasserstein", "inner"]
 
@@ -64,4 +65,4 @@ class Wasserstein:
 
 def inner(mu: DiscreteMeasure, a: Float[Tensor, "*batch n d"], b: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
     r""":math:`\langle a, b\rangle_{L^2(\mu)} = \sum_i w_i\, a_i \cdot b_i`, whatever the fields are at atoms of mass zero."""
-    return (mu.weights * torch.where(mu.support(), (a * b).sum(-1), 0.0)).sum(-1)
+    return settled((mu.weights * torch.where(mu.support(), (a * b).sum(-1), 0.0)).sum(-1))

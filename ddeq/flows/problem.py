@@ -10,6 +10,7 @@ from ddeq.flows.geometries import Geometry, Wasserstein, inner
 from ddeq.flows.schedules import Schedule, number_at
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure
+from ddeq.ranks import beside
 
 __all__ = ["Descent"]
 
@@ -76,5 +77,6 @@ class Descent:
         number = number_at(name, schedule, step, batch_shape=whole, zero=zero)
         if not isinstance(number, Tensor):
             return number
-        number = number.to(self.like.weights)
-        return number if left is None or number.ndim == 0 else number[left]
+        number = number.to(self.like.device, self.like.dtype)
+        number = number if left is None or number.ndim == 0 else number[left]
+        return beside(number, self.like.points)

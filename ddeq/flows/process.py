@@ -15,6 +15,7 @@ from ddeq.flows.reaction import FisherRao, jump
 from ddeq.flows.steppers import Stepper
 from ddeq.iteration import Evaluation, Process, Stop
 from ddeq.measures import DiscreteMeasure
+from ddeq.ranks import beside, whole
 
 __all__ = ["FlowProcess", "Memory"]
 
@@ -68,7 +69,7 @@ class FlowProcess(Process):
         self.problem, self.stepper, self.noise, self.reaction = problem, stepper, noise, reaction
         self._stop, self._draws, self._step = stop, draws, first
         self.shared = _Shared()
-        self._has_dead = self.moves_weights or not bool(problem.like.support().all())
+        self._has_dead = self.moves_weights or not bool(whole(problem.like.support().all()))
 
     @property
     def moves_weights(self) -> bool:
@@ -224,6 +225,7 @@ class FlowProcess(Process):
         with torch.no_grad():
             start = functional(mu) if energy is None or self.reaction.functional is not None else energy
             time = torch.as_tensor(duration, dtype=mu.dtype, device=mu.device).expand(mu.batch_shape)
+            time = beside(time, mu.points)
             for _ in range(MOST_TRIALS):
                 reached = functional(mu.with_weights(self.reaction.react(problem, mu, time, step)))
                 rises = ~(reached <= start)

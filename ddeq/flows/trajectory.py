@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddeq.iteration import Status
 from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.ranks import beside, whole, writes
 
 __all__ = ["Recorder", "Remains", "Trajectory"]
 
@@ -78,8 +79,9 @@ class Trajectory:
             tensors |= {f"memory.{i}": t for i, t in enumerate(self.remains.memory)}
             tensors |= {"taken": torch.tensor(self.remains.taken), "scale": self.remains.scale}
             tensors["generator_state"] = self.remains.generator_state
-        kept = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items() if t is not None}
-        save_file(kept, path)
+        found = {k: whole(t.detach()) for k, t in tensors.items() if t is not None}
+        if writes(self.measures.points):
+            save_file({k: t.cpu().clone(memory_format=torch.contiguous_format) for k, t in found.items()}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
@@ -205,4 +207,11 @@ def with_memory(memory: Any, tensors: tuple[Tensor, ...], like: Tensor) -> Any:
             f"stepper: expected the one that the trajectory was made with, whose state has shapes {shapes[1]}, got {shapes[0]}"
         )
     given = iter(tensors)
-    return pytree.tree_unflatten([next(given).to(like.device) if isinstance(t, Tensor) else t for t in leaves], spec)
+    return pytree.tree_unflatten(
+        [_beside(next(given).to(like.device), like) if isinstance(t, Tensor) else t for t in leaves], spec
+    )
+
+
+def _beside(t: Tensor, like: Tensor) -> Tensor:
+    """What a stepper keeps, for each sample or for each atom, beside the points."""
+    return beside(t, like, atoms=t.ndim == like.ndim)

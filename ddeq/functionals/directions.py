@@ -15,6 +15,7 @@ from ddeq.draws import normal
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.held import store
 from ddeq.measures import DiscreteMeasure, values_are_known
+from ddeq.reductions.integrals import sum_over_items
 from ddeq.reductions.sorted import in_sum_precision
 
 __all__ = ["SlicedDiscrepancy", "lift", "project", "unit_directions"]
@@ -84,7 +85,8 @@ class SlicedDiscrepancy(Discrepancy):
         if isinstance(n_projections, bool) or not isinstance(n_projections, int) or n_projections < 1:
             raise ValueError(f"n_projections: expected a whole number >= 1, got {n_projections!r}")
         if directions is None:
-            directions = unit_directions(n_projections, target.dim, generator).to(target.points.detach())
+            points = target.points.detach()
+            directions = unit_directions(n_projections, target.dim, generator).to(points.device, points.dtype)
         else:
             if generator is not None:
                 raise ValueError("generator: expected None where directions are given, which leave nothing to draw")
@@ -108,16 +110,20 @@ class SlicedDiscrepancy(Discrepancy):
         ``numbers`` is what it holds for each direction. Where there are several groups, nothing is kept for backward but
         ``tensors``: each group is computed again.
         """
-        directions = self.directions.to(tensors[0])
-        groups = directions.split(max(1, GROUP // max(1, numbers)))
-        keep = len(groups) == 1 or under_transforms()
-        total = torch.zeros((), dtype=directions.dtype, device=directions.device)
-        for group in groups:
-            if keep:
-                total = total + integrand(group, *tensors)
-            else:
-                total = total + recompute(lambda *t: (integrand(*t),), group, *tensors)[0]
-        return total / len(directions)
+
+        def added(directions: Tensor, *tensors: Tensor) -> Tensor:
+            directions = directions.to(tensors[0])
+            groups = directions.split(max(1, GROUP // max(1, numbers)))
+            keep = len(groups) == 1 or under_transforms()
+            total = torch.zeros((), dtype=directions.dtype, device=directions.device)
+            for group in groups:
+                if keep:
+                    total = total + integrand(group, *tensors)
+                else:
+                    total = total + recompute(lambda *t: (integrand(*t),), group, *tensors)[0]
+            return total
+
+        return sum_over_items(added, self.directions, *tensors) / len(self.directions)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_projections={len(self.directions)}"

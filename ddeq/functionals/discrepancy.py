@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import ClassVar
 
 from ddeq.functionals.base import Functional
 from ddeq.held import HeldMeasure
 from ddeq.measures import DiscreteMeasure
+from ddeq.ranks import check_in_one_place
 
 __all__ = ["Discrepancy", "DiscrepancyLike", "against"]
 
@@ -17,6 +19,9 @@ class Discrepancy(Functional):
 
     The target is held as buffers; gradients reach it. A ``target`` that is no measure is a `ValueError`.
     """
+
+    shardable: ClassVar[bool] = True
+    """Whether its measures may be spread over ranks (`ddeq.reductions.shard`)."""
 
     def __init__(self, target: DiscreteMeasure) -> None:
         super().__init__()
@@ -39,6 +44,8 @@ class Discrepancy(Functional):
     def _target_for(self, mu: DiscreteMeasure) -> DiscreteMeasure:
         """The target in the batch shape of ``mu``, once they are known to fit."""
         target = self.target
+        if not self.shardable:
+            check_in_one_place("mu", mu.points, mu.weights, target.points)
         if mu.dim != target.dim:
             raise ValueError(f"mu: expected points of dimension {target.dim} as of the target, got {mu.dim}")
         if (mu.dtype, mu.device) != (target.dtype, target.device):

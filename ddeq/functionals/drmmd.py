@@ -62,6 +62,7 @@ class DrMMD(RegularizedDivergence):
     """
 
     selectable = True
+    shardable = False
 
     factor = 2.0
 

@@ -62,6 +62,7 @@ class KALE(RegularizedDivergence):
     """
 
     selectable = True
+    shardable = False
 
     def density(self, u: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:
         return _bounded(u).exp()

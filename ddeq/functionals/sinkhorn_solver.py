@@ -21,6 +21,7 @@ from ddeq.functionals.entropic import EntropicTransport
 from ddeq.iteration import ConvergenceWarning, Evaluation, Outcome, Status, Stop, implicit_function, iterate
 from ddeq.iteration.krylov import conjugate_gradients
 from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.ranks import is_sharded
 from ddeq.reductions.backend import blocks_are_below
 
 __all__ = ["potential_between", "potential_within"]
@@ -104,7 +105,7 @@ class _System(ABC):
         """The solver of linear equations with the derivative at ``z``."""
         m, n = self.at.n, self.other.n
         size = self.at.weights[..., 0].numel() * m * (n + m)
-        dense = size <= DENSE_UP_TO and not blocks_are_below(size)
+        dense = size <= DENSE_UP_TO and not blocks_are_below(size) and not is_sharded(z)
         return _SelfAdjointSolve(masses, self.symmetric(z, masses) if dense else None, self.singular, rtol)
 
     def solve(self, stop: Stop) -> Outcome:

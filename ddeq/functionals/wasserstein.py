@@ -73,6 +73,7 @@ class Wasserstein(Discrepancy):
     """
 
     selectable = True
+    shardable = False
     smoothness = Smoothness.ALMOST_EVERYWHERE
 
     def __init__(self, target: DiscreteMeasure, *, max_steps: int = 1_000_000) -> None:

@@ -117,7 +117,7 @@ class _Arnoldi:
         self._basis[..., 0, :] = torch.where(running.unsqueeze(-1), r, 0.0) / torch.where(running, norm, 1.0).unsqueeze(-1)
         self._rotations = torch.eye(size + 1, dtype=r.dtype, device=r.device).repeat(*batch, 1, 1)
         self._triangle = r.new_zeros(*batch, size, size)
-        self._used = torch.zeros(*batch, size, dtype=torch.bool, device=r.device)
+        self._used = r.new_zeros(*batch, size, dtype=torch.bool)
 
     def extend(self, bound: Tensor) -> None:
         """One more product."""

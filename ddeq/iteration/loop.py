@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from ddeq.iteration.status import Status, Stop
+from ddeq.ranks import is_sharded, whole
 
 __all__ = ["Evaluation", "Outcome", "Process", "Report", "choose", "iterate"]
 
@@ -142,6 +143,7 @@ def iterate(
     trace, callback, progress
         Keep the residuals of all evaluations; call at each of them; show a bar.
     """
+    removable = removable and not is_sharded(value)
     device, rows = value.device, batch_shape[0] if batch_shape else 1
     look = stop.check_every if converging else RARELY
     full = _Samples.start(value, batch_shape, Status.MAX_STEPS if converging else Status.COMPLETED)
@@ -203,9 +205,9 @@ class _Samples(NamedTuple):
 
     @classmethod
     def start(cls, value: Tensor, batch_shape: tuple[int, ...], status: Status) -> _Samples:
-        zeros = torch.zeros(batch_shape, dtype=torch.long, device=value.device)
+        zeros = value.new_zeros(batch_shape, dtype=torch.long)
         infinite = value.new_full(batch_shape, torch.inf)
-        running = torch.ones(batch_shape, dtype=torch.bool, device=value.device)
+        running = value.new_ones(batch_shape, dtype=torch.bool)
         none = torch.zeros_like(infinite)
         return cls(
             value,
@@ -292,7 +294,7 @@ def _scatter(full: _Samples, now: _Samples, index: Tensor, rows: int) -> _Sample
 def _running_rows(running: Tensor) -> Tensor:
     """Entries of the first batch dimension in which a sample still runs."""
     rows = running.reshape(1) if running.ndim == 0 else running
-    return rows.unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
+    return whole(rows).unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
 
 
 def agreed(mask: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure
+from ddeq.ranks import beside, is_sharded, settled
 from ddeq.reductions import dense
 from ddeq.reductions.backend import choose
 from ddeq.reductions.exponential import Exponential
@@ -28,7 +29,7 @@ def integrate(values: Float[Tensor, "*batch n"], mu: DiscreteMeasure) -> Float[T
     """
     if values.shape[-1:] != (mu.n,):
         raise ValueError(f"values: expected one per atom, shape {(*mu.batch_shape, mu.n)}, got {tuple(values.shape)}")
-    return (mu.weights * values).sum(-1)
+    return settled((mu.weights * values).sum(-1))
 
 
 def integrate_kernel(
@@ -110,6 +111,7 @@ def log_integrate_kernel(
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
     mu = against(x, mu)
+    x = beside(x, mu.points)
     g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)
     lifted, y = Exponential(kernel, mu.dim), torch.cat([mu.points, g.unsqueeze(-1)], -1)
     start = torch.cat([x, torch.zeros_like(x[..., :1])], -1)
@@ -130,8 +132,11 @@ def _run(operation: str, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Ten
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # what chooses and compiles cannot be traced
 def _outside_of_graphs(operation: str, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    batch = x.shape[:-2].numel()
-    name = choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=kernel).name
+    if is_sharded(x, y, b):
+        name = "sharded"
+    else:
+        batch = x.shape[:-2].numel()
+        name = choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=kernel).name
     result: Tensor = getattr(importlib.import_module(f"ddeq.reductions.{name}"), operation)(kernel, x, y, b)
     return result
 
@@ -161,7 +166,23 @@ def integrate_pairs(
         return values
 
     module = function if isinstance(function, nn.Module) else None
-    return dense.sum_function(pairs, x, mu.points, mu.weights.unsqueeze(-1), module).squeeze(-1)
+    backend = importlib.import_module("ddeq.reductions.sharded") if is_sharded(x, mu.points, mu.weights) else dense
+    total: Tensor = backend.sum_function(pairs, x, mu.points, mu.weights.unsqueeze(-1), module).squeeze(-1)
+    return total
+
+
+def sum_over_items(function: Callable[..., Tensor], items: Tensor, *tensors: Tensor) -> Tensor:
+    """``function(items, *tensors)``, a sum over ``items``; where ``tensors`` are sharded, each rank takes some of the items."""
+    if not is_sharded(*tensors):
+        return function(items, *tensors)
+    total: Tensor = importlib.import_module("ddeq.reductions.sharded").sum_over_items(function, items, *tensors)
+    return total
+
+
+def by_rows(function: Callable[[Tensor, DiscreteMeasure], Tensor], x: Tensor, mu: DiscreteMeasure) -> Tensor:
+    """``function(x, mu)`` of sharded points or measures, with a row for each point: each rank computes its own ones."""
+    rows: Tensor = importlib.import_module("ddeq.reductions.sharded").by_rows(function, x, mu)
+    return rows
 
 
 def against(x: Tensor, mu: DiscreteMeasure) -> DiscreteMeasure:

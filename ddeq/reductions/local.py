@@ -11,7 +11,8 @@ from torch import Tensor
 from ddeq.autodiff import under_transforms, without_autocast
 from ddeq.kernels import Gaussian
 from ddeq.measures import DiscreteMeasure
-from ddeq.reductions.integrals import against, integrate_kernel
+from ddeq.ranks import is_sharded
+from ddeq.reductions.integrals import against, by_rows, integrate_kernel
 
 __all__ = ["local_moments", "local_operators"]
 
@@ -54,6 +55,8 @@ def local_moments(
     :cite:t:`comaniciu2002mean`, the mean shift; :cite:t:`chazal2011geometric`.
     """
     _check("bandwidths", bandwidths)
+    if is_sharded(x, mu.points, mu.weights):
+        return by_rows(lambda x, mu: local_moments(x, mu, bandwidths), x, mu)
     mu = against(x, mu).normalized()
     centre = mu.mean().unsqueeze(-2)  # second moments about a far origin would cancel
     x, y = x - centre, mu.points - centre
@@ -109,6 +112,8 @@ def local_operators(
     _check("bandwidth", [bandwidth])
     terms = count_terms(mu.dim, order)
     mu = against(x, mu)
+    if is_sharded(x, mu.points, mu.weights):
+        return by_rows(lambda x, mu: local_operators(x, mu, bandwidth, order=order), x, mu)
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with without_autocast(x.device):

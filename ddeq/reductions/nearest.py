@@ -9,8 +9,9 @@ from torch import Tensor
 from ddeq.autodiff import recompute, under_transforms
 from ddeq.kernels.distances import by_cdist, squared_distances
 from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.ranks import is_sharded
 from ddeq.reductions.backend import rows_per_block
-from ddeq.reductions.integrals import against
+from ddeq.reductions.integrals import against, by_rows
 
 __all__ = ["nearest_squared_distance"]
 
@@ -50,6 +51,8 @@ def nearest_squared_distance(x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure
     """
     check_mass("mu", mu)
     mu = against(x, mu)
+    if is_sharded(x, mu.points, mu.weights):
+        return by_rows(nearest_squared_distance, x, mu)
     weights = mu.weights.detach()
     size = rows_per_block(x, mu.points, 1, cached=True)
     stored = under_transforms() or torch.compiler.is_compiling()

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddeq.autodiff import reusable_graphs, without_autocast
 from ddeq.iteration import ConvergenceError, Outcome, Report, Solution, Stop, iterate
 from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.ranks import check_in_one_place
 from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
 from ddeq.solvers.anderson import Anderson
 from ddeq.solvers.bound_map import BoundMap, Map
@@ -110,6 +111,7 @@ def fixed_point(
             "fixed_point cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
     _check_options(map, mu0, solver, stop, adjoint)
+    check_in_one_place("mu0", mu0.points)
     bound = BoundMap(map, mu0, args, in_dims)
     unrolled = isinstance(adjoint, Unrolled) and torch.is_grad_enabled()
     if isinstance(adjoint, Unrolled) and adjoint.steps is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import docstrings
 
 ORDER = [
+    "ranks",
     "draws",
     "measures",
     "held",
@@ -28,7 +29,7 @@ ORDER = [
     "experiments",
 ]
 ALLOWED = {room: set(ORDER[: i + 1]) for i, room in enumerate(ORDER)}
-ALLOWED["data"] = {"draws", "measures", "data"}
+ALLOWED["data"] = {"ranks", "draws", "measures", "data"}
 ALLOWED["nn"] |= {"data"}  # what the shipped weights take raw clouds to
 ALLOWED["experiments"] |= {"data", "viz"}
 ALLOWED["testing"] = {*ORDER, "data", "testing"} - {"experiments"}

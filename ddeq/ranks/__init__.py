@@ -1,0 +1,68 @@
+"""Tensors that are spread over the ranks of a process group, as PyTorch's DTensors: to know them, and to place others beside."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["beside", "check_in_one_place", "is_sharded", "settled", "whole", "writes"]
+
+
+def is_sharded(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is a DTensor, as `ddeq.reductions.shard` makes them."""
+    distributed = _dtensors()
+    return distributed is not None and any(isinstance(t, distributed.DTensor) for t in tensors)
+
+
+def beside(t: Tensor, like: Tensor, *, atoms: bool = False) -> Tensor:
+    """``t``, which all ranks have, placed beside ``like``, which may be spread over ranks: whole, or its ``atoms`` likewise."""
+    if not is_sharded(like) or is_sharded(t):
+        return t
+    from torch.distributed.tensor import Replicate
+
+    from ddeq.ranks.dtensors import united
+
+    spread: Any = like
+    return united(t, spread.device_mesh, Replicate(), spread.placements[0] if atoms else Replicate())
+
+
+def whole(t: Tensor) -> Tensor:
+    """A tensor as every rank has it; one that is spread over ranks is gathered. Each rank must do the same with it."""
+    if not is_sharded(t):
+        return t
+    from torch.distributed.tensor import Replicate
+
+    from ddeq.ranks.dtensors import local
+
+    return local(t, t.device_mesh, Replicate(), Replicate())  # type: ignore[attr-defined]
+
+
+def settled(t: Tensor) -> Tensor:
+    """``t``, added up where ranks have terms of a sum: of such a tensor PyTorch reads a rank's own term as if it were the sum."""
+    if not is_sharded(t) or not any(place.is_partial() for place in t.placements):  # type: ignore[attr-defined]
+        return t
+    from torch.distributed.tensor import Replicate
+
+    from ddeq.ranks.dtensors import local, united
+
+    mesh = t.device_mesh  # type: ignore[attr-defined]
+    return united(local(t, mesh, Replicate(), Replicate()), mesh, Replicate(), Replicate())
+
+
+def writes(*tensors: Tensor) -> bool:
+    """Whether this process is the one that writes a file: the first rank, of tensors that are spread over several."""
+    meshes = [t.device_mesh for t in tensors if is_sharded(t)]  # type: ignore[attr-defined]
+    return not meshes or meshes[0].get_local_rank() == 0
+
+
+def check_in_one_place(name: str, *tensors: Tensor) -> None:
+    """Raise a `ValueError` about the argument ``name`` if its atoms are spread over ranks."""
+    if is_sharded(*tensors):
+        raise ValueError(f"{name}: expected all atoms in one place, got some on each rank; take ddeq.reductions.gather({name})")
+
+
+def _dtensors() -> Any:
+    """PyTorch's module, if somebody has imported it: it is slow to import, and of use to few."""
+    return sys.modules.get("torch.distributed.tensor")
