@@ -113,7 +113,7 @@ class NotANumber(Functional):
         (DetachedGradient(DiscreteMeasure(torch.randn(3, 2, dtype=torch.float64)), Gaussian(1.0)), "second derivatives"),
         (IgnoresTheProbe(V), "T2 .*first_variation"),
         (WrongElsewhere(V), "T2 .*at other points"),
-        (SupremumOverTheSupport(), "T2 .*a little mass.*supremum"),
+        (SupremumOverTheSupport(), "T2 .*a billionth of the mass.*supremum"),
         (NotANumber(), "not finite"),
     ],
     ids=lambda value: type(value).__name__,
