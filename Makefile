@@ -37,14 +37,9 @@ GALLERY ?= 1
 docs: $(READY)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -D plot_gallery=$(GALLERY) docs docs/_build/html
 
+# All benchmarks in a short form, and one report; in full: $(BIN)/python benchmarks/suite.py
 bench: $(READY)
-	$(BIN)/python benchmarks/equilibrium.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/starts.py
-	$(BIN)/python benchmarks/flows.py --points 1000 --many 10000 --racing 100 --steps 20 --repeats 2 --seconds 3
-	$(BIN)/python benchmarks/reductions.py --sizes 1000 10000 --dims 3 --repeats 3
-	$(BIN)/python benchmarks/throughput.py --clouds 4 --points 128 --repeats 2
-	$(BIN)/python benchmarks/sliced.py --sizes 10000 100000 --repeats 3
+	$(BIN)/python benchmarks/suite.py --short
 
 clean:
 	rm -rf $(VENV) outputs docs/_build docs/api/generated docs/examples .pytest_cache .mypy_cache .ruff_cache .hypothesis

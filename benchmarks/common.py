@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-import platform
+import argparse
+import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from ddeq import __version__
+from ddeq.experiments import machine as machines
+
+RESULTS = Path(__file__).parent / "results"
+"""The last full run of each benchmark."""
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The option that says where results go."""
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+
+
+def keep(folder: Path, name: str, text: str, found: dict[str, Any]) -> None:
+    """Writes what a person reads and what a program reads, and shows the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(text)
+
+
+def without_output(words: list[str]) -> list[str]:
+    """Arguments of a command as a reader would give them: where results went is no part of how they were made."""
+    if "--output" in words:
+        place = words.index("--output")
+        return words[:place] + words[place + 2 :]
+    return words
 
 
 def added_megabytes(prepare: str, call: str) -> float:
@@ -28,4 +56,4 @@ print((peak() - before) / 1024)
 
 def machine() -> str:
     """Where a benchmark ran."""
-    return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, ddeq {__version__}"
+    return f"{machines.machine()}, torch {torch.__version__}, ddeq {__version__}"

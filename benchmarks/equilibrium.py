@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import copy
 import io
-import json
 import statistics
 import sys
 import time
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import added_megabytes, machine
+from common import add_output, added_megabytes, keep, machine
 
 import ddeq.solvers
 from ddeq import DiscreteMeasure, fixed_point
@@ -39,7 +38,6 @@ from ddeq.functionals import MMD
 from ddeq.nn import DDEQ, ContractiveCell, EquilibriumCell, InducedSetEncoder, LearnedReference
 from ddeq.solvers import Anderson, Implicit, Picard, Stop, Unrolled
 
-RESULTS = Path(__file__).parent / "results"
 STEPS = 200
 TOLERANCE = 1e-5
 SOLVERS = [
@@ -400,6 +398,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference", type=Path, default=None, help="a checkout of the paper's code")
+    add_output(parser)
     options = parser.parse_args()
     parts = {
         "The paper's way": papers_way(options),
@@ -410,7 +409,7 @@ def main() -> None:
         parts["The paper's code"] = reference_way(options.reference, options)
     command = f"python benchmarks/equilibrium.py --batch {options.batch} --points {options.points} --repeats {options.repeats}"
     command += " --reference CHECKOUT" if options.reference else ""
-    write(parts, command, machine())
+    write(parts, command, machine(), options.output)
 
 
 NOTES = {
@@ -422,15 +421,12 @@ NOTES = {
 }
 
 
-def write(parts: dict[str, Rows], command: str, where: str) -> None:
+def write(parts: dict[str, Rows], command: str, where: str, folder: Path) -> None:
     lines = ["# Equilibrium solve", ""]
     for title, rows in parts.items():
         lines += [f"## {title}", "", *([NOTES[title], ""] if title in NOTES else []), *markdown(rows), ""]
     text = "\n".join([*lines, f"Made by `{command}` on {where}.", ""])
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "equilibrium.md").write_text(text)
-    (RESULTS / "equilibrium.json").write_text(json.dumps({"command": command, "where": where, "parts": parts}, indent=2) + "\n")
-    print(text)
+    keep(folder, "equilibrium", text, {"command": command, "where": where, "parts": parts})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import statistics
@@ -35,7 +34,7 @@ os.environ.setdefault("PYKEOPS_VERBOSE", "0")
 
 import numpy as np
 import torch
-from common import added_megabytes, machine
+from common import add_output, added_megabytes, keep, machine, without_output
 from torch import Tensor
 
 import ddeq
@@ -46,7 +45,6 @@ from ddeq.iteration import Report, Stop
 from ddeq.kernels import Gaussian, Riesz
 from ddeq.reductions import backend, choose
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES = ("airplane", "chair")
 STEP = 0.1
 """Step size of the flows of energy distances."""
@@ -558,7 +556,7 @@ def draw(folder: Path, data: str | None, classes: list[str], points: int, atoms:
 
 def command(options: argparse.Namespace) -> str:
     """What was called, without where the data lie."""
-    words = sys.argv[1:]
+    words = without_output(sys.argv[1:])
     for option, shown in (("--data", "PATH"), ("--pictures", "FOLDER")):
         if option in words:
             words[words.index(option) + 1] = shown
@@ -577,6 +575,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--parts", nargs="+", default=["few", "many", "overhead", "steppers"])
     parser.add_argument("--pictures", type=Path)
+    add_output(parser)
     options = parser.parse_args()
     data, classes, steps, repeats = options.data, options.classes, options.steps, options.repeats
     known = (
@@ -600,10 +599,7 @@ def main() -> None:
         rows = many(x, y, shorter, repeats, options.seconds)
         found |= {"atoms": len(x), "steps, many": shorter, "many": rows}
     text = "\n".join(tables(found))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "flows.md").write_text(text)
-    (RESULTS / "flows.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(text)
+    keep(options.output, "flows", text, found)
     if options.pictures is not None:
         draw(options.pictures, data, classes, options.points, options.many)
 

@@ -12,18 +12,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine
+from common import add_output, keep, machine
 from equilibrium import markdown, problem
 
 from ddeq import fixed_point
 from ddeq.nn import EquilibriumCell
 from ddeq.solvers import Anderson, Auto, Broyden, Picard, Stop
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def seconds(way: Any) -> float:
@@ -73,6 +70,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=150)
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--repeats", type=int, default=31)
+    add_output(parser)
     options = parser.parse_args()
     strict = Stop(rtol=options.tolerance / 100)
     rows = []
@@ -97,9 +95,7 @@ def main() -> None:
             "",
         ]
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "overhead.md").write_text(text)
-    print(text)
+    keep(options.output, "overhead", text, {"command": command, "where": machine(), "rows": rows})
 
 
 if __name__ == "__main__":

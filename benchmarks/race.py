@@ -24,13 +24,11 @@ from typing import Any
 
 import lightning
 import torch
+from common import add_output, machine
 from contestants import OURS, PAPER, contestants, read, title
 
-from ddeq import __version__
 from ddeq.experiments.command_line import prepare_process
-from ddeq.experiments.machine import machine
 
-RESULTS = Path(__file__).parent / "results"
 NAMES = {"digits": "scikit-learn's digits", "mnist_pc": "MNIST as measures", "modelnet": "ModelNet40"}
 
 Race = dict[str, Any]
@@ -158,7 +156,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.0, help="minutes from evaluation to evaluation (%(default)s)")
     parser.add_argument("--inputs", type=int, default=1000, help="so many validation inputs, evenly spaced (%(default)s)")
     parser.add_argument("--configs", nargs="+", type=Path, default=[], metavar="FILE", help="more contestants")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of race.md, race.json and race.png")
+    add_output(parser)
     options = parser.parse_args()
     prepare_process()
     warnings.filterwarnings("ignore", message=".*did not converge.*")  # the tables say how many
@@ -170,7 +168,7 @@ def main() -> None:
     entries = {name: known[name] for name in (OURS, PAPER)} | {title(p): [*known[OURS], p] for p in options.configs}
     race: Race = {
         "command": command,
-        "where": f"{machine()}, torch {torch.__version__}, ddeq {__version__}",
+        "where": machine(),
         "minutes": options.minutes,
         "runs": {},
     }

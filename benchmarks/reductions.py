@@ -29,14 +29,13 @@ os.environ.setdefault("KEOPS_VERBOSE", "0")
 os.environ.setdefault("PYKEOPS_VERBOSE", "0")
 
 import torch
-from common import added_megabytes, machine
+from common import add_output, added_megabytes, keep, machine, without_output
 from torch import Tensor
 
 from ddeq import DiscreteMeasure
 from ddeq.kernels import Gaussian, Kernel, Riesz
 from ddeq.reductions import backend, choose, integrate_kernel_gradient
 
-RESULTS = Path(__file__).parent / "results"
 KERNELS: dict[str, Kernel] = {"energy": Riesz(1.0), "gaussian": Gaussian(1.0)}
 CANCELLING = {"PyTorch, matrix products", "geomloss, tensorized"}
 """Peers that take distances as |x|^2 - 2xy + |y|^2."""
@@ -291,12 +290,13 @@ def table(rows: list[dict[str, object]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 3000, 10_000, 30_000, 100_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000, 3000, 10_000, 30_000, 100_000])
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 3, 16, 128])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--crossovers", action="store_true")
     parser.add_argument("--append", action="store_true", help="keep the rows of other dimensions that an earlier run has left")
+    add_output(parser)
     options = parser.parse_args()
     if options.crossovers:
         return crossovers()
@@ -306,10 +306,10 @@ def main() -> None:
             known: dict[str, float] = {}
             for n in options.sizes:
                 rows += measure(kernel, n, dim, options.repeats, options.seconds, known)
-    commands = ["python benchmarks/reductions.py " + " ".join(sys.argv[1:])]
+    commands = ["python benchmarks/reductions.py " + " ".join(without_output(sys.argv[1:]))]
     memory: dict[str, float] = {}
     if options.append:
-        before = json.loads((RESULTS / "reductions.json").read_text())
+        before = json.loads((options.output / "reductions.json").read_text())
         rows = [r for r in before["rows"] if r["dim"] not in options.dims] + rows
         commands, memory = list(dict.fromkeys([*before["commands"], *commands])), before["memory"]
     if not memory:
@@ -337,11 +337,9 @@ def main() -> None:
         f"Made by `{'`, then `'.join(c.strip() for c in commands)}` on {machine()}.",
         "",
     ]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "reductions.md").write_text("\n".join(lines))
     found = {"commands": commands, "where": machine(), "rows": rows, "memory": memory}
-    (RESULTS / "reductions.json").write_text(json.dumps(found, indent=1) + "\n")
-    draw(rows, RESULTS / "reductions.png")
+    keep(options.output, "reductions", "\n".join(lines), found)
+    draw(rows, options.output / "reductions.png")
     return None
 
 

@@ -18,12 +18,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from common import machine
+from common import add_output, keep, machine, without_output
 
-RESULTS = Path(__file__).parent / "results"
 DIM, NUMBER = 3, 4
 """Dimension, and bytes of a number in single precision."""
 
@@ -93,6 +91,7 @@ def main() -> None:
     parser.add_argument("--pairs-there", type=float, default=1.5e12, help="pairs a second of one device (%(default)g, assumed)")
     parser.add_argument("--bytes-there", type=float, default=5e10, help="bytes a second between two (%(default)g, assumed)")
     parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
+    add_output(parser)
     options = parser.parse_args()
     if options.job:
         job(options.sizes, options.steps)
@@ -114,13 +113,13 @@ def main() -> None:
         "gigabytes sent": traffic(n, ranks) / 1e9,
         "gigabytes held": 3 * 2 * n / ranks * (DIM + 1) * NUMBER / 1e9,
     }
-    command = f"python benchmarks/sharded.py {shlex.join(sys.argv[1:])}".strip()
+    command = f"python benchmarks/sharded.py {shlex.join(without_output(sys.argv[1:]))}".strip()
     text = "\n".join(
         [
             "# A step of a flow whose atoms are spread over processes",
             "",
-            "`MMD(target, Gaussian(1.0)).wasserstein_gradient` in dimension 3, as many atoms in the target as in the measure; one",
-            "thread for each rank.",
+            "`MMD(target, Gaussian(1.0)).wasserstein_gradient` in dimension 3, as many atoms in the target as in the measure;",
+            "one thread for each rank.",
             "",
             "| atoms of each | ranks | seconds | model | speed-up | bytes sent by a rank | model |",
             "|---|---|---|---|---|---|---|",
@@ -130,20 +129,17 @@ def main() -> None:
                 for r in rows
             ),
             "",
-            f"The model has one number from here: {rate:.2g} pairs a second of one rank. With {options.pairs_there:.2g} "
-            f"pairs a second and {options.bytes_there:.2g} bytes a second between two devices, both assumed, it gives for {n:.0e} "
-            f"atoms on {ranks:,} ranks {there['seconds of sums']:.3g} s of sums and {there['seconds of sending']:.2g} s of sending "
-            f"in a step; a rank sends {there['gigabytes sent']:.2g} GB and holds {there['gigabytes held']:.2g} GB of atoms.",
+            f"The model has one number from here: {rate:.2g} pairs a second of one rank. With {options.pairs_there:.2g} pairs",
+            f"and {options.bytes_there:.2g} bytes a second of a device, both assumed, it gives for {n:.0e} atoms on",
+            f"{ranks:,} ranks {there['seconds of sums']:.3g} s of sums and {there['seconds of sending']:.2g} s of sending in a",
+            f"step; a rank sends {there['gigabytes sent']:.2g} GB and holds {there['gigabytes held']:.2g} GB of atoms.",
             "",
             f"Made by `{command}` on {machine()}.",
             "",
         ]
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "sharded.md").write_text(text)
     found = {"command": command, "where": machine(), "pairs a second": rate, "rows": rows, "prediction": there}
-    (RESULTS / "sharded.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(text)
+    keep(options.output, "sharded", text, found)
 
 
 if __name__ == "__main__":

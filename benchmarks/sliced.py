@@ -1,9 +1,9 @@
-"""`SlicedMMD` from ten thousand to a million atoms: value and gradient, memory, and the exponent with which time grows.
+"""`SlicedMMD` from a thousand to a million atoms: value and gradient, memory, and the exponent with which time grows.
 
 Half of the atoms are the measure's, half the target's; dimension 3, 32 directions, single precision. Beside it the energy
 distance itself, exact and quadratic, by the fastest backend, at sizes where it takes seconds.
 
-    python benchmarks/sliced.py [--sizes 10000 30000 100000 300000 1000000] [--repeats 5]
+    python benchmarks/sliced.py [--sizes 1000 3000 10000 30000 100000 300000 1000000] [--repeats 5]
 
 Times are medians over repeats; memory is the peak above that before, in a process of its own; the exponent is the slope of a
 least-squares line through logarithms of time and size.
@@ -12,20 +12,16 @@ least-squares line through logarithms of time and size.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
-from common import added_megabytes, machine
+from common import add_output, added_megabytes, keep, machine, without_output
 
 from ddeq import DiscreteMeasure
 from ddeq.functionals import MMD, SlicedMMD
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def problem(atoms: int) -> tuple[SlicedMMD, DiscreteMeasure]:
@@ -73,8 +69,9 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000])
     parser.add_argument("--repeats", type=int, default=5)
+    add_output(parser)
     options = parser.parse_args()
     rows = []
     for n in options.sizes:
@@ -85,7 +82,7 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
     growth = exponent(options.sizes, [r["seconds"] for r in rows])
-    command = "python benchmarks/sliced.py " + " ".join(sys.argv[1:])
+    command = "python benchmarks/sliced.py " + " ".join(without_output(sys.argv[1:]))
     lines = [
         "# SlicedMMD",
         "",
@@ -104,11 +101,8 @@ def main() -> None:
         "",
     ]
     text = "\n".join(lines).replace("nan", "")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "sliced.md").write_text(text)
     found = {"command": command.strip(), "where": machine(), "exponent": growth, "rows": rows}
-    (RESULTS / "sliced.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(text)
+    keep(options.output, "sliced", text, found)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,11 @@ classes and over those starts whose status is CONVERGED.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine
+from common import add_output, keep, machine
 from torch import Tensor, nn
 
 from ddeq import fixed_point
@@ -24,7 +22,6 @@ from ddeq.data import MeasureDataset, RandomAffine, load_digits
 from ddeq.nn import DDEQ, Classifier, ContractiveCell, EquilibriumCell, InducedSetEncoder, LearnedReference, spectral_radius
 from ddeq.solvers import Stop
 
-RESULTS = Path(__file__).parent / "results"
 WIDTH, ATOMS, MARKS = 64, 8, 8
 TOLERANCE = Stop(rtol=1e-5, max_steps=200)
 
@@ -88,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--starts", type=int, default=20)
+    add_output(parser)
     options = parser.parse_args()
     training, test = load_digits("train"), load_digits("test")
     rows: list[dict[str, Any]] = []
@@ -122,9 +120,7 @@ def main() -> None:
     lines += ["| " + " | ".join(str(v) for v in r.values()) + " |" for r in rows]
     intro = f"{len(test)} test digits, {options.starts} Gaussian starts each, relative tolerance {TOLERANCE.rtol:g}."
     text = "\n".join(["# Many starts", "", intro, "", *lines, "", f"Made by `{command}` on {machine()}.", ""])
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "starts.md").write_text(text)
-    (RESULTS / "starts.json").write_text(json.dumps({"command": command, "where": machine(), "rows": rows}, indent=2) + "\n")
+    keep(options.output, "starts", text, {"command": command, "where": machine(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import add_output, keep, machine
 from contestants import OURS, PAPER, contestants, read
 from torch import Tensor
 
@@ -30,10 +29,8 @@ import ddeq
 from ddeq.data import load_mnist_pc, load_modelnet
 from ddeq.experiments import ClassificationTask
 from ddeq.experiments.command_line import prepare_process
-from ddeq.experiments.machine import machine
 from ddeq.nn import Classifier, load_pretrained
 
-RESULTS = Path(__file__).parent / "results"
 SIZES = {"modelnet": (32, 1024, 3, 40), "mnist_pc": (64, 150, 2, 10)}
 """Clouds of a batch, points of a random cloud, their dimension, and classes."""
 WEIGHTS = {"modelnet": "modelnet40", "mnist_pc": "mnist_pc"}
@@ -165,7 +162,7 @@ def main() -> None:
     parser.add_argument("--clouds", type=int, default=None, help="of a batch (default: 32 shapes, 64 digits)")
     parser.add_argument("--points", type=int, default=None, help="of a random cloud (default: 1,024 and 150)")
     parser.add_argument("--only", nargs="+", default=None, metavar="MODEL", help="those of these names")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of throughput.md and throughput.json")
+    add_output(parser)
     options = parser.parse_args()
     if options.data is not None and len(options.data) != len(options.dataset):
         parser.error(f"--data: expected a folder for each of {options.dataset}, got {len(options.data)}")
@@ -185,7 +182,7 @@ def main() -> None:
 
 
 def write(parts: dict[str, list[Row]], command: str, options: argparse.Namespace) -> None:
-    where = f"{machine()}, torch {torch.__version__}, ddeq {ddeq.__version__}"
+    where = machine()
     lines = ["# Throughput", ""]
     for dataset, rows in parts.items():
         clouds, points = options.clouds or SIZES[dataset][0], options.points or SIZES[dataset][1]
@@ -199,11 +196,8 @@ def write(parts: dict[str, list[Row]], command: str, options: argparse.Namespace
         "",
     ]
     text = "\n".join(lines)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "throughput.md").write_text(text)
     found = {"command": command, "where": where, "parts": parts}
-    (options.output / "throughput.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(text)
+    keep(options.output, "throughput", text, found)
 
 
 if __name__ == "__main__":

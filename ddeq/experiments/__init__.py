@@ -7,17 +7,19 @@ export`` writes weights that ship, ``python -m ddeq demo`` runs the demonstratio
 
 from ddeq.experiments.classification import ClassificationTask, Evaluation, build_classifier, evaluate
 from ddeq.experiments.clouds import Clouds
-from ddeq.experiments.completion import CompletionTask
+from ddeq.experiments.completion import CompletionEvaluation, CompletionTask, evaluate_completion
 from ddeq.experiments.guard import ConvergenceGuard
 from ddeq.experiments.task import EquilibriumTask
 
 __all__ = [
     "ClassificationTask",
     "Clouds",
+    "CompletionEvaluation",
     "CompletionTask",
     "ConvergenceGuard",
     "EquilibriumTask",
     "Evaluation",
     "build_classifier",
     "evaluate",
+    "evaluate_completion",
 ]

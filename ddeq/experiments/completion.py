@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,14 +10,14 @@ from torch import Tensor, nn
 
 import ddeq.data
 import ddeq.functionals
-from ddeq.data import Augmentation, Removal
+from ddeq.data import Augmentation, MeasureDataset, Removal, generator_for
 from ddeq.experiments.task import Batch, EquilibriumTask
 from ddeq.functionals import Chamfer, Wasserstein
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
-from ddeq.nn import build
+from ddeq.nn import Completer, build, effective_support
 
-__all__ = ["CompletionTask"]
+__all__ = ["CompletionEvaluation", "CompletionTask", "evaluate_completion"]
 
 
 class CompletionTask(EquilibriumTask):
@@ -74,6 +75,8 @@ class CompletionTask(EquilibriumTask):
             completer, augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
         )
         self.removal: Removal = build(removal, modules=[ddeq.data]) if isinstance(removal, dict) else removal
+        self.removal_configuration = removal if isinstance(removal, dict) else None
+        """That of the removal, where it was made from one; kept in checkpoints."""
         if discrepancy not in ddeq.functionals.__all__:
             raise ValueError(f"discrepancy: expected a name of ddeq.functionals, got {discrepancy!r}")
         self.discrepancy, self.options = getattr(ddeq.functionals, discrepancy), options or {}
@@ -103,7 +106,83 @@ class CompletionTask(EquilibriumTask):
         made = self.model(known, generator=generator, **options)
         return [mu.normalized() for mu in (made if isinstance(made, (tuple, list)) else [made])]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put into ``checkpoint`` how the model was trained, its configuration, what was removed, and the loss."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint |= {"removal": self.removal_configuration, "discrepancy": self.discrepancy.__name__}
+
     def predict_step(self, batch: Batch, index: int) -> DiscreteMeasure:
         """The completed measures of ``batch``; what is removed is what evaluation removes from batch number ``index``."""
         known, _ = self.removal(batch[0].normalized(), self.generator_of("test", index))
         return self.complete(known, None)[-1]
+
+
+@dataclass(frozen=True)
+class CompletionEvaluation:
+    """What a model makes of the known parts of a data set's measures, one number for each."""
+
+    chamfer: Tensor
+    """Sum of both mean squared distances to the nearest atom, ``(N,)``."""
+    transport: Tensor
+    """Transport distance :math:`W_2`, ``(N,)``."""
+    known: Tensor
+    """The transport distance of the known part alone, made a probability, ``(N,)``."""
+    labels: Tensor
+    """Labels of the measures, ``(N,)``."""
+    converged: float | None
+    """Share of the solves that ended as CONVERGED, and"""
+    residual: float | None
+    """their mean relative residual,"""
+    steps: float | None
+    """steps, and"""
+    support: float | None
+    """effective number of atoms; None for a model without solves."""
+
+
+@torch.no_grad()
+def evaluate_completion(
+    model: nn.Module, data: MeasureDataset, removal: Removal, *, atoms: int | None = None, batch_size: int = 100, seed: int = 0
+) -> CompletionEvaluation:
+    """Distances from a model's completions to the whole measures, in evaluation mode.
+
+    Parameters
+    ----------
+    model
+        A `ddeq.nn.Completer`, or another module as in `CompletionTask`.
+    data
+        Measures.
+    removal
+        What is removed; drawn for each batch as a function of ``seed`` and its number.
+    atoms
+        How many atoms a `Completer` adds; None for as many as its reference has.
+    batch_size
+        Size of the batches; what is removed depends on it.
+    seed
+        Of the removals.
+    """
+    training = model.training
+    model.eval()
+    options = {} if atoms is None else {"n": atoms}
+    found: dict[str, list[Tensor]] = {name: [] for name in ("chamfer", "transport", "known", "labels")}
+    solves: dict[str, list[Tensor]] = {name: [] for name in ("converged", "residual", "steps", "support")}
+    for index, (measures, labels) in enumerate(data.loader(batch_size)):
+        whole = measures.normalized()
+        known, _ = removal(whole, generator_for(seed, "completion", index))
+        made = model(known, **options)
+        fine = (made[-1] if isinstance(made, (tuple, list)) else made).normalized()
+        distance = Wasserstein(whole)
+        found["chamfer"].append(2.0 * Chamfer(whole)(fine))
+        found["transport"].append((2.0 * distance(fine)).clamp_min(0.0).sqrt())
+        found["known"].append((2.0 * distance(known.normalized())).clamp_min(0.0).sqrt())
+        found["labels"].append(labels)
+        if isinstance(model, Completer):
+            solution = model.solution
+            assert solution is not None
+            solves["converged"].append(solution.converged.float())
+            solves["residual"].append(solution.residual)
+            solves["steps"].append(solution.steps.float())
+            solves["support"].append(effective_support(solution.measure))
+    model.train(training)
+    means = {name: float(torch.cat(parts).double().mean()) if parts else None for name, parts in solves.items()}
+    numbers: dict[str, Any] = {name: torch.cat(parts) for name, parts in found.items()} | means
+    return CompletionEvaluation(**numbers)

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import ddeq.data
 from ddeq import __version__
-from ddeq.data import MeasureDataset
-from ddeq.experiments.classification import Evaluation, evaluate
+from ddeq.data import MeasureDataset, generator_for
+from ddeq.experiments.classification import evaluate
 from ddeq.experiments.clouds import Clouds
+from ddeq.experiments.completion import evaluate_completion
 from ddeq.experiments.machine import machine
-from ddeq.nn import Classifier, build, load_weights, save_weights
+from ddeq.nn import Classifier, Completer, Head, build, load_weights, save_weights, spectral_radius
 
 __all__ = ["export", "main", "spread_over_starts"]
 
@@ -30,11 +32,13 @@ TERMS = {
 PREPROCESSING = {"mnist_pc": "digit_measure", "modelnet": "shape_measure", "digits": "normalize"}
 SAMPLES = 500
 """So many inputs are solved from several starts."""
+COMPLETIONS = 2000
+"""At most so many inputs are completed for a card: exact transport takes its time."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``python -m ddeq export``."""
-    parser = argparse.ArgumentParser(prog="ddeq export", description="Write a checkpoint's classifier and its card.")
+    parser = argparse.ArgumentParser(prog="ddeq export", description="Write a checkpoint's model and its card.")
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of `python -m ddeq fit`")
     parser.add_argument("output", type=Path, help="the .safetensors file; the card is written beside it")
     parser.add_argument("--dataset", choices=list(TERMS), required=True)
@@ -50,7 +54,7 @@ def export(checkpoint: Path, output: Path, dataset: str, data: str | None, comma
     Parameters
     ----------
     checkpoint
-        Of a `ClassificationTask` that was made from a configuration.
+        Of a `ClassificationTask` or a `CompletionTask` that was made from a configuration.
     output
         The safetensors file.
     dataset, data
@@ -61,7 +65,7 @@ def export(checkpoint: Path, output: Path, dataset: str, data: str | None, comma
     Raises
     ------
     ValueError
-        If the checkpoint holds no configuration.
+        If the checkpoint holds no configuration, or that of another model than a classifier or a completer.
     """
     saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
     configuration = saved.get("configuration")
@@ -71,30 +75,100 @@ def export(checkpoint: Path, output: Path, dataset: str, data: str | None, comma
     prefix = "model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)})
     save_weights(output, model, configuration, PREPROCESSING[dataset])
-    classifier = load_weights(output)
-    assert isinstance(classifier, Classifier)
+    shipped = load_weights(output)
     validation = Clouds(dataset, data).split("validation")  # type: ignore[arg-type]
+    if isinstance(shipped, Classifier):
+        numbers, rows = _of_classifier(shipped, validation)
+    elif isinstance(shipped, Completer):
+        numbers, rows = _of_completer(shipped, validation, saved["removal"])
+    else:
+        raise ValueError(f"checkpoint: expected that of a Classifier or a Completer, got {type(shipped).__name__}")
+    numbers = {
+        "parameters": sum(p.numel() for p in shipped.parameters()),
+        "bytes": output.stat().st_size,
+        "validation inputs": len(validation),
+        **numbers,
+        "spectral radius, largest of 16": _radius(shipped, validation),
+        "training": saved.get("training", {}),
+        "evaluated on": f"{machine()}, torch {torch.__version__}, ddeq {__version__}",
+    }
+    output.with_suffix(".json").write_text(json.dumps(numbers, indent=2) + "\n")
+    card = _card(output.stem, dataset, configuration, numbers, rows, command)
+    output.with_suffix(".md").write_text(card)
+    return card
+
+
+def _of_classifier(classifier: Classifier, validation: MeasureDataset) -> tuple[dict[str, Any], dict[str, str]]:
+    """Numbers of a classifier, and those that its card shows."""
     before = time.perf_counter()
     result = evaluate(classifier, validation, 64)
     seconds = time.perf_counter() - before
-    numbers: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in classifier.parameters()),
-        "bytes": output.stat().st_size,
-        "validation inputs": len(validation),
+    starts = spread_over_starts(classifier, validation)
+    numbers = {
         "validation accuracy": result.accuracy,
         "relative residual, mean": result.residual,
         "steps, mean": result.steps,
         "share of solves CONVERGED": result.converged,
         "effective number of atoms, mean": result.support,
         "clouds per second, evaluation": len(validation) / seconds,
-        **spread_over_starts(classifier, validation),
-        "training": saved.get("training", {}),
-        "evaluated on": f"{machine()}, torch {torch.__version__}, ddeq {__version__}",
+        **starts,
     }
-    output.with_suffix(".json").write_text(json.dumps(numbers, indent=2) + "\n")
-    card = _card(output.stem, dataset, configuration, numbers, result, command)
-    output.with_suffix(".md").write_text(card)
-    return card
+    rows = {
+        "Validation accuracy": f"{result.accuracy:.2%} of {len(validation):,}",
+        **_solves(result.converged, result.steps, result.residual, result.support),
+        f"Same class from {starts['starts']} starts": f"{starts['same class from all starts']:.2%} of "
+        f"{starts['inputs solved from all starts']}; probabilities differ by at most "
+        f"{starts['largest difference of a probability']:.1e}",
+        "Clouds per second (evaluation)": f"{len(validation) / seconds:.0f}",
+    }
+    return numbers, rows
+
+
+def _of_completer(
+    completer: Completer, validation: MeasureDataset, removal: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Numbers of a completer, with the atoms of its training and with twice as many, and those that its card shows."""
+    some = validation.subset(torch.linspace(0, len(validation) - 1, min(COMPLETIONS, len(validation))).long())
+    numbers: dict[str, Any] = {"removal": removal, "completed": len(some)}
+    rows = {"Removed": f"`{json.dumps(removal)}`", "Completed": f"{len(some):,} validation inputs"}
+    atoms = None
+    for factor in (1, 2):
+        result = evaluate_completion(completer, some, build(removal, modules=[ddeq.data]), atoms=atoms)
+        assert completer.solution is not None
+        name = f"{completer.solution.measure.n} atoms"
+        atoms = 2 * completer.solution.measure.n
+        numbers[name] = {
+            "W2, mean": float(result.transport.mean()),
+            "W2 of the known part, mean": float(result.known.mean()),
+            "Chamfer, mean": float(result.chamfer.mean()),
+            "share of solves CONVERGED": result.converged,
+            "relative residual, mean": result.residual,
+            "steps, mean": result.steps,
+            "effective number of atoms, mean": result.support,
+        }
+        rows[f"With {name} added"] = (
+            f"W2 {result.transport.mean():.4f} ({result.known.mean():.4f} without), Chamfer {result.chamfer.mean():.5f}"
+        )
+        if factor == 1:
+            rows |= _solves(result.converged, result.steps, result.residual, result.support)
+    return numbers, rows
+
+
+def _solves(converged: float | None, steps: float | None, residual: float | None, support: float | None) -> dict[str, str]:
+    return {
+        "Solves CONVERGED (default solver)": f"{converged:.2%}, after {steps:.1f} steps in the mean",
+        "Mean relative residual": f"{residual:.1e}",
+        "Effective number of atoms": f"{support:.1f}",
+    }
+
+
+def _radius(head: Head, data: MeasureDataset) -> float:
+    """Largest spectral radius of the cell's linearisation at the equilibria of 16 inputs."""
+    rho, _ = data.batch(torch.linspace(0, len(data) - 1, 16).long())
+    with torch.no_grad():
+        head(rho)
+    assert head.solution is not None
+    return float(spectral_radius(head.model.cell, head.solution.measure, *head.solution.args, generator=generator_for(0)).max())
 
 
 @torch.no_grad()
@@ -125,19 +199,13 @@ def spread_over_starts(classifier: Classifier, data: MeasureDataset, starts: int
 
 
 def _card(
-    name: str, dataset: str, configuration: dict[str, Any], numbers: dict[str, Any], result: Evaluation, command: str
+    name: str, dataset: str, configuration: dict[str, Any], numbers: dict[str, Any], rows: dict[str, str], command: str
 ) -> str:
     training = numbers["training"]
     rows = {
-        "Validation accuracy": f"{result.accuracy:.2%} of {numbers['validation inputs']:,}",
+        **rows,
+        "Spectral radius of the cell": f"{numbers['spectral radius, largest of 16']:.2f}, the largest at 16 equilibria",
         "Parameters": f"{numbers['parameters']:,}",
-        "Solves CONVERGED (default solver)": f"{result.converged:.2%}, after {result.steps:.1f} steps in the mean",
-        "Mean relative residual": f"{result.residual:.1e}",
-        "Effective number of atoms": f"{result.support:.1f}",
-        f"Same class from {numbers['starts']} starts": f"{numbers['same class from all starts']:.2%} of "
-        f"{numbers['inputs solved from all starts']}; probabilities differ by at most "
-        f"{numbers['largest difference of a probability']:.1e}",
-        "Clouds per second (evaluation)": f"{numbers['clouds per second, evaluation']:.0f}",
         "Training command": f"`{training.get('command', 'not recorded')}`",
         "Seed": str(training.get("seed", "not recorded")),
         "Training time": f"{training['seconds'] / 60:.1f} minutes" if "seconds" in training else "not recorded",
