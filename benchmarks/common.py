@@ -23,12 +23,13 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
 
 
-def keep(folder: Path, name: str, text: str, found: dict[str, Any]) -> None:
+def keep(folder: Path, name: str, text: str, found: dict[str, Any], *, show: bool = True) -> None:
     """Writes what a person reads and what a program reads, and shows the first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text)
     (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(text)
+    if show:
+        print(text)
 
 
 def without_output(words: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class ClassificationTask(EquilibriumTask):
         Of the cross-entropy.
     mixing
         How to make measures of two each, before they are augmented, or its configuration; the loss is mixed alike.
-    augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
+    augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed, kind
         As in `EquilibriumTask`.
     """
 
@@ -78,9 +78,10 @@ class ClassificationTask(EquilibriumTask):
         penalised: float = 0.25,
         training_stop: Stop | None = None,
         seed: int = 0,
+        kind: Literal["largest", "frobenius"] = "largest",
     ) -> None:
         super().__init__(
-            classifier, augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
+            classifier, augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed, kind
         )
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction="none")
         self.mixing: Mixing | None = build(mixing, modules=[ddeq.data]) if isinstance(mixing, dict) else mixing

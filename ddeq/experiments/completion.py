@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class CompletionTask(EquilibriumTask):
         Weight of the discrepancy of all measures but the last, where a model gives several.
     transported
         Of so many measures of each batch ``W2`` is computed: it takes long.
-    augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
+    augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed, kind
         As in `EquilibriumTask`.
 
     Raises
@@ -70,9 +70,10 @@ class CompletionTask(EquilibriumTask):
         penalised: float = 0.25,
         training_stop: Stop | None = None,
         seed: int = 0,
+        kind: Literal["largest", "frobenius"] = "largest",
     ) -> None:
         super().__init__(
-            completer, augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed
+            completer, augment, learning_rate, weight_decay, warm_up, penalty, growth, penalised, training_stop, seed, kind
         )
         self.removal: Removal = build(removal, modules=[ddeq.data]) if isinstance(removal, dict) else removal
         self.removal_configuration = removal if isinstance(removal, dict) else None

@@ -8,7 +8,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -56,11 +56,13 @@ class EquilibriumTask(lightning.LightningModule):
         When a solve stops in training, where tight equilibria are not worth their time; None for that of the model.
     seed
         Seed of all randomness of training but the order of the batches.
+    kind
+        Which penalty, as in `ddeq.nn.jacobian_penalty`; ``growth`` plays no part in ``"frobenius"``.
 
     Raises
     ------
     ValueError
-        If ``penalised`` is no share, or a configuration does not say what it should.
+        If ``penalised`` is no share, ``kind`` is none of the two, or a configuration does not say what it should.
     """
 
     model: nn.Module
@@ -77,6 +79,7 @@ class EquilibriumTask(lightning.LightningModule):
         penalised: float,
         training_stop: Stop | None,
         seed: int,
+        kind: Literal["largest", "frobenius"] = "largest",
     ) -> None:
         super().__init__()
         self.configuration = model if isinstance(model, dict) else None
@@ -86,7 +89,9 @@ class EquilibriumTask(lightning.LightningModule):
         self.learning_rate, self.weight_decay, self.warm_up = learning_rate, weight_decay, warm_up
         if not 0 < penalised <= 1:
             raise ValueError(f"penalised: expected a share in (0, 1], got {penalised}")
-        self.penalty, self.growth, self.penalised = penalty, growth, penalised
+        if kind not in ("largest", "frobenius"):
+            raise ValueError(f"kind: expected 'largest' or 'frobenius', got {kind!r}")
+        self.penalty, self.growth, self.penalised, self.kind = penalty, growth, penalised, kind
         self.training_stop, self.seed = training_stop, seed
         self.record: dict[str, Any] = {"seed": seed, "seconds": 0.0}
         """How the model was trained, kept in its checkpoints."""
@@ -115,7 +120,8 @@ class EquilibriumTask(lightning.LightningModule):
             numbers |= {"penalty": torch.tensor(self.penalty)} | _convergence(solution)
             if self.penalty > 0:
                 some = max(1, round(self.penalised * samples))
-                growth = self.model.model.penalty(solution, samples=some, steps=2, target=self.growth, generator=generator)
+                options = {"steps": 2, "target": self.growth} if self.kind == "largest" else {}
+                growth = self.model.model.penalty(solution, samples=some, kind=self.kind, generator=generator, **options)
                 loss = loss + self.penalty * growth.mean()
                 numbers["excess growth"] = growth.detach().mean()
         self._log("train", numbers, samples)
