@@ -102,7 +102,12 @@ def test_the_penalty_may_be_that_of_the_frobenius_norm():
         seen = []
         task._log = lambda stage, numbers, size, seen=seen: seen.append(float(numbers["excess growth"]))
         trainer = lightning.Trainer(
-            max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+            max_steps=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            limit_val_batches=0,
         )
         trainer.fit(task, data)
         penalties[kind] = seen[0]
