@@ -2,7 +2,7 @@
 
 A measure is sharded if its tensors are DTensors that are split along the atoms. What PyTorch itself can do with such tensors it
 does; here are the sums over pairs, for which each rank needs the atoms of all. Where a graph is recorded they are gathered,
-else they travel in a ring, so that no rank ever holds more than two shards. On its own rows a rank sums by `choose`.
+else they travel in a ring, so that no rank ever holds more than two shards (T20). On its own rows a rank sums by `choose`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ Mesh = DeviceMesh | dist.ProcessGroup
 def shard(mu: DiscreteMeasure, mesh: Mesh) -> DiscreteMeasure:
     """The measure with its atoms spread over the ranks, of which each holds all of ``mu`` now and keeps its own part.
 
-    Functionals, flows and solvers take it as they take any other measure, and each rank must ask them the same questions. It is
-    padded with atoms of mass zero until all ranks have equally many.
+    Functionals and flows take it as they take any other measure, with the same values and derivatives (T20); each rank must ask
+    them the same questions. It is padded with atoms of mass zero until all ranks have equally many.
 
     Parameters
     ----------
@@ -57,10 +57,13 @@ def shard(mu: DiscreteMeasure, mesh: Mesh) -> DiscreteMeasure:
     ValueError
         If ``mesh`` has more than one dimension.
 
-    See Also
-    --------
-    join_shards : where no rank can hold the whole measure.
-    gather : the whole measure again, on every rank.
+    Notes
+    -----
+    `join_shards` is for measures that no rank can hold; `gather` gives the whole measure again, on every rank.
+
+    References
+    ----------
+    :cite:t:`liu2023ring`, the ring in which shards travel.
     """
     mesh = _line_of(mesh, mu.device)
     mu = mu.pad_atoms(-mu.n % mesh.size())

@@ -28,6 +28,7 @@ def found(ranks):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.theorem("T20")
 @pytest.mark.parametrize("ranks", RANKS)
 def test_values_and_derivatives_are_those_of_one_process(ranks):
     cases = {line["case"]: line["apart"] for line in found(ranks) if "case" in line}
