@@ -27,6 +27,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
     "author_year",
+    "gallery_links",
     "theorems",
     "short_names",
 ]

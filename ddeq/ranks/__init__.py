@@ -58,7 +58,7 @@ def writes(*tensors: Tensor) -> bool:
 
 
 def check_in_one_place(name: str, *tensors: Tensor) -> None:
-    """Raise a `ValueError` about the argument ``name`` if its atoms are spread over ranks."""
+    """Raise a `ValueError` about the argument ``name`` if its ``tensors`` are spread over ranks."""
     if is_sharded(*tensors):
         raise ValueError(f"{name}: expected all atoms in one place, got some on each rank; take ddeq.reductions.gather({name})")
 

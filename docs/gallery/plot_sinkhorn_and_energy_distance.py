@@ -2,9 +2,10 @@
 Sinkhorn divergence or energy distance
 ======================================
 
-*Which loss between two clouds should I take, a Sinkhorn divergence or an energy distance?* Both vanish only where the
-clouds agree, and both say for each atom where to go. One asks where all the mass has to be moved, the other one adds up
-attractions and repulsions of pairs. They differ in what an atom sees, in what a parameter does, and in what they cost.
+*Which loss between two clouds should I take, a Sinkhorn divergence or an energy distance?* A cloud is a :term:`measure` here,
+points with weights. Both losses vanish only where the clouds agree, and both say for each atom where to go. One asks where all
+the mass has to be moved, the other one adds up attractions and repulsions of pairs. They differ in what an atom sees, in what a
+parameter does, and in what they cost.
 """
 
 import time
@@ -19,12 +20,14 @@ from ddeq.kernels import Riesz
 from ddeq.viz import bare_axes, plot_measure
 
 # %%
-# - *Energy distance*: atoms are drawn to all points of the target and pushed away by each other, both with a force that
-#   does not depend on the distance. It is an MMD (a distance in the space of a kernel) for the Riesz kernel ``-|x - y|``.
-# - *Sinkhorn divergence*: half of the squared transport distance (the least mean squared way that mass has to go), except that
-#   mass may be smeared over a length, the ``blur``.
+# - :term:`Energy distance <energy distance>`: the points, called :term:`atoms <atom>`, are drawn to all points of the target and
+#   pushed away by each other, both with a force that does not depend on the distance. It is an :term:`MMD`, a distance of
+#   measures that comes from a :term:`kernel`, here the Riesz kernel ``-|x - y|``.
+# - :term:`Sinkhorn divergence`: half of the squared :term:`transport distance <Wasserstein distance>` (the least mean squared way
+#   that mass has to go), except that mass may be smeared over a length, the :term:`blur`.
 #
-# A cloud beside two rings, the forces on its atoms, and where they are after a flow.
+# A cloud beside two rings, the forces on its atoms (minus the :term:`Wasserstein gradient` of the loss), and where they are after
+# a :term:`flow`, which takes steps along the forces.
 
 generator = torch.Generator().manual_seed(0)
 angle = torch.linspace(0, 2 * torch.pi, 51)[:-1]
@@ -57,15 +60,15 @@ for name, mu in ends.items():
     print(f"{name:18s} half of the squared transport distance {float(judge(start)):.3f} -> {float(judge(mu)):.5f}")
 
 # %%
-# With little blur each atom has a place of its own at the target, and 12 steps are enough. A blur as large as the cloud
-# no longer tells which ring an atom belongs to, and a larger one only where the cloud as a whole should go: ``blur`` is the
-# length below which shape is hardly seen. In the energy distance there is nothing to choose. It sees all lengths; but
-# atoms that were pushed away are still on their way after 300 steps
+# The exact transport distance judges all ends. With little blur each atom has a place of its own at the target, and 12 steps
+# are enough. A blur as large as the cloud no longer tells which ring an atom belongs to, and a larger one only where the cloud as
+# a whole should go: ``blur`` is the length below which shape is hardly seen. In the energy distance there is nothing to choose.
+# It sees all lengths; but atoms that were pushed away are still on their way after 300 steps
 # (:doc:`From one shape to another <plot_shape_to_shape>` shows such paths).
 #
-# *What does it cost?* A Sinkhorn divergence solves three problems of transport, the harder the smaller the blur. An energy
-# distance is one sum over pairs, tens to hundreds of times as fast, and beyond ten thousand atoms
-# :doc:`sorting <plot_million_points>` takes its place.
+# *What does it cost?* A Sinkhorn divergence solves three transport problems (between the clouds, and of each with itself), the
+# harder the smaller the blur. An energy distance is one sum over pairs, tens to hundreds of times as fast, and beyond ten
+# thousand atoms :doc:`sorting <plot_million_points>` takes its place.
 #
 # *What do outliers do?* Let one atom of a hundred go astray. Transport has to bring it back, at the square of the way once
 # that is longer than the blur. The energy distance grows like the way itself.

@@ -2,9 +2,11 @@
 A flow that is stuck, and two cures
 ===================================
 
-*Why does an MMD flow with a Gaussian kernel get stuck, and what cures it?* A Gaussian kernel does not reach far. Atoms
-that are several bandwidths away from the target feel next to nothing of it: the energy is high, and its gradient
-vanishes all the same.
+*Why does an MMD flow with a Gaussian kernel get stuck, and what cures it?* The :term:`MMD` says how far a :term:`measure`, a set
+of points with weights, is from a target. A :term:`flow` descends it by moving the points, the :term:`atoms <atom>`: they are
+drawn to those of the target and repel each other, with a force that depends on the distance as the :term:`kernel` says. A
+Gaussian kernel does not reach far. Atoms that are several of its widths, its :term:`bandwidths <bandwidth>`, away from the target
+feel next to nothing of it: the energy is high, and its gradient vanishes all the same.
 """
 
 import matplotlib.pyplot as plt
@@ -17,13 +19,12 @@ from ddeq.kernels import Gaussian, Riesz
 from ddeq.viz import bare_axes, plot_energy, plot_measure
 
 # %%
-# The force of one target point on one atom, for kernels of bandwidth one. Beyond one bandwidth that of a Gaussian kernel
-# falls, and faster than any power of the distance.
+# The force of one target point on one atom is the length of the :term:`Wasserstein gradient`; here it is for kernels of
+# bandwidth one. Beyond one bandwidth that of a Gaussian kernel falls, and faster than any power of the distance. Two cures:
 #
 # - *Injected noise* asks for the velocity at a randomly displaced place, so that an atom feels the target now and then.
-#   In the mean over the noise this is the force of a wider and weaker kernel
-#   (T17).
-# - *A Riesz kernel* pulls equally hard from everywhere.
+#   In the mean over the noise this is the force of a wider and weaker kernel, which is drawn here (T17).
+# - *A Riesz kernel*, :math:`-|x - y|`, pulls equally hard from everywhere.
 
 noise, distance = 3.0, torch.linspace(0.02, 8.0, 200)
 atoms = ddeq.DiscreteMeasure(torch.stack([distance, torch.zeros_like(distance)], -1).unsqueeze(1))  # a batch of single atoms
@@ -79,10 +80,11 @@ plt.show()
 
 # %%
 # The atoms repel each other. Those that are pushed towards the ring come within its reach and are caught; the others are
-# pushed away until they feel nobody any more. For all that the flow can see this is a stationary point. The noise
+# pushed away until they feel nobody any more. For all that the flow can see this is the end: nothing moves. The noise
 # brings most of them back, and some are left behind when it has faded.
 #
-# Energies of different kernels cannot be compared, so let one that sees everything judge all three ends.
+# Energies of different kernels cannot be compared, so let one that sees everything judge all three ends: the
+# :term:`energy distance`, which is that of the Riesz kernel.
 
 judge = MMD(ring, Riesz(1.0))
 for name, trajectory in trajectories.items():

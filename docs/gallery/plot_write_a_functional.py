@@ -2,9 +2,13 @@
 A new energy in one method
 ==========================
 
-*How much of a functional do I have to write?* Its value, as a function of points and weights. Here atoms are to spread
-evenly over an angle: we punish the first few Fourier coefficients of the directions in which a measure lies, and hold
-the atoms at distance one from the origin.
+*How much of a functional do I have to write?* Its value, as a function of points and weights. (A :term:`functional` gives a
+:term:`measure`, a set of points with weights, a number, as a loss does.) Here the points, called :term:`atoms <atom>`, are to
+spread evenly over all directions from the origin, at distance one from it.
+
+A direction is an angle :math:`a`. The Fourier coefficient of order :math:`k` of the directions is the mean of
+:math:`e^{ika}` over the atoms, weighted by mass. It is zero where the directions are spread evenly, and of absolute value one
+where they agree; so we punish the first few.
 """
 
 import matplotlib.pyplot as plt
@@ -31,14 +35,16 @@ class EvenDirections(ddeq.Functional):
 # %%
 # The value weighs every atom with its mass and looks at nothing else, so it is a function of the measure: it does not
 # see in which order atoms are stored, whether one is stored as two halves, or whether padding was added.
-# `check_functional` holds it to that, and compares the first variation and the Wasserstein gradient, which the library
-# derives from ``forward``, with finite differences.
+# `check_functional` holds it to that. It also compares with finite differences what the library derives from ``forward``: the
+# :term:`first variation`, which says how the value changes when a little mass is added at a place, and the
+# :term:`Wasserstein gradient`, which says which way an atom there would have to move for the value to rise fastest.
 
 F = EvenDirections()
 check_functional(F)
 
 # %%
-# That is all that a flow needs. Thirty atoms of unequal mass start in one corner.
+# That is all that a :term:`flow` needs: gradient descent on the atoms, each against its Wasserstein gradient. Thirty atoms of
+# unequal mass start in one corner; every second step is recorded.
 
 generator = torch.Generator().manual_seed(0)
 start = ddeq.DiscreteMeasure(
