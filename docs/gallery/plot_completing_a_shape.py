@@ -108,3 +108,6 @@ with ddeq.reductions.backend("dense"):  # three values are not worth a compilati
         error = float((added[n].mass() - hidden.mass()).abs().mean())
         print(f"    completed with {n} atoms {distance:.4f}, error of the missing share of the mass {error:.3f}")
 print(completer.solution.summary())
+
+# %%
+# :doc:`Completing shapes </guide/completing_shapes>` goes on: other ways to remove a part, larger models, and how to evaluate them.
