@@ -110,4 +110,4 @@ with ddeq.reductions.backend("dense"):  # three values are not worth a compilati
 print(completer.solution.summary())
 
 # %%
-# :doc:`Completing shapes </guide/completing_shapes>` goes on: other ways to remove a part, larger models, and how to evaluate them.
+# :doc:`Completing shapes </guide/completing_shapes>` goes on: other removals, larger models, evaluation.
