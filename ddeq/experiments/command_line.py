@@ -5,17 +5,19 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import Tensor
 
 from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.guard import ConvergenceGuard
 from ddeq.experiments.task import EquilibriumTask
+from ddeq.measures import DiscreteMeasure
 
 __all__ = ["CommandLine", "Predictions", "main", "prepare_process"]
 
@@ -36,7 +38,10 @@ class CommandLine(LightningCLI):
 
 
 class Predictions(BasePredictionWriter):
-    """Writes what ``predict`` finds: a line for each measure with its number, its label, the class, and all probabilities.
+    """Writes what ``predict`` finds, for each measure with its number and its label.
+
+    Of a classifier a line with the class and all probabilities; of a completer a line for each atom of positive mass of the
+    completed probability, with its weight and coordinates.
 
     Parameters
     ----------
@@ -49,17 +54,30 @@ class Predictions(BasePredictionWriter):
         self.path = Path(path)
 
     def write_on_epoch_end(self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
-        logits = torch.cat(list(predictions)).float()
         data = trainer.datamodule.split(trainer.datamodule.test_split)
         index = [i for batches in batch_indices for batch in batches for i in batch]
         path = self.path if trainer.world_size == 1 else self.path.with_stem(f"{self.path.stem}-{trainer.global_rank}")
         path.parent.mkdir(parents=True, exist_ok=True)
+        labels = [data.class_names[int(data.labels[i])] for i in index]
+        lines = _atoms if isinstance(predictions[0], DiscreteMeasure) else _classes
         with path.open("w") as file:
-            file.write("index,label,prediction," + ",".join(f"p({name})" for name in data.class_names) + "\n")
-            for i, row, p in zip(index, logits.argmax(-1).tolist(), logits.softmax(-1).tolist(), strict=True):
-                names = (data.class_names[int(data.labels[i])], data.class_names[row])
-                file.write(f"{i},{names[0]},{names[1]}," + ",".join(f"{q:.6f}" for q in p) + "\n")
+            file.writelines(",".join(line) + "\n" for line in lines(list(predictions), index, labels, data.class_names))
         print(f"predictions: {path}")
+
+
+def _classes(logits: list[Tensor], index: list[int], labels: list[str], names: Sequence[str]) -> Iterator[list[str]]:
+    found = torch.cat(logits).float()
+    yield ["index", "label", "prediction", *(f"p({name})" for name in names)]
+    for i, label, row, p in zip(index, labels, found.argmax(-1).tolist(), found.softmax(-1).tolist(), strict=True):
+        yield [str(i), label, names[row], *(f"{q:.6f}" for q in p)]
+
+
+def _atoms(measures: list[DiscreteMeasure], index: list[int], labels: list[str], names: Sequence[str]) -> Iterator[list[str]]:
+    yield ["index", "label", "weight", *(f"x{k + 1}" for k in range(measures[0].dim))]
+    for i, label, mu in zip(index, labels, (mu for batch in measures for mu in batch), strict=True):
+        for weight, point in zip(mu.weights.tolist(), mu.points.tolist(), strict=True):
+            if weight > 0:
+                yield [str(i), label, f"{weight:.8f}", *(f"{x:.6f}" for x in point)]
 
 
 def main(arguments: Sequence[str]) -> None:

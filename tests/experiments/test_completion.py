@@ -1,5 +1,6 @@
 """Completion from training to a card: what is evaluated, and what a file of weights gives back."""
 
+import csv
 import json
 
 import lightning
@@ -10,6 +11,7 @@ from torch import nn
 from ddeq import DiscreteMeasure
 from ddeq.data import RemoveDiscs, RemoveHalfSpace, generator_for, load_digits
 from ddeq.experiments import Clouds, CompletionTask, evaluate_completion
+from ddeq.experiments.command_line import Predictions
 from ddeq.experiments.export import export
 from ddeq.functionals import Chamfer, Wasserstein
 from ddeq.nn import Completer, load_weights
@@ -85,6 +87,23 @@ def test_a_trained_completer_is_exported_with_its_distances(tmp_path):
     completer, rho = load_weights(tmp_path / "small.safetensors"), DiscreteMeasure(torch.rand(2, 9, 2))
     assert isinstance(completer, Completer)
     assert torch.equal(completer(rho, n=12).points, task.model.eval()(rho, n=12).points)
+
+
+def test_predictions_are_completed_measures(tmp_path):
+    file = tmp_path / "deep" / "completed.csv"
+    task = CompletionTask(SMALL, removal=RemoveHalfSpace())
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, limit_predict_batches=2, callbacks=[Predictions(str(file))]
+    )
+    trainer.predict(task, datamodule=Clouds("digits", test_batch_size=3), return_predictions=False)
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert sorted({int(row["index"]) for row in rows}) == list(range(6))
+    for i in range(6):
+        atoms = [row for row in rows if int(row["index"]) == i]
+        assert sum(float(row["weight"]) for row in atoms) == pytest.approx(1.0, abs=1e-5)
+        assert {row["label"] for row in atoms} == {str(int(load_digits("test").labels[i]))}
+        assert {"x1", "x2"} <= atoms[0].keys()
 
 
 @pytest.mark.unchecked
