@@ -43,12 +43,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("output", type=Path, help="the .safetensors file; the card is written beside it")
     parser.add_argument("--dataset", choices=list(TERMS), required=True)
     parser.add_argument("--data", help="file or folder of the data, whose validation split the card's numbers are of")
+    parser.add_argument("--note", default="", help="a sentence on how it was trained, for the card")
     options = parser.parse_args(arguments)
     command = f"python -m ddeq export {shlex.quote(options.checkpoint.name)} {options.output.name} --dataset {options.dataset}"
-    print(export(options.checkpoint, options.output, options.dataset, options.data, command))
+    print(export(options.checkpoint, options.output, options.dataset, options.data, command, options.note))
 
 
-def export(checkpoint: Path, output: Path, dataset: str, data: str | None, command: str = "") -> str:
+def export(checkpoint: Path, output: Path, dataset: str, data: str | None, command: str = "", note: str = "") -> str:
     """Write ``output`` and, beside it, its card ``.md`` and the card's numbers ``.json``; returns the card.
 
     Parameters
@@ -61,6 +62,8 @@ def export(checkpoint: Path, output: Path, dataset: str, data: str | None, comma
         As in `Clouds`.
     command
         How this was called, for the card.
+    note
+        A sentence on how the model was trained, for the card.
 
     Raises
     ------
@@ -89,7 +92,7 @@ def export(checkpoint: Path, output: Path, dataset: str, data: str | None, comma
         "validation inputs": len(validation),
         **numbers,
         "spectral radius, largest of 16": _radius(shipped, validation),
-        "training": saved.get("training", {}),
+        "training": saved.get("training", {}) | ({"note": note} if note else {}),
         "evaluated on": f"{machine()}, torch {torch.__version__}, ddeq {__version__}",
     }
     output.with_suffix(".json").write_text(json.dumps(numbers, indent=2) + "\n")
@@ -202,13 +205,14 @@ def _card(
     name: str, dataset: str, configuration: dict[str, Any], numbers: dict[str, Any], rows: dict[str, str], command: str
 ) -> str:
     training = numbers["training"]
+    note = f"; {training['note']}" if "note" in training else ""
     rows = {
         **rows,
         "Spectral radius of the cell": f"{numbers['spectral radius, largest of 16']:.2f}, the largest at 16 equilibria",
         "Parameters": f"{numbers['parameters']:,}",
         "Training command": f"`{training.get('command', 'not recorded')}`",
         "Seed": str(training.get("seed", "not recorded")),
-        "Training time": f"{training['seconds'] / 60:.1f} minutes" if "seconds" in training else "not recorded",
+        "Training time": f"{training['seconds'] / 60:.1f} minutes{note}" if "seconds" in training else "not recorded",
         "Training hardware": training.get("hardware", "not recorded"),
         "Epochs": str(training.get("epochs", "not recorded")),
         "Exported by": f"`{command}`",

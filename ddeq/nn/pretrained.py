@@ -28,7 +28,7 @@ def load_pretrained(name: str) -> nn.Module:
     Parameters
     ----------
     name
-        ``"modelnet40"``: a `Classifier` of shapes.
+        ``"mnist_pc"``: a `Classifier` of digits in the plane; ``"modelnet40"``: one of shapes in space.
 
     Raises
     ------

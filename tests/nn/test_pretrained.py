@@ -81,14 +81,37 @@ def test_unknown_names_list_the_known_ones():
         pretrained_preprocessing("cifar")
 
 
-def test_shipped_weights_solve_and_do_not_care_how_a_cloud_is_stored():
-    classifier, preprocess = load_pretrained("modelnet40"), pretrained_preprocessing("modelnet40")
-    raw = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.2]) + 7.0
+def shape():
+    return torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.2]) + 7.0
+
+
+def seven():
+    """A digit as MNIST's pixels have it: columns, rows from below, intensities."""
+    top = [(x, 20, 250) for x in range(8, 20)] + [(x, 19, 200) for x in range(8, 20)]
+    down = [(18 - k // 2, 18 - k, v) for k in range(14) for v in (255,)] + [(17 - k // 2, 18 - k, 180) for k in range(14)]
+    return torch.tensor(top + down, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "classes", "most"),
+    [("modelnet40", shape(), 40, 1_000_000), ("mnist_pc", seven(), 10, 600_000)],
+    ids=["modelnet40", "mnist_pc"],
+)
+def test_shipped_weights_solve_and_do_not_care_how_a_cloud_is_stored(name, raw, classes, most):
+    classifier, preprocess = load_pretrained(name), pretrained_preprocessing(name)
     rho = preprocess(raw)
     with torch.no_grad():
         logits = classifier(rho)
         assert bool(classifier.solution.converged)
-        for same in (rho.permute_atoms(torch.randperm(300)), rho.split_atom(5, 0.4), rho.pad_atoms(9)):
+        for same in (rho.permute_atoms(torch.randperm(rho.n)), rho.split_atom(5, 0.4), rho.pad_atoms(9)):
             assert (classifier(same).softmax(-1) - logits.softmax(-1)).abs().max() < 1e-3
-    assert logits.shape == (40,)
-    assert sum(p.numel() for p in classifier.parameters()) <= 1_000_000
+    assert logits.shape == (classes,)
+    assert sum(p.numel() for p in classifier.parameters()) <= most
+
+
+def test_the_shipped_digits_classifier_reads_a_seven():
+    rho = pretrained_preprocessing("mnist_pc")(seven())
+    with torch.no_grad():
+        probabilities = load_pretrained("mnist_pc")(rho).softmax(-1)
+    assert int(probabilities.argmax()) == 7
+    assert float(probabilities.max()) > 0.5
