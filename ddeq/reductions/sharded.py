@@ -195,10 +195,12 @@ def _around(
     parts = [part.contiguous() for part in parts]
     total = None
     for step in range(size):
-        coming = [torch.empty_like(part) for part in parts]
-        sends = [dist.P2POp(dist.isend, part, ahead, group) for part in parts]
-        receives = [dist.P2POp(dist.irecv, part, behind, group) for part in coming]
-        transfers = dist.batch_isend_irecv(sends + receives) if step < size - 1 else []
+        coming, transfers = [], []
+        if step < size - 1:
+            coming = [torch.empty_like(part) for part in parts]
+            sends = [dist.P2POp(dist.isend, part, ahead, group) for part in parts]
+            receives = [dist.P2POp(dist.irecv, part, behind, group) for part in coming]
+            transfers = dist.batch_isend_irecv(sends + receives)
         result = function(*parts)
         total = result if total is None else joined(total, result)
         for transfer in transfers:
