@@ -15,12 +15,13 @@ from torch import Tensor
 
 import ddeq.data
 from ddeq import __version__
-from ddeq.data import MeasureDataset, generator_for
+from ddeq.data import MeasureDataset
 from ddeq.experiments.classification import evaluate
 from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.completion import evaluate_completion
 from ddeq.experiments.machine import machine
-from ddeq.nn import Classifier, Completer, Head, build, load_weights, save_weights, spectral_radius
+from ddeq.experiments.task import largest_radius
+from ddeq.nn import Classifier, Completer, Head, build, load_weights, save_weights
 
 __all__ = ["export", "main", "spread_over_starts"]
 
@@ -171,7 +172,7 @@ def _radius(head: Head, data: MeasureDataset) -> float:
     with torch.no_grad():
         head(rho)
     assert head.solution is not None
-    return float(spectral_radius(head.model.cell, head.solution.measure, *head.solution.args, generator=generator_for(0)).max())
+    return float(largest_radius(head, head.solution))
 
 
 @torch.no_grad()

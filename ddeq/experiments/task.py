@@ -151,7 +151,7 @@ class EquilibriumTask(lightning.LightningModule):
                 numbers |= _convergence(solution)
                 numbers["support"] = effective_support(solution.measure).mean()
                 if index == 0:  # a batch is enough, and the radius takes many products
-                    self._log(stage, {"spectral radius": _radius(self.model, solution)}, 1)
+                    self._log(stage, {"spectral radius": largest_radius(self.model, solution)}, 1)
         self._log(stage, numbers, batch[0].batch_shape[0])
 
     def _log(self, stage: str, numbers: dict[str, Tensor], batch_size: int) -> None:
@@ -225,7 +225,7 @@ def _convergence(solution: Solution) -> dict[str, Tensor]:
     }
 
 
-def _radius(head: Head, solution: Solution) -> Tensor:
+def largest_radius(head: Head, solution: Solution) -> Tensor:
     """Largest spectral radius of the cell's linearisation among a few of the equilibria."""
     with torch.inference_mode(False), torch.enable_grad():  # the radius takes derivatives; trainers evaluate without
         measure, args = tree_map_only(Tensor, lambda t: t[:16].clone(), (solution.measure, solution.args))
