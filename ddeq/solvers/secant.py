@@ -17,6 +17,9 @@ Kind = Literal["II", "I", "Broyden"]
 FALL, PATIENCE = 0.95, 10
 """Where so many evaluations have not brought the residual below that share, twice as many plain steps follow, and so on in
 turn: they leave the neighbourhood of a least residual that is no solution, to which extrapolation would always come back."""
+FAR, BACK = 4.0, 0.25
+"""An iterate that many times farther from the best one than that is from the origin, with no smaller residual, was too far a
+leap: the residual is flat, and its differences say little. Instead this share of the way is taken, or less, so that it is near."""
 RETREATS = 10
 """After so many returns to its best iterate, none of which led to a better one, a sample has diverged if its image is NaN."""
 
@@ -79,7 +82,12 @@ def secant_step(
     change = r - state.residual
     test = change if kind == "II" else moved
     good, better = size <= restart * state.least, size < state.least  # both false for NaN
-    all_good, all_better = agreed(good), agreed(better)
+    all_better = agreed(better)
+    if not all_better:
+        leap = z - state.best
+        back = _share_of_leap(problem, leap, state, better)
+        good = good & (back == 0.0)
+    all_good = agreed(good)
     retreats = torch.zeros_like(size) if all_better else torch.where(better, 0.0, state.retreats)
     if not all_good:  # what may be NaN must not enter the history, not even to be multiplied by zero
         z, r = choose(good, z, state.best), choose(good, r, state.drive)
@@ -130,9 +138,17 @@ def secant_step(
         proposal = damped - combination if torch.is_grad_enabled() else torch.sub(damped, combination, out=combination)
     if not all_good:
         retreat = state.best + (beta * 0.5**retreats)[..., None, None] * state.drive
+        retreat = choose(back > 0.0, state.best + back[..., None, None] * leap, retreat)
         lost = ~torch.isfinite(size) & (retreats > RETREATS)
         proposal = choose(good, proposal, choose(lost, torch.full_like(z, torch.nan), retreat))
     return proposal, following
+
+
+def _share_of_leap(problem: FixedPoint, leap: Tensor, state: History, better: Tensor) -> Tensor:
+    """What to take of the way from the best iterate to the last one where that was `FAR`, zero elsewhere; ``(*batch,)``."""
+    length, size = problem.norms(leap.detach(), (state.best + state.drive).detach())
+    far = (length > FAR * size) & ~better
+    return torch.where(far, (FAR * size / length).clamp_max(BACK), 0.0)
 
 
 def _coefficients(kind: Kind, system: Tensor, right: Tensor, used: Tensor, squares: Tensor, ridge: float | None) -> Tensor:

@@ -86,11 +86,10 @@ def test_steppers_see_the_measure_alone(stepper, mu):
 def test_steppers_converge_in_both_dtypes(stepper, dtype):
     F = MMD(TARGET.to(dtype), Gaussian(1.0)) + quadratic()
     mu = cloud(5, batch=(3,)).to(dtype)
-    rtol = 1e-4 if dtype == torch.float64 else 1e-3  # below, rounding of the energy may end a line search in single precision
-    trajectory = flow(F, mu, stepper=stepper, stop=Stop(rtol=rtol, max_steps=500))
+    trajectory = flow(F, mu, stepper=stepper, stop=Stop(rtol=1e-4, max_steps=500))
     assert trajectory.status.tolist() == [Status.CONVERGED] * 3
     assert trajectory.measure.dtype == dtype
-    assert F.wasserstein_gradient(trajectory.measure).norm() < 10 * rtol
+    assert (F.wasserstein_gradient(trajectory.measure).norm() < 1e-3).all()
 
 
 def test_a_sample_flows_as_it_would_alone():

@@ -258,11 +258,10 @@ class TestAuto:
 
     def test_newton_where_residuals_stop_falling(self):
         rough = pointwise(lambda z: z - torch.arctan(z) - 0.3 * torch.sin(3 * z))
-        starts = DiscreteMeasure(torch.tensor([2.0, 3.0, 5.0, 7.0, 9.0, 11.0], dtype=torch.float64).reshape(-1, 1, 1))
-        solution = fixed_point(rough, starts, solver=Auto(patience=3), stop=Stop(rtol=1e-10, max_steps=200))
-        # The residual has minima that are no solutions, and where a start ends hangs on the last digits: not all need get there.
-        assert solution.converged.sum() >= 4
-        assert (solution.used["NewtonKrylov"] > 0)[solution.converged].any()
+        start = DiscreteMeasure(torch.tensor([[9.0]], dtype=torch.float64))
+        solution = fixed_point(rough, start, solver=Auto(patience=1), stop=Stop(rtol=1e-10, max_steps=200))
+        assert solution.converged
+        assert solution.used["NewtonKrylov"] > 0
 
     def test_each_sample_for_itself(self):
         mu, a = DiscreteMeasure(torch.ones(3, 2, 2)), torch.tensor([0.1, 0.9, -0.99])
