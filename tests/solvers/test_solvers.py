@@ -86,6 +86,22 @@ class TestKnownFixedPoints:
             found = solution.measure.points.item()
             assert found == pytest.approx(end, abs=1e-6) or (name.startswith("a logistic") and abs(found) < 1e-10), name
 
+    @extrapolating
+    @both_dtypes
+    def test_from_where_the_residual_is_flat(self, solver, dtype):
+        """Secants through two nearly equal residuals lead far away; the way back leads to the solution."""
+        flat = {
+            "z - arctan z": lambda z: z - torch.arctan(z),
+            "z - 3 arctan z": lambda z: z - 3.0 * torch.arctan(z),
+            "z - tanh z": lambda z: z - torch.tanh(z),
+        }
+        starts = DiscreteMeasure(torch.tensor([9.0, -9.0, 7.0], dtype=dtype).reshape(-1, 1, 1))
+        stop = Stop(rtol=1e-5 if dtype == torch.float32 else 1e-10, atol=1e-6, max_steps=300)
+        for name, f in flat.items():
+            solution = fixed_point(pointwise(f), starts, solver=solver, stop=stop)
+            assert solution.converged.all(), name
+            assert (solution.measure.points.abs() < 1e-4).all(), name
+
 
 WITHOUT = {
     "z + 1": lambda x: x + 1,
