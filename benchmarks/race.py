@@ -5,7 +5,7 @@ time; the one-cycle schedule of the learning rate goes by the share of the time 
 the race. Weights are taken as they are, not averaged over steps. Evaluation is not counted.
 
     python benchmarks/race.py [--dataset digits | mnist_pc | modelnet] [--data FOLDER] [--minutes 30] [--every 2]
-        [--inputs 1000] [--configs configs/baselines/modelnet40_pointnet.yaml ...]
+        [--inputs 1000] [--configs configs/baselines/modelnet40_pointnet.yaml ...] [--only NAME ...]
 
 ``--configs`` adds contestants, each a file that is read on top of our configuration. Results are kept for each data set, and a
 race replaces those of its own.
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.0, help="minutes from evaluation to evaluation (%(default)s)")
     parser.add_argument("--inputs", type=int, default=1000, help="so many validation inputs, evenly spaced (%(default)s)")
     parser.add_argument("--configs", nargs="+", type=Path, default=[], metavar="FILE", help="more contestants")
+    parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="of the contestants")
     add_output(parser)
     options = parser.parse_args()
     prepare_process()
@@ -166,6 +167,9 @@ def main() -> None:
     command += f" --configs {shlex.join(map(str, options.configs))}" if options.configs else ""
     known = contestants(options.dataset)
     entries = {name: known[name] for name in (OURS, PAPER)} | {title(p): [*known[OURS], p] for p in options.configs}
+    if options.only:
+        command += f" --only {shlex.join(options.only)}"
+        entries = {name: entries[name] for name in options.only}
     race: Race = {
         "command": command,
         "where": machine(),

@@ -182,7 +182,7 @@ def report(found: Found, minutes: dict[str, float], command: str) -> str:
                 )
     lines += [
         "",
-        "No GPU was measured.",
+        "No GPU was measured; `python benchmarks/gpu.py` does it where there is one.",
         "",
         "| benchmark | minutes | made by |",
         "|---|---|---|",

@@ -19,7 +19,7 @@ FALL, PATIENCE = 0.95, 10
 turn: they leave the neighbourhood of a least residual that is no solution, to which extrapolation would always come back."""
 FAR, BACK = 4.0, 0.25
 """An iterate that many times farther from the best one than that is from the origin, with no smaller residual, was too far a
-leap: the residual is flat, and its differences say little. Instead this share of the way is taken, or less, so that it is near."""
+leap: the residual is flat, and its differences say little. Instead this share of the way is taken, or so much that it is near."""
 RETREATS = 10
 """After so many returns to its best iterate, none of which led to a better one, a sample has diverged if its image is NaN."""
 
