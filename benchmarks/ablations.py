@@ -190,6 +190,40 @@ def markdown(table: str, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
+def draw(runs: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
+    """A panel for each table: the accuracy of each run as a dot, its mean as a bar, and the mean seconds of training."""
+    import matplotlib.pyplot as plt
+
+    shown = {table: {name: some for name, some in found.items() if some} for table, found in runs.items()}
+    shown = {table: found for table, found in shown.items() if found}
+    if not shown:
+        return
+    rows = -(-len(shown) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(11.0, 2.3 * rows), squeeze=False, sharex=True, layout="constrained")
+    lowest = min(100 * run["accuracy"] for found in shown.values() for some in found.values() for run in some)
+    for axis, (table, found) in zip(axes.flat, shown.items(), strict=False):
+        for place, some in enumerate(found.values()):
+            accuracy = [100 * run["accuracy"] for run in some]
+            axis.plot(accuracy, [place] * len(some), "o", ms=5, color="#20508e", alpha=0.5, mew=0)
+            axis.plot([statistics.mean(accuracy)], [place], "|", ms=16, mew=2.5, color="#c8502a")
+            seconds = f"{statistics.mean(run['seconds'] for run in some):.0f} s"
+            axis.annotate(seconds, (1.0, place), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+                          va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
+        axis.set_yticks(range(len(found)), [name.split(",")[0].removesuffix(" (default)") for name in found], fontsize=9)
+        axis.set_ylim(len(found) - 0.5, -0.5)
+        axis.set_xlim(lowest - 1.0, 100.0)
+        axis.set_title(TITLES[table], loc="left", fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    for axis in list(axes.flat)[len(shown) :]:
+        axis.remove()
+    for axis in axes[-1]:
+        axis.set_xlabel("validation accuracy in %")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", choices=["digits", "mnist_pc"], default="digits")
@@ -230,10 +264,10 @@ def main() -> None:
 
 def write(found: dict[str, Any], folder: Path, *, show: bool) -> None:
     setting = found["setting"]
-    lines = ["# Ablations", ""]
+    lines = ["# Ablations", "", "![Accuracy and seconds of training of each variant](ablations.png)", ""]
     lines += [
         f"{setting['dataset']}: {setting['epochs']} epochs, means and standard deviations over seeds; the spectral radius is the "
-        "largest at 16 equilibria.",
+        "largest at 16 equilibria. In the picture a dot is a run, a bar a mean, beside it the mean seconds of training.",
         "",
     ]
     for table, runs in found["runs"].items():
@@ -241,6 +275,7 @@ def write(found: dict[str, Any], folder: Path, *, show: bool) -> None:
         lines += [f"## {TITLES[table]}", "", *markdown(table, finished), "", found["conclusions"].get(table, ""), ""]
     lines += [f"Made by `{found['command']}` on {found['where']}.", ""]
     keep(folder, "ablations", "\n".join(lines), found, show=show)
+    draw(found["runs"], folder / "ablations.png")
 
 
 if __name__ == "__main__":
