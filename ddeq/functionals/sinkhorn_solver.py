@@ -33,7 +33,7 @@ LEVEL = Stop(rtol=0.1, max_steps=20)
 NEWTON_BELOW = 1.0
 """Newton's method takes over once potentials change by less than so many epsilon."""
 DENSE_UP_TO = 2**21
-"""Linear systems are solved as matrices of up to so many numbers, and by conjugate gradients beyond."""
+"""Linear systems are solved as matrices of up to so many numbers for each sample, and by conjugate gradients beyond."""
 KRYLOV_STEPS = 500
 
 
@@ -104,8 +104,9 @@ class _System(ABC):
     def linear_solver(self, z: Tensor, masses: Tensor, rtol: float | Tensor) -> _SelfAdjointSolve:
         """The solver of linear equations with the derivative at ``z``."""
         m, n = self.at.n, self.other.n
-        size = self.at.weights[..., 0].numel() * m * (n + m)
-        dense = size <= DENSE_UP_TO and not blocks_are_below(size) and not is_sharded(z)
+        numbers = m * (n + m)
+        every = self.at.weights[..., 0].numel() * numbers
+        dense = numbers <= DENSE_UP_TO and not blocks_are_below(every) and not is_sharded(z)
         return _SelfAdjointSolve(masses, self.symmetric(z, masses) if dense else None, self.singular, rtol)
 
     def solve(self, stop: Stop) -> Outcome:
