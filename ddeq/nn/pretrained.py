@@ -1,4 +1,4 @@
-"""Weights that come with the library: classifiers, and the maps from raw clouds to their inputs."""
+"""Weights that come with the library: classifiers and a completer, and the maps from raw clouds to their inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def load_pretrained(name: str) -> nn.Module:
     Parameters
     ----------
     name
-        ``"mnist_pc"``: a `Classifier` of digits in the plane; ``"modelnet40"``: one of shapes in space.
+        ``"mnist_pc"``: a `Classifier` of digits in the plane; ``"modelnet40"``: one of shapes in space;
+        ``"mnist_pc_completion"``: a `Completer` of digits of which discs are missing.
 
     Raises
     ------

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from ddeq import DiscreteMeasure
+from ddeq.data import RemoveDiscs
+from ddeq.functionals import Wasserstein
 from ddeq.iteration import Stop
 from ddeq.nn import Classifier, LocalEncoder, build, load_pretrained, load_weights, pretrained_preprocessing, save_weights
 
@@ -107,6 +109,23 @@ def test_shipped_weights_solve_and_do_not_care_how_a_cloud_is_stored(name, raw, 
             assert (classifier(same).softmax(-1) - logits.softmax(-1)).abs().max() < 1e-3
     assert logits.shape == (classes,)
     assert sum(p.numel() for p in classifier.parameters()) <= most
+
+
+def test_the_shipped_completer_finds_what_is_missing_of_a_seven():
+    """At any number of atoms, however the known part is stored: nearer to the whole than the known part is."""
+    completer, whole = load_pretrained("mnist_pc_completion"), pretrained_preprocessing("mnist_pc_completion")(seven())
+    whole = DiscreteMeasure(whole.points.expand(6, -1, -1), whole.weights.expand(6, -1))
+    known, _ = RemoveDiscs(2, 0.35)(whole, torch.Generator().manual_seed(0))
+    distance = Wasserstein(whole.normalized())
+    with torch.no_grad():
+        for n in (None, 128):
+            completed = completer(known, n=n)
+            assert bool(completer.solution.converged.all())
+            assert completed.n - whole.n == (64 if n is None else n)
+            assert distance(completed.normalized()).mean() < 0.5 * distance(known.normalized()).mean()
+        for same in (known.permute_atoms(torch.arange(known.n).flip(0)), known.split_atom(5, 0.4), known.pad_atoms(9)):
+            assert (completer.missing(same).points - completer.missing(known).points).abs().max() < 1e-2
+    assert sum(p.numel() for p in completer.parameters()) <= 600_000
 
 
 def test_the_shipped_digits_classifier_reads_a_seven():
