@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ddeq.draws import place_of
-from ddeq.ranks import beside, settled, whole, writes
+from ddeq.ranks import beside, settled, whole, write
 
 __all__ = ["DiscreteMeasure"]
 
@@ -369,12 +369,7 @@ class DiscreteMeasure:
 
     def save(self, path: str | Path) -> None:
         """Write the measure to a safetensors file; one that is spread over ranks is gathered, and written by the first."""
-        from safetensors.torch import save_file
-
-        tensors = {"points": self.points, "weights": self.weights, "marks": self.marks}
-        found = {k: whole(t.detach()) for k, t in tensors.items() if t is not None}
-        if writes(self.points):
-            save_file({k: t.cpu().clone(memory_format=torch.contiguous_format) for k, t in found.items()}, path)
+        write(path, {"points": self.points, "weights": self.weights, "marks": self.marks})
 
     @classmethod
     def load(cls, path: str | Path) -> DiscreteMeasure:

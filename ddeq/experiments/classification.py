@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import ddeq.data
 from ddeq.data import Augmentation, MeasureDataset, Mixing
 from ddeq.experiments.baselines import Baseline
-from ddeq.experiments.task import Batch, EquilibriumTask
+from ddeq.experiments.task import Batch, EquilibriumTask, convergence
 from ddeq.iteration import Stop
 from ddeq.nn import DDEQ, Classifier, EquilibriumCell, InducedSetEncoder, LearnedReference, build, effective_support
 
@@ -141,17 +141,14 @@ def evaluate(classifier: Classifier, data: MeasureDataset, batch_size: int = 256
     """
     training = classifier.training
     classifier.eval()
-    found: dict[str, list[Tensor]] = {"correct": [], "residual": [], "steps": [], "converged": [], "support": [], "logits": []}
+    found: dict[str, list[Tensor]] = {}
     for rho, labels in data.loader(batch_size):
         logits = classifier(rho)
         solution = classifier.solution
         assert solution is not None
-        found["logits"].append(logits)
-        found["correct"].append((logits.argmax(-1) == labels).float())
-        found["residual"].append(solution.residual)
-        found["steps"].append(solution.steps.float())
-        found["converged"].append(solution.converged.float())
-        found["support"].append(effective_support(solution.measure))
+        numbers = {"logits": logits, "correct": (logits.argmax(-1) == labels).float(), **convergence(solution)}
+        for name, value in (numbers | {"support": effective_support(solution.measure)}).items():
+            found.setdefault(name, []).append(value)
     classifier.train(training)
     joined = {name: torch.cat(parts) for name, parts in found.items()}
     logits = joined.pop("logits")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import ddeq.data
 import ddeq.functionals
 from ddeq.data import Augmentation, MeasureDataset, Removal, generator_for
-from ddeq.experiments.task import Batch, EquilibriumTask
+from ddeq.experiments.task import Batch, EquilibriumTask, convergence
 from ddeq.functionals import Chamfer, Wasserstein
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
@@ -179,10 +179,8 @@ def evaluate_completion(
         if isinstance(model, Completer):
             solution = model.solution
             assert solution is not None
-            solves["converged"].append(solution.converged.float())
-            solves["residual"].append(solution.residual)
-            solves["steps"].append(solution.steps.float())
-            solves["support"].append(effective_support(solution.measure))
+            for name, value in (convergence(solution) | {"support": effective_support(solution.measure)}).items():
+                solves[name].append(value)
     model.train(training)
     means = {name: float(torch.cat(parts).double().mean()) if parts else None for name, parts in solves.items()}
     numbers: dict[str, Any] = {name: torch.cat(parts) for name, parts in found.items()} | means

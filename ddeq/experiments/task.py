@@ -117,7 +117,7 @@ class EquilibriumTask(lightning.LightningModule):
         numbers = {"loss": loss.detach()} | numbers
         if isinstance(self.model, Head):
             solution = _last(self.model)
-            numbers |= {"penalty": torch.tensor(self.penalty)} | _convergence(solution)
+            numbers |= {"penalty": torch.tensor(self.penalty)} | means(convergence(solution))
             if self.penalty > 0:
                 some = max(1, round(self.penalised * samples))
                 options = {"steps": 2, "target": self.growth} if self.kind == "largest" else {}
@@ -148,8 +148,7 @@ class EquilibriumTask(lightning.LightningModule):
             numbers = self.score(batch, self.generator_of(stage, index))
             if isinstance(self.model, Head):
                 solution = _last(self.model)
-                numbers |= _convergence(solution)
-                numbers["support"] = effective_support(solution.measure).mean()
+                numbers |= means(convergence(solution) | {"support": effective_support(solution.measure)})
                 if index == 0:  # a batch is enough, and the radius takes many products
                     self._log(stage, {"spectral radius": largest_radius(self.model, solution)}, 1)
         self._log(stage, numbers, batch[0].batch_shape[0])
@@ -216,13 +215,14 @@ def _last(head: Head) -> Solution:
     return head.solution
 
 
-def _convergence(solution: Solution) -> dict[str, Tensor]:
-    """Means over a batch of what its solves did."""
-    return {
-        "residual": solution.residual.mean(),
-        "steps": solution.steps.float().mean(),
-        "converged": solution.converged.float().mean(),
-    }
+def convergence(solution: Solution) -> dict[str, Tensor]:
+    """What the solve of each sample did, as numbers ``(*batch,)``."""
+    return {"residual": solution.residual, "steps": solution.steps.float(), "converged": solution.converged.float()}
+
+
+def means(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over a batch."""
+    return {name: t.mean() for name, t in numbers.items()}
 
 
 def largest_radius(head: Head, solution: Solution) -> Tensor:

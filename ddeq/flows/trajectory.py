@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddeq.iteration import Status
 from ddeq.measures import DiscreteMeasure, unchecked
-from ddeq.ranks import beside, whole, writes
+from ddeq.ranks import beside, write
 
 __all__ = ["Recorder", "Remains", "Trajectory"]
 
@@ -71,17 +71,13 @@ class Trajectory:
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, and what is needed to go on, to the safetensors file ``path``."""
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor | None] = {name: getattr(self, name) for name in _FIELDS}
         tensors |= {name: getattr(self.measures, name) for name in ("points", "weights", "marks")}
         if self.remains is not None:
             tensors |= {f"memory.{i}": t for i, t in enumerate(self.remains.memory)}
             tensors |= {"taken": torch.tensor(self.remains.taken), "scale": self.remains.scale}
             tensors["generator_state"] = self.remains.generator_state
-        found = {k: whole(t.detach()) for k, t in tensors.items() if t is not None}
-        if writes(self.measures.points):
-            save_file({k: t.cpu().clone(memory_format=torch.contiguous_format) for k, t in found.items()}, path)
+        write(path, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["beside", "check_in_one_place", "is_sharded", "settled", "whole", "writes"]
+__all__ = ["beside", "check_in_one_place", "is_sharded", "settled", "whole", "write"]
 
 
 def is_sharded(*tensors: Tensor | None) -> bool:
@@ -51,10 +54,15 @@ def settled(t: Tensor) -> Tensor:
     return united(local(t, mesh, Replicate(), Replicate()), mesh, Replicate(), Replicate())
 
 
-def writes(*tensors: Tensor) -> bool:
-    """Whether this process is the one that writes a file: the first rank, of tensors that are spread over several."""
-    meshes = [t.device_mesh for t in tensors if is_sharded(t)]  # type: ignore[attr-defined]
-    return not meshes or meshes[0].get_local_rank() == 0
+def write(path: str | Path, tensors: Mapping[str, Tensor | None]) -> None:
+    """Write a safetensors file; what is None is left out, what is spread over ranks is gathered, and the first rank writes."""
+    from safetensors.torch import save_file
+
+    given = {name: t.detach() for name, t in tensors.items() if t is not None}
+    meshes = [t.device_mesh for t in given.values() if is_sharded(t)]  # type: ignore[attr-defined]
+    found = {name: whole(t) for name, t in given.items()}
+    if not meshes or meshes[0].get_local_rank() == 0:
+        save_file({name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in found.items()}, path)
 
 
 def check_in_one_place(name: str, *tensors: Tensor) -> None:
