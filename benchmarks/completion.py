@@ -27,6 +27,7 @@ from ddeq.nn import Completer, build
 
 NAMES = {"mnist_pc": "MNIST as measures", "modelnet": "ModelNet40"}
 SHOWN = 12
+KNOWN, ADDED = "#20508e", "#d9722c"
 LEAST = 5
 """Classes with fewer of the inputs are not compared."""
 
@@ -83,7 +84,10 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def draw(rows: dict[str, list[DiscreteMeasure]], path: Path) -> None:
-    """A row of pictures for each name, one column for each input; masses are the areas of dots."""
+    """A row of pictures for each name, one column for each input; masses are the areas of dots.
+
+    What ours adds is orange: its atoms follow those of the input.
+    """
     import matplotlib.pyplot as plt
 
     space = next(iter(rows.values()))[0].dim == 3
@@ -96,16 +100,19 @@ def draw(rows: dict[str, list[DiscreteMeasure]], path: Path) -> None:
         for axis, mu in zip(line, measures, strict=True):
             alive = mu.weights > 0
             x, w = mu.points[alive], mu.weights[alive] / mu.weights.sum()
+            added = (torch.arange(mu.n)[alive] >= rows["input"][0].n) & name.startswith("ours")
+            colours = [ADDED if new else KNOWN for new in added.tolist()]
             if space:
-                axis.scatter(x[:, 0], x[:, 2], x[:, 1], s=(350.0 * w).clamp(0.2, 6.0), c=x[:, 1], cmap="viridis", linewidths=0)
+                axis.scatter(x[:, 0], x[:, 2], x[:, 1], s=(350.0 * w).clamp(0.2, 6.0), c=colours, linewidths=0)
                 axis.view_init(18, -60)
                 axis.set_axis_off()
                 axis.set_xlim(-0.7, 0.7), axis.set_ylim(-0.7, 0.7), axis.set_zlim(-0.7, 0.7)
             else:
-                axis.scatter(x[:, 0], x[:, 1], s=(600.0 * w).clamp(0.3, 12.0), c="#20508e", linewidths=0)
+                axis.scatter(x[:, 0], x[:, 1], s=(600.0 * w).clamp(0.3, 12.0), c=colours, linewidths=0)
                 axis.set_xlim(-1.05, 1.05), axis.set_ylim(-1.05, 1.05)
                 axis.set_aspect("equal")
                 axis.set_xticks([]), axis.set_yticks([])
+        name = name.split(",")[0]
         if space:
             line[0].text2D(-0.25, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="center", fontsize=9)
         else:

@@ -12,7 +12,7 @@ import ddeq.data
 import ddeq.functionals
 from ddeq.data import Augmentation, MeasureDataset, Removal, generator_for
 from ddeq.experiments.task import Batch, EquilibriumTask, convergence
-from ddeq.functionals import Chamfer, Wasserstein
+from ddeq.functionals import Chamfer, Functional, Wasserstein
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
 from ddeq.nn import Completer, build, effective_support
@@ -35,7 +35,8 @@ class CompletionTask(EquilibriumTask):
         What is removed: a random map from a measure to its known and its missing part, or the configuration of one of
         ``ddeq.data``.
     discrepancy, options
-        Name of a class of ``ddeq.functionals`` that is made from a target, and its other options.
+        Name of a class of ``ddeq.functionals`` that is made from a target, and its other options; or several names, with the
+        coefficient of each in a sum, such as ``{"MMD": 1.0, "Chamfer": 1.0}``, and no options.
     atoms
         How many atoms a `Completer` adds; None for as many as its reference has.
     coarse
@@ -48,7 +49,7 @@ class CompletionTask(EquilibriumTask):
     Raises
     ------
     ValueError
-        If ``discrepancy`` is no name of ``ddeq.functionals``.
+        If ``discrepancy`` is no name of ``ddeq.functionals``, or there are several and options.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class CompletionTask(EquilibriumTask):
         completer: dict[str, Any] | nn.Module,
         *,
         removal: dict[str, Any] | Removal,
-        discrepancy: str = "SinkhornDivergence",
+        discrepancy: str | dict[str, float] = "SinkhornDivergence",
         options: dict[str, Any] | None = None,
         atoms: int | None = None,
         coarse: float = 1.0,
@@ -78,15 +79,20 @@ class CompletionTask(EquilibriumTask):
         self.removal: Removal = build(removal, modules=[ddeq.data]) if isinstance(removal, dict) else removal
         self.removal_configuration = removal if isinstance(removal, dict) else None
         """That of the removal, where it was made from one; kept in checkpoints."""
-        if discrepancy not in ddeq.functionals.__all__:
-            raise ValueError(f"discrepancy: expected a name of ddeq.functionals, got {discrepancy!r}")
-        self.discrepancy, self.options = getattr(ddeq.functionals, discrepancy), options or {}
+        self.terms = {discrepancy: 1.0} if isinstance(discrepancy, str) else dict(discrepancy)
+        """Names of discrepancies, and the coefficient of each in the loss."""
+        for name in self.terms or [""]:
+            if name not in ddeq.functionals.__all__:
+                raise ValueError(f"discrepancy: expected a name of ddeq.functionals, got {name!r}")
+        if options and len(self.terms) > 1:
+            raise ValueError(f"options: expected none with several discrepancies, got {options}")
+        self.options = options or {}
         self.atoms, self.coarse, self.transported = atoms, coarse, transported
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         whole = self.augmented(batch[0], generator).normalized()
         known, _ = self.removal(whole, generator)
-        discrepancy = self.discrepancy(whole, **self.options)
+        discrepancy = self.discrepancy(whole)
         *coarse, fine = self.complete(known, generator)
         loss: Tensor = discrepancy(fine).mean()
         return loss + self.coarse * sum(discrepancy(mu).mean() for mu in coarse), {}
@@ -101,6 +107,12 @@ class CompletionTask(EquilibriumTask):
             "W2": (2.0 * Wasserstein(whole[few])(completed[few])).clamp_min(0.0).sqrt().mean(),
         }
 
+    def discrepancy(self, whole: DiscreteMeasure) -> Functional:
+        """How far a measure is from the ``whole``: what is trained to be small."""
+        terms = [factor * getattr(ddeq.functionals, name)(whole, **self.options) for name, factor in self.terms.items()]
+        total: Functional = sum(terms[1:], terms[0])
+        return total
+
     def complete(self, known: DiscreteMeasure, generator: torch.Generator | None) -> list[DiscreteMeasure]:
         """What the model makes of the ``known`` measures, with this ``generator``: probabilities, the finest one last."""
         options = {} if self.atoms is None else {"n": self.atoms}
@@ -110,7 +122,7 @@ class CompletionTask(EquilibriumTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into ``checkpoint`` how the model was trained, its configuration, what was removed, and the loss."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint |= {"removal": self.removal_configuration, "discrepancy": self.discrepancy.__name__}
+        checkpoint |= {"removal": self.removal_configuration, "discrepancy": " + ".join(self.terms)}
 
     def predict_step(self, batch: Batch, index: int) -> DiscreteMeasure:
         """The completed measures of ``batch``; what is removed is what evaluation removes from batch number ``index``."""

@@ -13,7 +13,7 @@ from ddeq.data import RemoveDiscs, RemoveHalfSpace, generator_for, load_digits
 from ddeq.experiments import Clouds, CompletionTask, evaluate_completion
 from ddeq.experiments.command_line import Predictions
 from ddeq.experiments.export import export
-from ddeq.functionals import Chamfer, Wasserstein
+from ddeq.functionals import MMD, Chamfer, Wasserstein
 from ddeq.nn import Completer, load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -66,6 +66,18 @@ def test_of_several_measures_the_finest_counts():
     assert float(result.chamfer.max()) == 0.0
     assert float(result.transport.max()) < 1e-3
     assert float(result.known.min()) > 0.01
+
+
+def test_the_loss_may_be_a_sum_of_discrepancies():
+    g = torch.Generator().manual_seed(0)
+    whole, other = (DiscreteMeasure(torch.rand(3, n, 2, generator=g)) for n in (7, 9))
+    task = CompletionTask(SMALL, removal=RemoveDiscs(), discrepancy={"MMD": 2.0, "Chamfer": 0.5})
+    assert torch.allclose(task.discrepancy(whole)(other), 2.0 * MMD(whole)(other) + 0.5 * Chamfer(whole)(other))
+    for wrong in ("MDM", {"MMD": 1.0, "Chamfers": 1.0}, {}):
+        with pytest.raises(ValueError, match="discrepancy: expected a name of ddeq.functionals"):
+            CompletionTask(SMALL, removal=RemoveDiscs(), discrepancy=wrong)
+    with pytest.raises(ValueError, match="options: expected none with several"):
+        CompletionTask(SMALL, removal=RemoveDiscs(), discrepancy={"MMD": 1.0, "Chamfer": 1.0}, options={"blur": 0.1})
 
 
 def test_a_trained_completer_is_exported_with_its_distances(tmp_path):
