@@ -30,7 +30,10 @@ class Anderson:
     unit diagonal of their normal equations: the regularisation follows the scale of the residuals and vanishes with them.
 
     A sample whose residual grows to ``restart`` times its least one, or whose image is not finite, goes back to its best
-    iterate, takes half a plain step from there (a quarter if that did not help, and so on) and forgets its history.
+    iterate, takes half a plain step from there (a quarter if that did not help, and so on) and forgets its history. One that
+    was led far away, by more than four times the size of its best iterate and to no smaller residual, goes back likewise and
+    takes a quarter of that way, or less, so that it is not far: where residuals are flat, their differences say where the
+    solution lies, and not how far.
 
     Parameters
     ----------
