@@ -55,7 +55,10 @@ def settled(t: Tensor) -> Tensor:
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor | None]) -> None:
-    """Write a safetensors file; what is None is left out, what is spread over ranks is gathered, and the first rank writes."""
+    """Write the ``tensors`` to a safetensors file at ``path``, by the first rank where they are spread over several.
+
+    What is None is left out, what is spread over ranks is gathered.
+    """
     from safetensors.torch import save_file
 
     given = {name: t.detach() for name, t in tensors.items() if t is not None}
