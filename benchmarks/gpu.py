@@ -33,6 +33,8 @@ os.environ.setdefault("PYKEOPS_VERBOSE", "0")
 
 import torch
 from common import add_output, keep, machine, without_output
+from equilibrium import Rows, markdown
+from suite import OPERATIONS
 from torch import Tensor, nn
 
 import ddeq
@@ -45,7 +47,6 @@ from ddeq.nn import DDEQ, EquilibriumCell, InducedSetEncoder, LearnedReference, 
 from ddeq.reductions import backend, choose, integrate_kernel_gradient
 from ddeq.solvers import Anderson, Auto, Broyden, NewtonKrylov, Picard, Stop
 
-Rows = list[dict[str, Any]]
 PARTS = ("results", "sums", "solves", "training")
 BACKENDS = ("dense", "compiled", "keops")
 KERNELS: dict[str, Kernel] = {
@@ -55,8 +56,6 @@ KERNELS: dict[str, Kernel] = {
     "Matern(3/2)": Matern(1.5, 0.7),
     "IMQ": IMQ(0.7),
 }
-OPERATIONS = 20
-"""Additions and products for a pair in dimension 3, as in suite.py."""
 ENOUGH = {torch.float32: 2e-3, torch.float64: 1e-8}
 """Largest error, relative to the largest number of a result, with which it counts as the same."""
 
@@ -348,12 +347,6 @@ def training(data: str, minutes: float, folder: Path) -> Rows:
             "minutes to 98.5 %": f"{there[0] / 60:.1f}" if there else "not reached",
         }
     ]
-
-
-def markdown(rows: Rows) -> list[str]:
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return lines + ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows]
 
 
 def main() -> None:
