@@ -13,7 +13,7 @@ from ddeq.data import Augmentation, MeasureDataset, Mixing
 from ddeq.experiments.baselines import Baseline
 from ddeq.experiments.task import Batch, EquilibriumTask, convergence
 from ddeq.iteration import Stop
-from ddeq.nn import DDEQ, Classifier, EquilibriumCell, InducedSetEncoder, LearnedReference, build, effective_support
+from ddeq.nn import DDEQ, Classifier, EquilibriumCell, InducedSetEncoder, LearnedReference, build
 
 __all__ = ["ClassificationTask", "Evaluation", "build_classifier", "evaluate"]
 
@@ -147,7 +147,7 @@ def evaluate(classifier: Classifier, data: MeasureDataset, batch_size: int = 256
         solution = classifier.solution
         assert solution is not None
         numbers = {"logits": logits, "correct": (logits.argmax(-1) == labels).float(), **convergence(solution)}
-        for name, value in (numbers | {"support": effective_support(solution.measure)}).items():
+        for name, value in numbers.items():
             found.setdefault(name, []).append(value)
     classifier.train(training)
     joined = {name: torch.cat(parts) for name, parts in found.items()}

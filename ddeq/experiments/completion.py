@@ -15,7 +15,7 @@ from ddeq.experiments.task import Batch, EquilibriumTask, convergence
 from ddeq.functionals import Chamfer, Functional, Wasserstein
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
-from ddeq.nn import Completer, build, effective_support
+from ddeq.nn import Completer, build
 
 __all__ = ["CompletionEvaluation", "CompletionTask", "evaluate_completion"]
 
@@ -191,7 +191,7 @@ def evaluate_completion(
         if isinstance(model, Completer):
             solution = model.solution
             assert solution is not None
-            for name, value in (convergence(solution) | {"support": effective_support(solution.measure)}).items():
+            for name, value in convergence(solution).items():
                 solves[name].append(value)
     model.train(training)
     means = {name: float(torch.cat(parts).double().mean()) if parts else None for name, parts in solves.items()}

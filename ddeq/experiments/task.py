@@ -117,7 +117,7 @@ class EquilibriumTask(lightning.LightningModule):
         numbers = {"loss": loss.detach()} | numbers
         if isinstance(self.model, Head):
             solution = _last(self.model)
-            numbers |= {"penalty": torch.tensor(self.penalty)} | means(convergence(solution))
+            numbers |= {"penalty": torch.tensor(self.penalty)} | means(convergence(solution, support=False))
             if self.penalty > 0:
                 some = max(1, round(self.penalised * samples))
                 options = {"steps": 2, "target": self.growth} if self.kind == "largest" else {}
@@ -148,7 +148,7 @@ class EquilibriumTask(lightning.LightningModule):
             numbers = self.score(batch, self.generator_of(stage, index))
             if isinstance(self.model, Head):
                 solution = _last(self.model)
-                numbers |= means(convergence(solution) | {"support": effective_support(solution.measure)})
+                numbers |= means(convergence(solution))
                 if index == 0:  # a batch is enough, and the radius takes many products
                     self._log(stage, {"spectral radius": largest_radius(self.model, solution)}, 1)
         self._log(stage, numbers, batch[0].batch_shape[0])
@@ -215,9 +215,10 @@ def _last(head: Head) -> Solution:
     return head.solution
 
 
-def convergence(solution: Solution) -> dict[str, Tensor]:
-    """What the solve of each sample did, as numbers ``(*batch,)``."""
-    return {"residual": solution.residual, "steps": solution.steps.float(), "converged": solution.converged.float()}
+def convergence(solution: Solution, *, support: bool = True) -> dict[str, Tensor]:
+    """What the solve of each sample did, as numbers ``(*batch,)``; the effective ``support`` looks at all pairs of atoms."""
+    found = {"residual": solution.residual, "steps": solution.steps.float(), "converged": solution.converged.float()}
+    return found | ({"support": effective_support(solution.measure)} if support else {})
 
 
 def means(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
