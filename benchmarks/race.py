@@ -1,14 +1,14 @@
 """Ours and the paper's way trained for the same time: accuracy on validation data against the seconds of training.
 
-Each contestant is trained by `ddeq.experiments.ClassificationTask` as its configuration says, in turn and in one process each
-time; the one-cycle schedule of the learning rate goes by the share of the time that has passed, so that each one's ends with
-the race. Weights are taken as they are, not averaged over steps. Evaluation is not counted.
+Each contestant is trained by `ddeq.experiments.ClassificationTask` as its configuration says, in a process of its own; the
+one-cycle schedule of the learning rate goes by the share of the time that has passed, so that each one's ends with the race.
+Weights are taken as they are, not averaged over steps. Evaluation is not counted.
 
     python benchmarks/race.py [--dataset digits | mnist_pc | modelnet] [--data FOLDER] [--minutes 30] [--every 2]
-        [--inputs 1000] [--configs configs/baselines/modelnet40_pointnet.yaml ...] [--only NAME ...]
+        [--inputs 1000] [--contestants NAME ... | all] [--at-once 1]
 
-``--configs`` adds contestants, each a file that is read on top of our configuration. Results are kept for each data set, and a
-race replaces those of its own.
+With ``--at-once 2`` two contestants are trained at a time, each with half of the cores. The names of contestants are those of
+``configs/baselines``, without the data set. Results are kept for each data set, and a race replaces those of its own.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shlex
+import subprocess
+import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from common import add_output, machine
-from contestants import OURS, PAPER, contestants, read, title
+from contestants import OURS, PAPER, contestants, read
 
 from ddeq.experiments.command_line import prepare_process
 
@@ -148,6 +152,25 @@ def apart(heights: dict[str, float], gap: float) -> dict[str, float]:
     return found
 
 
+def run(name: str, options: argparse.Namespace) -> Race:
+    """A contestant in a process of its own, with its share of the cores; what it says on its way is passed on."""
+    words = [sys.executable, __file__, "--run", name, "--dataset", options.dataset, "--minutes", str(options.minutes)]
+    words += ["--every", str(options.every), "--inputs", str(options.inputs)]
+    words += ["--data", options.data] if options.data else []
+    threads = max(1, torch.get_num_threads() // options.at_once)
+    found = ""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            found = line
+            if not line.startswith("{"):
+                print(f"{name}: {line.strip()}", flush=True)
+    if child.returncode:
+        raise RuntimeError(f"the training of {name} ended with {child.returncode}")
+    race: Race = json.loads(found)
+    return race
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", choices=list(NAMES), default="digits")
@@ -155,31 +178,31 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="of training, for each (%(default)s)")
     parser.add_argument("--every", type=float, default=2.0, help="minutes from evaluation to evaluation (%(default)s)")
     parser.add_argument("--inputs", type=int, default=1000, help="so many validation inputs, evenly spaced (%(default)s)")
-    parser.add_argument("--configs", nargs="+", type=Path, default=[], metavar="FILE", help="more contestants")
-    parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="of the contestants")
+    parser.add_argument("--contestants", nargs="+", default=[OURS, PAPER], metavar="NAME", help="by name, or all")
+    parser.add_argument("--at-once", type=int, default=1, help="so many are trained at a time (%(default)s)")
+    parser.add_argument("--run", default=None, help=argparse.SUPPRESS)
     add_output(parser)
     options = parser.parse_args()
-    prepare_process()
-    warnings.filterwarnings("ignore", message=".*did not converge.*")  # the tables say how many
-    logging.getLogger("ddeq").setLevel(logging.ERROR)
+    known = contestants(options.dataset)
+    if options.run is not None:
+        prepare_process()
+        warnings.filterwarnings("ignore", message=".*did not converge.*")  # the tables say how many
+        logging.getLogger("ddeq").setLevel(logging.ERROR)
+        print(json.dumps(train(known[options.run], options)))
+        return
+    names = list(known) if options.contestants == ["all"] else options.contestants
+    if unknown := set(names) - set(known):
+        parser.error(f"--contestants: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     command = f"python benchmarks/race.py --dataset {options.dataset}{' --data FOLDER' if options.data else ''}"
     command += f" --minutes {options.minutes:g} --every {options.every:g} --inputs {options.inputs}"
-    command += f" --configs {shlex.join(map(str, options.configs))}" if options.configs else ""
-    known = contestants(options.dataset)
-    entries = {name: known[name] for name in (OURS, PAPER)} | {title(p): [*known[OURS], p] for p in options.configs}
-    if options.only:
-        command += f" --only {shlex.join(options.only)}"
-        entries = {name: entries[name] for name in options.only}
-    race: Race = {
-        "command": command,
-        "where": machine(),
-        "minutes": options.minutes,
-        "runs": {},
-    }
-    for name, files in entries.items():
-        print(name, flush=True)
-        race["runs"][name] = train(files, options)
-        write(options.dataset, race, options.output)
+    command += f" --contestants {shlex.join(options.contestants)}" if options.contestants != [OURS, PAPER] else ""
+    command += f" --at-once {options.at_once}" if options.at_once > 1 else ""
+    race: Race = {"command": command, "where": machine(), "minutes": options.minutes}
+    with ThreadPoolExecutor(options.at_once) as pool:
+        runs = {name: pool.submit(run, name, options) for name in names}
+        for _ in as_completed(runs.values()):
+            race["runs"] = {name: future.result() for name, future in runs.items() if future.done()}
+            write(options.dataset, race, options.output)
 
 
 def write(dataset: str, race: Race, folder: Path) -> None:
