@@ -2,9 +2,10 @@
 A barycentre, and its derivative
 ================================
 
-*Can a mean of shapes be trained?* A barycentre is the mean of several measures: the measure whose weighted squared transport
-distances (the least mean squared ways that mass has to go) to all of them add up to least. It is found by descent, and
-still has a derivative in all that enters the energy, without a record of the steps of the descent.
+*Can a mean of shapes be trained?* A :term:`barycentre` is the mean of several :term:`measures <measure>`: the measure whose
+weighted squared :term:`transport distances <Wasserstein distance>` (the least mean squared ways that mass has to go) to all of
+them add up to least. It is found by descent, and still has a derivative in all that enters the energy, without a record of the
+steps of the descent.
 """
 
 import math
@@ -18,8 +19,8 @@ from ddeq.functionals import Wasserstein
 from ddeq.viz import bare_axes, plot_measure
 
 # %%
-# Three outlines, each as sixty atoms of equal mass, and the energy of a mean. Its flow takes steps of length one: each atom
-# goes to the weighted mean of the three places where its mass would go, until nothing changes.
+# Three outlines, each as sixty :term:`atoms <atom>` of equal mass, and the energy of a mean. Its flow takes steps of length one:
+# each atom goes to the weighted mean of the three places where its mass would go, until nothing changes.
 
 
 def outline(corners):
@@ -98,9 +99,9 @@ right.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5,
 plt.show()
 
 # %%
-# Is the gradient right? The implicit function theorem gives it from one linear equation at the end
-# (T16). Finite differences solve for the barycentre again, twice for each number.
-# The derivative reaches the targets as well: here the shares' three parameters and the place of the cross's third atom.
+# Is the gradient right? The :term:`implicit function theorem <implicit differentiation>` gives it from one linear equation at
+# the end (T16). Finite differences solve for the barycentre again, twice for each number. The derivative reaches the targets as
+# well: here the shares' three parameters and the place of the cross's third atom.
 
 
 def objective(logits, atom):
@@ -119,5 +120,6 @@ for name, row in (("implicit", gradients), ("differences", torch.stack(differenc
 
 # %%
 # They agree to the last digit shown. Exact transport is smooth only as long as it moves the same atoms to the same places; the
-# derivative is that of these couplings. With ``SinkhornDivergence`` in the place of ``Wasserstein`` the energy is smooth
-# throughout, at a higher price (:doc:`Sinkhorn divergence or energy distance <plot_sinkhorn_and_energy_distance>`).
+# derivative is that of these :term:`couplings <coupling>`. With ``SinkhornDivergence`` in the place of ``Wasserstein`` the
+# energy is smooth throughout, at a higher price
+# (:doc:`Sinkhorn divergence or energy distance <plot_sinkhorn_and_energy_distance>`).

@@ -2,9 +2,10 @@
 A closed form of your own, and what goes wrong without one
 ==========================================================
 
-*When is one method not enough, and how would I notice a mistake?* A closed form of the first variation may be faster
-than automatic differentiation; it overrides the default, and the same check compares the two. The check also finds
-functions of arrays that are no functions of measures.
+*When is one method not enough, and how would I notice a mistake?* A :term:`functional` gives a :term:`measure`, points with
+weights, a number; its :term:`first variation` says how the number changes when a little mass is added at a place. A formula for
+that, a closed form, may be faster than automatic differentiation; it overrides the default, and the same check compares the two.
+The check also finds functions of arrays that are no functions of measures.
 """
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,14 @@ import torch
 import ddeq
 from ddeq.functionals import Functional, Smoothness
 from ddeq.testing import check_functional
+
+# %%
+# The example wants atoms :math:`x_i` of masses :math:`w_i` to have a given mean :math:`m` and second moment :math:`S`. With the
+# excesses :math:`a = \sum_i w_i x_i - m` and :math:`b = \sum_i w_i x_i x_i^\top - S` its value is
+# :math:`\frac12 |a|^2 + \frac12 |b|^2`, half the sum of all their squared entries. A little mass :math:`\varepsilon` more at
+# :math:`x` adds :math:`\varepsilon x` to :math:`a` and :math:`\varepsilon x x^\top` to :math:`b`, and so
+# :math:`\varepsilon (a \cdot x + x^\top b x)` to the value. What is in the brackets is the first variation; without ``x`` it is
+# asked for at the atoms. ``smoothness`` says where there are second derivatives: everywhere.
 
 
 class Moments(Functional):
@@ -43,7 +52,15 @@ F = Moments(torch.tensor([1.0, 0.0]).double(), torch.tensor([[2.0, 0.4], [0.4, 0
 check_functional(F)
 
 # %%
-# Four wrong ones, each a mistake that is easy to make. The message names the law that is broken.
+# Four wrong ones, each a mistake that is easy to make. The message names the law that is broken, by the number of its
+# :term:`statement` in the theory. A *probe* is an atom of mass zero, put at a place to ask for the first variation there: it is
+# the derivative in the weight of the probe.
+#
+# - ``UnweightedSum`` forgets the masses: an atom that is stored as two halves counts twice.
+# - ``LivingAtomsOnly`` has the right value, but skips probes: its derivative in their weights is zero.
+# - ``LogarithmOfWeights``, a softmax weighted by mass, has the right value too, but the logarithm of a probe's weight is
+#   infinite.
+# - ``WrongFactor`` has a closed form that is twice too large.
 
 
 class UnweightedSum(Functional):
@@ -73,8 +90,9 @@ for wrong in (UnweightedSum(), LivingAtomsOnly(), LogarithmOfWeights(), WrongFac
         print(f"{type(wrong).__name__}: {str(error).split(': got')[0]}\n")
 
 # %%
-# The right one as a landscape: its first variation at every point of the plane, for a cloud that is not yet where it
-# should be. Atoms go down, along the Wasserstein gradient.
+# The right one as a landscape: the colour is its first variation at every point of the plane, for a cloud that is not yet where
+# it should be. Atoms go down, against the :term:`Wasserstein gradient`, as the arrows show; a :term:`flow` takes many such
+# steps. The landscape changes as they go, and is flat once the moments are right: so they do not all run into the dark corner.
 
 generator = torch.Generator().manual_seed(2)
 mu = ddeq.DiscreteMeasure(torch.randn(40, 2, generator=generator).double() * 0.5)

@@ -2,10 +2,10 @@
 Collapse, and marks that prevent it
 ===================================
 
-*Why do all atoms of my equilibrium end in one place?* Because nothing tells them apart. A map on measures moves each
-atom by a rule that depends on its place and on the measure as a whole, and on nothing else. If it is a contraction, atoms
-that are apart come closer in every step, for ever. Marks, numbers that an atom bears and that never move, are the
-remedy.
+*Why do all atoms of my equilibrium end in one place?* Because nothing tells them apart. A map on :term:`measures <measure>`
+moves each :term:`atom` by a rule that depends on its place and on the measure as a whole, and on nothing else. If it is a
+:term:`contraction`, atoms that are apart come closer in every step, for ever. :term:`Marks <mark>`, numbers that an atom bears
+and that never move, are the remedy.
 """
 
 import warnings
@@ -71,9 +71,9 @@ for row, (name, mu0) in zip(axes, {"no marks": start.with_marks(None), "marks": 
 plt.show()
 
 # %%
-# Without marks this had to happen (T5): any permutation of a fixed configuration of equal atoms
-# is fixed too, a contraction has a single one, so all atoms are at the same place. It makes no difference how good the
-# network inside of the map is. The library says so when such a model is made, and counts:
+# Without marks this had to happen (T5): any permutation of a :term:`fixed <fixed point>` configuration of equal atoms is fixed
+# too, a contraction has a single one, so all atoms are at the same place. It makes no difference how good the network inside of
+# the map is. The library says so when such a model is made, and counts:
 
 rho = ddeq.DiscreteMeasure(heart.points.float())
 torch.manual_seed(0)
@@ -90,9 +90,9 @@ with torch.no_grad():
 
 # %%
 # Independent marks have another virtue. Where an atom ends depends on its own mark and on means over the others, so the atoms
-# sample one equilibrium, which has infinitely many: their number may be changed after the fact, training included. An
-# atom of a sample of n is not quite where it would be among infinitely many. Its root mean square distance from there
-# falls like the inverse root of n (T6). Here, over 40 draws each:
+# sample one :term:`equilibrium`, which has infinitely many: their number may be changed after the fact, training included. An
+# atom of a sample of n is not quite where it would be among infinitely many. Its root mean square distance from there falls like
+# the inverse root of n (T6). Here, over 40 draws each:
 
 generator = torch.Generator().manual_seed(0)
 limit = ddeq.fixed_point(look, reference((), heart.points, n=200_000, generator=generator), heart, stop=stop).measure.mean()

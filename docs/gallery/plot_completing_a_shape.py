@@ -2,9 +2,9 @@
 Completing a shape
 ==================
 
-*Can an equilibrium say what is hidden of a shape?* A closed curve with two, three or four lobes lies partly behind a
-wall. A small DDEQ, a network whose output is a fixed point of a map on measures, sees the part in front of it and
-places atoms where it expects the rest.
+*Can an equilibrium say what is hidden of a shape?* A closed curve with two, three or four lobes lies partly behind a wall. A
+small :term:`DDEQ`, a network whose output is a fixed point of a map on measures, sees the part in front of it and places atoms
+where it expects the rest.
 """
 
 import matplotlib.pyplot as plt
@@ -39,11 +39,11 @@ def hide(whole, generator):
 
 
 # %%
-# The encoder looks at the known part once. The cell is the map whose fixed point is sought; this one is a contraction by
-# construction (T8), so that there is one and it is found in a few steps. Every atom
-# of the state bears a *mark*, a random number that never moves: without marks all atoms would end in the same place
-# (T5). A curve has one dimension, and one number for each atom is what it takes to
-# spread them over it. The `Completer` puts each atom at its place, and says how much mass is missing.
+# The :term:`encoder` looks at the known part once. The :term:`cell` is the map whose fixed point is sought; this one is a
+# :term:`contraction` by construction (T8), so that there is one and it is found in a few steps. Every atom of the state bears a
+# :term:`mark`, a random number that never moves: without marks all atoms would end in the same place (T5). A curve has one
+# dimension, and one number for each atom is what it takes to spread them over it. The `Completer` puts each atom at its place,
+# and says how much mass is missing.
 
 torch.manual_seed(0)
 encoder, cell = InducedSetEncoder(2, 48), ContractiveCell(48, mark_dim=1)
@@ -51,7 +51,7 @@ model = DDEQ(encoder, cell, GaussianReference(48, mark_dim=1, n=24), stop=Stop(r
 completer = Completer(model)
 
 # %%
-# The loss compares the completed measure with the whole one by half an energy distance, an MMD (a distance of measures
+# The loss compares the completed measure with the whole one by half an :term:`energy distance`, an MMD (a distance of measures
 # from a kernel). Nobody tells which atom belongs where. New marks are drawn in every step.
 
 steps, generator = 1000, torch.Generator().manual_seed(0)

@@ -3,8 +3,8 @@ Implicit against unrolled gradients
 ===================================
 
 *Must autograd record the whole solve for a gradient of a fixed point?* It can, and keeps every step of it in memory. At the
-solution the equation that it solves says as much: one linear equation gives the same gradient, however many steps it took
-to get there. Two cheaper ways give something else.
+solution the equation that it solves says as much: :term:`one linear equation <adjoint equation>` gives the same gradient,
+however many steps it took to get there. Two cheaper ways give something else.
 """
 
 import timeit
@@ -20,9 +20,9 @@ from ddeq.iteration import Stop
 from ddeq.solvers import Implicit, OneStep, Phantom, Picard, Unrolled, spectral_radius
 
 # %%
-# A map on measures in eight dimensions. It turns the atoms and moves them by their mean and by their marks, numbers that
-# travel with an atom and never move; ``growth`` says how strongly. The loss compares the fixed point with a target by an
-# MMD, a distance of measures from a kernel.
+# A map on measures in eight dimensions. It turns the atoms and moves them by their mean and by their :term:`marks <mark>`,
+# numbers that travel with an atom and never move; ``growth`` says how strongly. The loss compares the :term:`fixed point` with a
+# target by an :term:`MMD`, a distance of measures from a kernel.
 
 
 class Cell(nn.Module):
@@ -58,9 +58,9 @@ def gradient(cell, stop, adjoint):
 
 
 # %%
-# The map at a spectral radius (the size of the largest eigenvalue of its derivative) just below one, solved by `Picard`,
-# which applies it again and again, to tolerances that it meets after 10 to 320 steps. `Implicit` solves its linear equation
-# to the same tolerance. ``Unrolled(checkpoint=True)`` keeps the iterates only and evaluates the map again on the way back.
+# The map at a :term:`spectral radius` (the size of the largest eigenvalue of its derivative) just below one, solved by `Picard`,
+# which applies it again and again, to tolerances that it meets after 10 to 320 steps. `Implicit` solves its linear equation to
+# the same tolerance. ``Unrolled(checkpoint=True)`` keeps the iterates only and evaluates the map again on the way back.
 
 exact = Stop(rtol=1e-12, atol=0.0, max_steps=1000)
 cell, steps = Cell(1.0).double(), (10, 20, 40, 80, 160, 320)
@@ -97,8 +97,9 @@ plt.show()
 # same time. What unrolling keeps grows with the steps. What the implicit way keeps does not: nearly all of it is the loss's
 # own.
 #
-# `OneStep` and `Phantom` do not solve the linear equation. Its solution is a series with a term for each application of the
-# map, and they take the first term, or the first few. How much is missing depends on how well the map contracts.
+# `OneStep` and `Phantom` do not solve the linear equation. Its solution is a series with a term for each application of the map,
+# and they take the first term, or the first few. How much is missing depends on how well the map
+# :term:`contracts <contraction>`.
 
 figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.2), layout="constrained")
 applications = range(1, 21)

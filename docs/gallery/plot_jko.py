@@ -2,9 +2,9 @@
 Long steps: the JKO scheme
 ==========================
 
-*How long may a step of a flow be?* An explicit Euler step follows the gradient where it starts, and overshoots if the step
-is too long for the steepest direction. A proximal step, named after Jordan, Kinderlehrer and Otto (JKO), goes to the
-measure that is best when its energy and the way to it are both counted. It may be as long as one likes.
+*How long may a step of a flow be?* An explicit Euler step follows the gradient where it starts, and overshoots if the step is
+too long for the steepest direction. A :term:`proximal step`, named after Jordan, Kinderlehrer and Otto (JKO), goes to the
+:term:`measure` that is best when its energy and the way to it are both counted. It may be as long as one likes.
 """
 
 import math
@@ -19,12 +19,12 @@ from ddeq.iteration import Status, Stop
 from ddeq.viz import bare_axes, plot_measure
 
 # %%
-# A step of length ``t`` from a measure minimises the energy plus the squared transport distance (the least mean squared
-# way that the mass can go) divided by ``2 t``. Where the answer is known (T15):
+# A step of length ``t`` from a measure minimises the energy plus the squared :term:`transport distance <Wasserstein distance>`
+# (the least mean squared way that the mass can go) divided by ``2 t``. Where the answer is known (T15):
 #
-# - for the potential ``l |x|² / 2`` each atom is divided by ``1 + t l``; Euler multiplies it by ``1 - t l``, which grows
+# - for the :term:`potential` ``l |x|² / 2`` each atom is divided by ``1 + t l``; Euler multiplies it by ``1 - t l``, which grows
 #   beyond all bounds for ``t l > 2``;
-# - for the entropy, which spreads mass like heat does, a Gaussian stays one, and its standard deviation ``s`` becomes
+# - for the :term:`entropy`, which spreads mass like heat does, a Gaussian stays one, and its standard deviation ``s`` becomes
 #   ``(s + sqrt(s² + 4 t)) / 2``. Euler adds ``t / s``.
 #
 # Discs are steps of the library. The entropy is that of the measure smoothed by a little kernel, so that atoms have a
@@ -75,9 +75,9 @@ for axis in (left, right):
 plt.show()
 
 # %%
-# Now both at once, and no formula: the Kullback-Leibler divergence (potential and entropy together) to a density along a
-# bent valley. Its walls allow Euler steps of about 0.01; steps of 0.03 blow up. Ten proximal steps of 0.5 go as far in time
-# as 500 of Euler's. The first one falls into the valley, the others spread the cloud along it.
+# Now both at once, and no formula: the :term:`Kullback-Leibler divergence <KL divergence>` (potential and entropy together) to a
+# density along a bent valley. Its walls allow Euler steps of about 0.01; steps of 0.03 blow up. Ten proximal steps of 0.5 go as
+# far in time as 500 of Euler's. The first one falls into the valley, the others spread the cloud along it.
 
 across, bend, width = 1.2, 0.4, 0.25
 

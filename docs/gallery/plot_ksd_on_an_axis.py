@@ -2,9 +2,9 @@
 A flow that cannot leave an axis
 ================================
 
-*Why does a KSD flow that starts on an axis stay on it?* Two equal modes, and atoms that start halfway between them: what
-pulls to the left and what pulls to the right cancel exactly. A flow cannot break a symmetry that its energy and its start
-share.
+*Why does a KSD flow that starts on an axis stay on it?* Two equal :term:`modes <mode>`, and :term:`atoms <atom>` that start
+halfway between them: what pulls to the left and what pulls to the right cancel exactly. A :term:`flow` cannot break a symmetry
+that its energy and its start share.
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from ddeq.kernels import Gaussian
 from ddeq.viz import bare_axes, plot_measure
 
 # %%
-# Two normal modes. A kernel Stein discrepancy asks for nothing but the score.
+# The target is a mixture of two Gaussians. A :term:`kernel Stein discrepancy <KSD>` asks for nothing but the :term:`score`.
 
 modes = torch.tensor([[-2.0, 0.0], [2.0, 0.0]]).double()
 
@@ -33,7 +33,7 @@ def score(x):
 
 
 # %%
-# Three starts: on the axis; off it by a thousandth; and off by a tenth, with a kernel of twice the bandwidth.
+# Three starts: on the axis; off it by a thousandth; and off by a tenth, with a kernel of twice the :term:`bandwidth`.
 
 generator = torch.Generator().manual_seed(0)
 height, across = torch.randn(2, 40, generator=generator).double()

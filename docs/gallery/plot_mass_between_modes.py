@@ -2,9 +2,9 @@
 Mass that has to change its mode
 ================================
 
-*What does it take to move mass between modes?* Atoms go downhill. If the target has two modes and too many atoms have
-started near one of them, the others are out of their reach. A reaction moves mass instead of atoms: the Fisher-Rao part
-of a flow lets atoms grow where the first variation is small and shrink where it is large.
+*What does it take to move mass between modes?* :term:`Atoms <atom>` go downhill. If the target has two :term:`modes <mode>` and
+too many atoms have started near one of them, the others are out of their reach. A :term:`reaction` moves mass instead of atoms:
+the Fisher-Rao part of a :term:`flow` lets atoms grow where the :term:`first variation` is small and shrink where it is large.
 """
 
 import matplotlib.pyplot as plt
@@ -45,8 +45,9 @@ trajectories = {
 #   picture. Few find the other crescent.
 # - *Weights*: the atoms on the left shrink and those on the right grow. The mass is right, but there are still only six
 #   places on the right, however heavy they are.
-# - *Births and deaths*: all weights stay equal, and atoms jump to where mass is wanted. A newborn atom has the place of
-#   another one, the same velocity, and so the same place for ever: again a few places, with several atoms each.
+# - *Births and deaths*: all weights stay equal, and atoms :term:`jump <births and deaths>` to where mass is wanted. A newborn
+#   atom has the place of another one, the same velocity, and so the same place for ever: again a few places, with several atoms
+#   each.
 # - *A little injected noise* that fades lets newborn atoms part, and the six places become a crescent.
 
 

@@ -2,9 +2,9 @@
 A million points
 ================
 
-*Can an energy between a million points and a million others be descended on a laptop?* An energy distance adds up the
-distances of all pairs, here 10¹² of each kind. On a line sorting does the same in ``N log N``, and an energy distance
-anywhere is a mean of those of its shadows on lines (T11).
+*Can an energy between a million points and a million others be descended on a laptop?* An :term:`energy distance` adds up the
+distances of all pairs, here 10¹² of each kind. On a line sorting does the same in ``N log N``, and an energy distance anywhere
+is a mean of those of its shadows on lines (T11).
 """
 
 import math
@@ -21,7 +21,8 @@ from ddeq.functionals import MMD, SlicedMMD
 from ddeq.viz import bare_axes
 
 # %%
-# The target is where a chaotic map sends a million random points (Peter de Jong's attractor); the start is a round cloud.
+# The :term:`target` is where a chaotic map sends a million random points (Peter de Jong's attractor); the start is a round
+# cloud.
 
 generator = torch.Generator().manual_seed(0)
 
@@ -50,9 +51,9 @@ mu, nu = first(start, 10_000), first(target, 10_000)
 print(f"all pairs {float(MMD(nu)(mu)):.5f}, 8 lines {float(SlicedMMD(nu, n_projections=8)(mu)):.5f}")
 
 # %%
-# *How do time and memory grow?* Value and Wasserstein gradient (the force on each atom) for more and more points.
-# Memory is the most that tensors hold at once besides the clouds. From a hundred thousand points on lines are taken a few
-# at a time, so that memory grows less than the clouds do.
+# *How do time and memory grow?* Value and :term:`Wasserstein gradient` (the force on each :term:`atom`) for more and more
+# points. Memory is the most that tensors hold at once besides the clouds. From a hundred thousand points on lines are taken a
+# few at a time, so that memory grows less than the clouds do.
 
 
 def cost(n):

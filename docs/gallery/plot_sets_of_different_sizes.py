@@ -2,9 +2,9 @@
 Sets of different sizes in one batch
 ====================================
 
-*How do I put sets of different sizes into one batch, without a mask?* Pad them with atoms that weigh nothing. A function of
-measures, weighted sets of points, cannot see those. We classify small clouds by their shape, and watch what happens to a set
-when a much larger one joins its batch.
+*How do I put sets of different sizes into one batch, without a mask?* :term:`Pad <padding>` them with :term:`atoms <atom>` that
+weigh nothing. A function of :term:`measures <measure>`, weighted sets of points, cannot see those. We classify small clouds by
+their shape, and watch what happens to a set when a much larger one joins its batch.
 """
 
 import matplotlib.pyplot as plt
@@ -51,7 +51,8 @@ plt.show()
 # %%
 # Three classifiers, trained on the same batches.
 #
-# - *A small DDEQ*: attention to the points, a fixed point of a map on measures, a mean over it, all of them weighed.
+# - *A small* :term:`DDEQ`: attention to the points, a :term:`fixed point` of a map on measures, a mean over it, all of them
+#   weighed.
 # - *A weighted mean* of features of the points: `MeanPooling`.
 # - *A padded mean*: the same network without the weights. It divides the sum over the padded tensor by its length.
 
@@ -125,6 +126,6 @@ figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", nco
 plt.show()
 
 # %%
-# What weighs its atoms gives to each set what it gives to it alone, to rounding: it is a function of the measure
-# (T1). The padded mean never becomes good, and whether it is right about a set
-# depends on the company. `ddeq.testing.check_map` finds such mistakes in layers of your own.
+# What weighs its atoms gives to each set what it gives to it alone, to rounding: it is a
+# :term:`function of the measure <measure consistency>` (T1). The padded mean never becomes good, and whether it is right about a
+# set depends on the company. `ddeq.testing.check_map` finds such mistakes in layers of your own.

@@ -2,8 +2,9 @@
 From one shape to another
 =========================
 
-*How does a shape become another shape?* That depends on the energy that is descended. Two shapes, and three flows from the
-one to the other: of a Sinkhorn divergence, of an MMD with a Riesz kernel, and of the squared Wasserstein distance itself.
+*How does a shape become another shape?* That depends on the energy that is descended. Two shapes, and three flows from the one
+to the other: of a :term:`Sinkhorn divergence`, of an :term:`MMD` with a :term:`Riesz kernel`, and of the squared
+:term:`Wasserstein distance` itself.
 """
 
 import math
@@ -45,8 +46,8 @@ target = ddeq.DiscreteMeasure(inside(star, n, generator) + torch.tensor([2.6, 0.
 
 # %%
 # A Sinkhorn divergence is smooth and takes Euler's steps. The exact distance is smooth only between changes of the optimal
-# coupling; a proximal (JKO) step of it is one problem of transport, and may be long. The MMD has kinks where atoms meet
-# target points, so its steps have to fall.
+# :term:`coupling`; a :term:`proximal (JKO) step <proximal step>` of it is one problem of transport, and may be long. The MMD has
+# kinks where atoms meet target points, so its steps have to fall.
 
 trajectories = {
     "Sinkhorn divergence": ddeq.flow(SinkhornDivergence(target, blur=0.2), start, stepper=Euler(0.4), steps=14, record=1),

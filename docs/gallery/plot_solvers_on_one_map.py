@@ -2,9 +2,9 @@
 All solvers on one map
 ======================
 
-*Which solver finds a fixed point of a map on measures, and at what price?* The price is counted in evaluations of the map:
-where the map is a network they are what takes the time. One map, whose strength can be turned up until it hardly
-contracts, or no more.
+*Which solver finds a fixed point of a map on measures, and at what price?* The price is counted in
+:term:`evaluations <evaluation>` of the map: where the map is a network they are what takes the time. One map, whose strength can
+be turned up until it hardly :term:`contracts <contraction>`, or no more.
 """
 
 from functools import partial
@@ -21,8 +21,8 @@ from ddeq.solvers import Anderson, Auto, Broyden, NewtonKrylov, ParticleFlow, Pi
 from ddeq.viz import plot_measure
 
 # %%
-# A map on measures in the plane. Every atom is turned and bent, is drawn to the mean of all atoms, and gets a push of its
-# own, its *mark*, without which all atoms would end in one place (T5).
+# A map on measures in the plane. Every atom is turned and bent, is drawn to the mean of all atoms, and gets a push of its own,
+# its :term:`mark`, without which all atoms would end in one place (T5).
 
 
 def swirl(mu, strength):
@@ -38,13 +38,13 @@ def start_with(n):
 
 
 # %%
-# - `Picard` applies the map again and again. Each step leaves about a share of the error that is the *spectral radius*, the
-#   size of the largest eigenvalue of the map's derivative.
+# - `Picard` applies the map again and again. Each step leaves about a share of the error that is the :term:`spectral radius`,
+#   the size of the largest eigenvalue of the map's derivative.
 # - `Anderson` and `Broyden` learn from their last steps how the map acts, and extrapolate.
 # - `NewtonKrylov` solves linear equations with the derivative. Every product with it counts as an evaluation.
 # - `Auto` begins with Picard's steps, and goes on to Anderson's and Newton's where these do not do.
-# - `ParticleFlow` is how the paper on these models does it: it takes the discrepancy between a measure and its image, a
-#   squared MMD (a distance of measures from a kernel), as an energy and descends it. It needs the derivative of the map for
+# - `ParticleFlow` is how the paper on these models does it: it takes the discrepancy between a measure and its image, a squared
+#   :term:`MMD` (a distance of measures from a kernel), as an energy and descends it. It needs the derivative of the map for
 #   that, unless it takes the image as a frozen target.
 
 gaussian = partial(MMD, kernel=Gaussian(0.5))
@@ -124,7 +124,7 @@ plt.show()
 
 # %%
 # The atoms of the flow lie between their images, on the same curve. As measures the two are almost the same for this kernel;
-# atom by atom they are not (T4), and that is what the residual compares.
+# atom by atom they are not (T4), and that is what the :term:`residual` compares.
 #
 # *Which to choose?* `Anderson`, the default; `Picard` for a map that contracts well by construction; `Auto` where nothing is
 # known; `NewtonKrylov` for the last digits from a good start; `ParticleFlow` to compare with the paper.

@@ -2,9 +2,10 @@
 One posterior, two ways to it
 =============================
 
-*Do SVGD and Langevin find the same posterior?* Both minimise the Kullback-Leibler divergence from a density that is known
-up to a constant. Langevin noise does so in law: the entropy is in the noise. Stein variational gradient descent (SVGD) is
-deterministic: the entropy is a repulsion between atoms. In both no density of the atoms is estimated.
+*Do SVGD and Langevin find the same posterior?* Both minimise the :term:`Kullback-Leibler divergence <KL divergence>` from a
+density that is known up to a constant. :term:`Langevin noise` does so for the distribution of a particle: the :term:`entropy` is in the noise.
+:term:`Stein variational gradient descent <SVGD>` (SVGD) is deterministic: the entropy is a repulsion between atoms. In both no
+density of the atoms is estimated.
 """
 
 import matplotlib.pyplot as plt
@@ -35,8 +36,8 @@ def moments(mu):
 exact = torch.tensor([0.0, 0.0, spread**2, 2 * bend**2 * spread**4 + width**2, 0.0, 2 * bend * spread**4]).double()
 
 # %%
-# For Langevin noise the functional is the potential alone, as the noise stands for the entropy. For SVGD it is the whole
-# divergence; its bandwidth is that of the blob, which enters the recorded energies and not the flow.
+# For Langevin noise the functional is the :term:`potential` alone, as the noise stands for the entropy. For SVGD it is the whole
+# divergence; its bandwidth is that of the :term:`blob <blob method>`, which enters the recorded energies and not the flow.
 
 generator = torch.Generator().manual_seed(0)
 cloud = 0.5 * torch.randn(5000, 2, generator=generator)

@@ -2,8 +2,8 @@
 Steppers side by side
 =====================
 
-*Which stepper when?* A step costs its gradients, so steppers are compared at the same number of them: on an energy that
-is smooth and stiff, on one with kinks, and where the path in time is wanted.
+*Which stepper when?* A step costs its :term:`gradients <Wasserstein gradient>`, so :term:`steppers <stepper>` are compared at
+the same number of them: on an :term:`energy` that is smooth and stiff, on one with kinks, and where the path in time is wanted.
 """
 
 import matplotlib.pyplot as plt
@@ -61,13 +61,13 @@ start = ddeq.DiscreteMeasure(torch.randn(20, 2, generator=generator).double())
 target = ddeq.DiscreteMeasure(torch.randn(20, 2, generator=generator).double() + 2.0)
 
 # %%
-# *Smooth and stiff*: a valley in ten dimensions, the walls a hundred times as steep as the floor. Steps of one size are
-# held down by the walls. `Nesterov` gathers momentum. `AdaptiveEuler` finds its steps itself, nobody has to know the walls;
-# it also computes an energy or two for each gradient. `Proximal` steps are as long as one likes, and each is a problem of
-# its own.
+# *Smooth and stiff*: a valley in ten dimensions, the walls a hundred times as steep as the floor. Steps of one size are held
+# down by the walls. `Nesterov` gathers momentum. `AdaptiveEuler` finds its steps itself, nobody has to know the walls; it also
+# computes an energy or two for each gradient. `Proximal` :term:`steps <proximal step>` are as long as one likes, and each is a
+# problem of its own.
 #
-# *Kinks*: an MMD with a Riesz kernel. `AdaptiveEuler` is by far the fastest at first. It ends where atoms sit on target
-# points, from where no common step of all atoms lowers the energy. Steps of one size go on until they jump around the
+# *Kinks*: an :term:`MMD` with a :term:`Riesz kernel`. `AdaptiveEuler` is by far the fastest at first. It ends where atoms sit on
+# target points, from where no common step of all atoms lowers the energy. Steps of one size go on until they jump around the
 # target. Steps that fall to zero get both right.
 
 steepness = torch.logspace(0, 2, 10).double()

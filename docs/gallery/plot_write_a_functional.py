@@ -6,9 +6,12 @@ A new energy in one method
 :term:`measure`, a set of points with weights, a number, as a loss does.) Here the points, called :term:`atoms <atom>`, are to
 spread evenly over all directions from the origin, at distance one from it.
 
-A direction is an angle :math:`a`. The Fourier coefficient of order :math:`k` of the directions is the mean of
-:math:`e^{ika}` over the atoms, weighted by mass. It is zero where the directions are spread evenly, and of absolute value one
-where they agree; so we punish the first few.
+A direction is an angle :math:`a`. The Fourier coefficient of order :math:`k` of the directions is the mean of :math:`e^{ika}`
+over the atoms, weighted by mass. It is zero where the directions are spread evenly, and of absolute value one where they agree.
+So the value that is to be made small is the sum of the squares of the first six, plus ``ring``, the mean squared difference
+between the atoms' distances from the origin and one. In the code a point is a complex number ``z``, ``unit`` holds the
+:math:`e^{ika}`, and the ``1e-12`` keeps the root differentiable at the origin. Dimensions of ``mu.points`` before the last two
+are those of a batch.
 """
 
 import matplotlib.pyplot as plt
@@ -33,18 +36,20 @@ class EvenDirections(ddeq.Functional):
 
 
 # %%
-# The value weighs every atom with its mass and looks at nothing else, so it is a function of the measure: it does not
-# see in which order atoms are stored, whether one is stored as two halves, or whether padding was added.
-# `check_functional` holds it to that. It also compares with finite differences what the library derives from ``forward``: the
-# :term:`first variation`, which says how the value changes when a little mass is added at a place, and the
-# :term:`Wasserstein gradient`, which says which way an atom there would have to move for the value to rise fastest.
+# The value weighs every atom with its mass and looks at nothing else, so it is a function of the measure: it does not see in
+# which order atoms are stored, whether one is stored as two halves, or whether padding was added. `check_functional` holds it to
+# that. It also compares with finite differences what the library derives from ``forward``: the :term:`first variation`, which
+# says how the value changes when a little mass is added at a place, and the :term:`Wasserstein gradient`, which says which way
+# an atom there would have to move for the value to rise fastest. It is silent here: all is well. Otherwise it raises an error
+# that names the mistake.
 
 F = EvenDirections()
 check_functional(F)
 
 # %%
 # That is all that a :term:`flow` needs: gradient descent on the atoms, each against its Wasserstein gradient. Thirty atoms of
-# unequal mass start in one corner; every second step is recorded.
+# unequal mass start in one corner; every second step is recorded. On the left, their paths; on the right, the value, called
+# energy, against time, which is the number of steps times their size. It ends at zero, but for rounding.
 
 generator = torch.Generator().manual_seed(0)
 start = ddeq.DiscreteMeasure(
@@ -63,9 +68,10 @@ plot_energy(trajectory, right)
 plt.show()
 
 # %%
-# The masses are unequal, so even directions do not mean equal angles between neighbours: heavy atoms get more room. At
-# new points the first variation tells where one more atom would raise or lower the energy: at the start, best opposite
-# of the crowd.
+# The masses are unequal, so even directions do not mean equal angles between neighbours: heavy atoms get more room. At new
+# points the first variation tells where one more atom would raise or lower the energy. The eight places here go around the
+# circle in steps of 45 degrees, from the right upwards. At the start an atom more would raise the energy only at the second one,
+# which is in the crowd; at all others it would lower it.
 
 probe = torch.linspace(0, 2 * torch.pi, 9)[:-1]
 places = torch.stack([probe.cos(), probe.sin()], -1)

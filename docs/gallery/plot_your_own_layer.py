@@ -2,9 +2,9 @@
 A layer of your own, held to the law
 ====================================
 
-*Is my layer a function of the cloud, or of how the cloud is stored?* An atom of mass one half, and two atoms of mass one
-quarter at the same place, are the same measure. A network on measures has to treat them alike
-(T1); if it does not, its results change with duplicates, with padding and with
+*Is my layer a function of the cloud, or of how the cloud is stored?* An :term:`atom` of :term:`mass` one half, and two atoms of
+mass one quarter at the same place, are the same :term:`measure`. A network on measures has to
+:term:`treat them alike <measure consistency>` (T1); if it does not, its results change with duplicates, with padding and with
 the number of samples. ``check_map`` says so.
 """
 
@@ -50,9 +50,9 @@ for name, layer in wrong.items():
         print(f"{name}: {law}; {numbers.split('; ')[1]}\n")
 
 # %%
-# The check splits an atom, and the images of the others move. The right layers weigh each atom with its mass. A smooth
-# kernel takes the place of the list of neighbours: ties, ranks and counts are properties of arrays. (The library's own
-# layers for local geometry, ``ddeq.nn.LocalEncoder``, are made in this way.)
+# The check splits an atom, and the :term:`images <image>` of the others move. The right layers weigh each atom with its mass. A
+# smooth :term:`kernel` takes the place of the list of neighbours: ties, ranks and counts are properties of arrays. (The
+# library's own layers for local geometry, ``ddeq.nn.LocalEncoder``, are made in this way.)
 
 
 class Neighbourhood(nn.Module):
