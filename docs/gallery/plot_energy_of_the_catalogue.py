@@ -3,8 +3,9 @@ An energy put together from the catalogue
 =========================================
 
 *Can I combine what is there, and train a part of it?* :doc:`The catalogue </theory/t03_catalogue>` of the library is
-`ddeq.functionals`. :term:`Energies <energy>` add and scale, and each part is an ``nn.Module``. A cloud is drawn to a target, kept from crowding by an :term:`entropy`, and pushed out of a region by a
-:term:`potential` whose place and width are parameters.
+`ddeq.functionals`. :term:`Energies <energy>` add and scale, and each part is an ``nn.Module``. A cloud is drawn to a target,
+kept from crowding by an :term:`entropy`, and pushed out of a region by a :term:`potential` whose place and width are
+parameters.
 """
 
 import matplotlib.pyplot as plt

@@ -3,9 +3,9 @@ One posterior, two ways to it
 =============================
 
 *Do SVGD and Langevin find the same posterior?* Both minimise the :term:`Kullback-Leibler divergence <KL divergence>` from a
-density that is known up to a constant. :term:`Langevin noise` does so for the distribution of a particle: the :term:`entropy` is in the noise.
-:term:`Stein variational gradient descent <SVGD>` (SVGD) is deterministic: the entropy is a repulsion between atoms. In both no
-density of the atoms is estimated.
+density that is known up to a constant. :term:`Langevin noise` does so for the distribution of a particle: the :term:`entropy`
+is in the noise. :term:`Stein variational gradient descent <SVGD>` (SVGD) is deterministic: the entropy is a repulsion between
+atoms. In both no density of the atoms is estimated.
 """
 
 import matplotlib.pyplot as plt
