@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["HeldMeasure", "held_numbers", "select", "store"]
+__all__ = ["HeldMeasure", "Holder", "copied", "held_numbers", "select", "store"]
 
 
 def store(module: nn.Module, name: str, value: float | Tensor | None, *, shared: bool = False) -> None:
@@ -54,18 +56,30 @@ def select(module: nn.Module, keep: Tensor, batch_shape: tuple[int, ...]) -> nn.
     return chosen
 
 
-class HeldMeasure(nn.Module):
+def copied(record: Any, memo: Any) -> Any:
+    """A deep copy of a dataclass without the history of its tensors, which autograd cannot copy."""
+
+    def without_history(value: Any) -> Any:
+        return tree_map_only(Tensor, lambda t: t if t.is_leaf else t.detach(), value)
+
+    return type(record)(**{f.name: copy.deepcopy(without_history(getattr(record, f.name)), memo) for f in fields(record)})
+
+
+class Holder(nn.Module):
+    """A module whose copies and files have the tensors that it holds, not how they were computed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        buffers = {k: b if b is None or b.is_leaf else b.detach() for k, b in self._buffers.items()}
+        return self.__dict__ | {"_buffers": buffers}
+
+
+class HeldMeasure(Holder):
     """A measure as part of a module; calling it gives the measure as it is now."""
 
     def __init__(self, measure: DiscreteMeasure) -> None:
         super().__init__()
         for name in ("points", "weights", "marks"):
             store(self, name, getattr(measure, name))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies and files hold the measure, not how it was computed.
-        buffers = {k: None if b is None else b.detach() if not b.is_leaf else b for k, b in self._buffers.items()}
-        return self.__dict__ | {"_buffers": buffers}
 
     def forward(self) -> DiscreteMeasure:
         return unchecked(self.points, self.weights, self.marks)

@@ -171,8 +171,8 @@ class DiscreteMeasure:
 
     def mean(self) -> Float[Tensor, "*batch d"]:
         r"""Mean :math:`m = \int x \,\mathrm d\mu / \mu(\mathbb R^d)`; a `ValueError` where the mass is zero."""
-        # Relative to the first atom: far from the origin the products would lose the digits that matter.
-        origin = self.points[..., :1, :]
+        # Relative to what rounding leaves of it: far from the origin the products would lose the digits that matter.
+        origin = middle(self)
         return settled(self._probabilities("mean").unsqueeze(-2) @ (self.points - origin) + origin).squeeze(-2)
 
     def covariance(self) -> Float[Tensor, "*batch d d"]:
@@ -427,6 +427,12 @@ def unchecked(points: Any, weights: Any, marks: Any = None) -> DiscreteMeasure:
     mu = object.__new__(DiscreteMeasure)
     _fill(mu, points, weights, marks)
     return mu
+
+
+def middle(mu: DiscreteMeasure) -> Tensor:
+    """About the mean, ``(*batch, 1, d)``, to measure places from; without derivatives, and the origin where there is no mass."""
+    mass = settled(mu.weights.detach().sum(-1, keepdim=True))
+    return settled((mu.weights.detach() / torch.where(mass > 0, mass, 1.0)).unsqueeze(-2) @ mu.points.detach())
 
 
 def _present(marks: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import sympy as sp
 import torch
@@ -171,3 +172,31 @@ def test_median_of_two_points_is_their_distance():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(
+    "kernel", [Matern(1.5, 0.7), Matern(2.5, 0.7), Gaussian(0.7), Riesz(1.0), Matern(2.5, 0.7) * 2.0], ids=repr
+)
+def test_forward_mode_within_forward_mode(kernel, order):
+    """PyTorch does not differentiate the forward-mode formula of a function of one's own."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, 2, generator=g, dtype=torch.float64), torch.randn(4, 2, generator=g, dtype=torch.float64)
+
+    def value(x):
+        return kernel(x, y).square().sum() + kernel(x, x).sum()
+
+    forward, reverse = value, value
+    for _ in range(order):
+        forward, reverse = torch.func.jacfwd(forward), torch.func.jacrev(reverse)
+    assert_close(forward(x), reverse(x), units=1e4)
+
+
+def test_bandwidths_may_be_numbers_of_numpy():
+    assert Gaussian(np.float32(0.5)).bandwidths == [0.5]
+
+
+def test_one_measure_serves_a_batch_of_bandwidths():
+    g = torch.Generator().manual_seed(0)
+    mu, nu = DiscreteMeasure(torch.randn(2, 5, 2, generator=g)), DiscreteMeasure(torch.randn(4, 2, generator=g))
+    assert_close(median_bandwidth(mu, nu)[1], median_bandwidth(mu[1], nu))

@@ -249,3 +249,11 @@ def test_all_parts_are_pinned(monkeypatch):
     assert [t.shape for t in pinned] == [(2, 3, 1), (2, 3), (2, 3, 2)]
     assert torch.equal(copied.points, mu.points)
     assert copied.points is not mu.points
+
+
+@pytest.mark.theorem("T1")
+def test_moments_do_not_ask_which_atom_is_the_first_one():
+    mu = DiscreteMeasure(torch.tensor([[1e8], [0.1], [0.3]]), torch.tensor([0.0, 0.5, 0.5]))
+    for same in (mu, mu.permute_atoms(torch.tensor([1, 2, 0]))):
+        assert_close(same.mean(), torch.tensor([0.2]))
+        assert_close(same.covariance(), torch.tensor([[0.01]]))

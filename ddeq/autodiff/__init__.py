@@ -1,6 +1,6 @@
 """What the other rooms ask of automatic differentiation: gradients that are differentiable again, and memory for time."""
 
-from ddeq.autodiff.derivatives import alias, gradient, graph_leaves, reusable_graphs, under_transforms
+from ddeq.autodiff.derivatives import alias, forward_levels, gradient, graph_leaves, reusable_graphs, under_transforms
 from ddeq.autodiff.inputs import OpenModule, strangers
 from ddeq.autodiff.recompute import autocast_now, recompute, without_autocast
 
@@ -8,6 +8,7 @@ __all__ = [
     "OpenModule",
     "alias",
     "autocast_now",
+    "forward_levels",
     "gradient",
     "graph_leaves",
     "recompute",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch._functorch.config
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["alias", "gradient", "graph_leaves", "under_transforms"]
+__all__ = ["alias", "forward_levels", "gradient", "graph_leaves", "under_transforms"]
 
 
 def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -59,6 +60,17 @@ def graph_leaves(*outputs: Tensor) -> set[Tensor]:
 def under_transforms() -> bool:
     """Whether a transform of ``torch.func`` or forward-mode differentiation is under way."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def forward_levels() -> int:
+    """How many forward-mode derivatives of ``torch.func`` are under way, one within another.
+
+    PyTorch takes no forward-mode derivative of the ``jvp`` of a function of its own kind: from two on, other code must run.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return 0
+    functorch: Any = torch._C._functorch
+    return sum(i.key() == functorch.TransformType.Jvp for i in functorch.get_interpreter_stack() or ())
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from ddeq.ranks import whole
 
 __all__ = ["flow"]
 
+STEPS = 500
+"""Steps of a flow where the caller says neither how many nor when to stop."""
 RECORDS = 100
 """About how many records a flow keeps where the caller does not choose."""
 
@@ -59,7 +61,7 @@ def flow(
     stepper
         How a step is made: `Euler`, `Heun`, `Nesterov`, `AdaptiveEuler`, `Proximal`.
     steps
-        Number of steps; all are taken, and samples end as COMPLETED. Give this or ``stop``.
+        Number of steps; all are taken, and samples end as COMPLETED. Default: 500, where no ``stop`` is given.
     geometry
         What the velocity is: `Wasserstein`, `Stein`.
     noise
@@ -91,8 +93,8 @@ def flow(
     Raises
     ------
     ValueError
-        If not exactly one of ``steps`` and ``stop`` is given, an option is not what it should be, or the parts do not make sense
-        together; the message says why.
+        If both ``steps`` and ``stop`` are given, an option is not what it should be, or the parts do not make sense together;
+        the message says why.
 
     Notes
     -----
@@ -127,7 +129,7 @@ def flow(
         check_mass("mu0", mu0)
     remains = _remains(before)
     first = remains.taken
-    limits = stop if stop is not None else Stop(max_steps=steps or 0)
+    limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else steps)
     problem = Descent(functional, mu0, geometry)
     draws = _draws(noise, reaction, generator, remains, mu0)
     process = FlowProcess(problem, stepper, noise=noise, reaction=reaction, stop=stop, draws=draws, first=first)
@@ -186,7 +188,7 @@ def _check_options(
     stop: Stop | None,
     generator: object,
 ) -> None:
-    if (steps is None) == (stop is None):
+    if steps is not None and stop is not None:
         raise ValueError(f"steps, stop: expected one of the two, got steps={steps}, stop={stop}")
     for name, value, kind, wanted in (
         ("functional", functional, Functional, "a ddeq.Functional"),

@@ -14,8 +14,9 @@ from ddeq.flows.problem import Descent
 from ddeq.flows.reaction import FisherRao, jump
 from ddeq.flows.steppers import Stepper
 from ddeq.iteration import Evaluation, Process, Stop
+from ddeq.iteration.massless import farthest, held_back
 from ddeq.measures import DiscreteMeasure
-from ddeq.ranks import beside, whole
+from ddeq.ranks import beside
 
 __all__ = ["FlowProcess", "Memory"]
 
@@ -69,7 +70,7 @@ class FlowProcess(Process):
         self.problem, self.stepper, self.noise, self.reaction = problem, stepper, noise, reaction
         self._stop, self._draws, self._step = stop, draws, first
         self.shared = _Shared()
-        self._has_dead = self.moves_weights or not bool(whole(problem.like.support().all()))
+        self._limit = farthest(problem.like.points, problem.like.weights, always=self.moves_weights)
 
     @property
     def moves_weights(self) -> bool:
@@ -94,7 +95,8 @@ class FlowProcess(Process):
         displacement = None
         if self.noise is not None:
             displacement = self.noise.displacement(problem, self._normal, self._step)
-        velocity = self._without_dead(replace(problem, displacement=displacement).velocity(mu.points), mu)
+        velocity = replace(problem, displacement=displacement).velocity(mu.points)
+        velocity = held_back(velocity, 0.0, mu.weights, self._limit)
         norm = problem.inner(velocity.detach(), velocity.detach()).sqrt()
         self._note_speed(norm)
         absolute, relative = norm, norm / torch.ones_like(norm)
@@ -109,7 +111,7 @@ class FlowProcess(Process):
         mu = self.measure(value)
         problem = replace(self.problem, like=mu, displacement=found.displacement, known_energy=memory.energy)
         points, state, duration, energy = self.stepper.step(problem, mu.points, found.velocity, memory.stepper, step)
-        points = mu.points + self._without_dead(points - mu.points, mu) if self._has_dead else points
+        points = held_back(points, mu.points, mu.weights, self._limit)
         self._note_duration(duration)
         moved = mu.with_points(points)
         if self.noise is not None:
@@ -153,12 +155,6 @@ class FlowProcess(Process):
         )
         chosen.shared = self.shared
         return chosen
-
-    def _without_dead(self, field: Tensor, mu: DiscreteMeasure) -> Tensor:
-        """A field on the atoms, zero at those of mass zero where it is not finite: they must not end a flow (T1)."""
-        if not self._has_dead:
-            return field
-        return torch.where(mu.support().unsqueeze(-1) | torch.isfinite(field), field, 0.0)
 
     @property
     def _samples(self) -> tuple[tuple[int, ...], Tensor]:

@@ -27,6 +27,7 @@ from ddeq.iteration import (
     iterate,
     minimal_residual,
 )
+from ddeq.iteration.massless import farthest, held_back
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Proximal"]
@@ -151,10 +152,11 @@ class _Minimisation(Process):
     def __init__(self, problem: _Movement, scale: Tensor, rtol: float) -> None:
         self._problem, self._scale, self._rtol = problem, scale, rtol
         self._time = problem.time[..., 0, 0] if isinstance(problem.time, Tensor) else problem.time
+        self._limit = farthest(problem.like.points, problem.like.weights)
         self.stepper = AdaptiveEuler(self._time)
 
     def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
-        velocity = self._problem.velocity(value)
+        velocity = held_back(self._problem.velocity(value), 0.0, self._problem.like.weights, self._limit)
         norm = self._problem.inner(velocity, velocity).clamp_min(0.0).sqrt()
         scale = self._scale
         if memory[1] is not None:  # what a smaller gradient can still gain is hidden by rounding of the energy
@@ -167,7 +169,7 @@ class _Minimisation(Process):
         state, energy = memory
         problem = replace(self._problem, known_energy=energy)
         moved = self.stepper.step(problem, value, found, state, step)
-        return moved.points, (moved.state, moved.energy)
+        return held_back(moved.points, value, problem.like.weights, self._limit), (moved.state, moved.energy)
 
     def select(self, keep: Tensor) -> _Minimisation:
         raise AssertionError("the inner problems of all samples are solved together")

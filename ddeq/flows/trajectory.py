@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddeq.held import copied
 from ddeq.iteration import Status
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.ranks import beside, write
@@ -62,6 +63,10 @@ class Trajectory:
     def converged(self) -> Tensor:
         """``(*batch,)``: which samples ended as CONVERGED."""
         return self.status == Status.CONVERGED.value
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Trajectory:
+        copy: Trajectory = copied(self, memo)
+        return copy
 
     def __repr__(self) -> str:
         ends = ", ".join(

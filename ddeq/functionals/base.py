@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddeq.autodiff import gradient
-from ddeq.held import select, store
+from ddeq.held import Holder, select, store
 from ddeq.kernels.base import shown
 from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
 from ddeq.ranks import settled, whole
@@ -31,7 +31,7 @@ class Smoothness(enum.IntEnum):
     """Outside a set of measure zero."""
 
 
-class Functional(nn.Module):
+class Functional(Holder):
     r"""An energy :math:`F(\mu)` on measures.
 
     A new functional writes `forward` alone, as a function of points and weights that is measure consistent (T1).

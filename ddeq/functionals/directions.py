@@ -14,7 +14,7 @@ from ddeq.autodiff import recompute, under_transforms
 from ddeq.draws import normal
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.held import store
-from ddeq.measures import DiscreteMeasure, values_are_known
+from ddeq.measures import DiscreteMeasure, middle, values_are_known
 from ddeq.reductions.integrals import sum_over_items
 from ddeq.reductions.sorted import in_sum_precision
 
@@ -93,11 +93,6 @@ class SlicedDiscrepancy(Discrepancy):
             _check_directions(directions, target.dim)
         store(self, "directions", directions, shared=True)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies and files hold the directions, not how they were computed.
-        buffers = {k: b if b is None or b.is_leaf else b.detach() for k, b in self._buffers.items()}
-        return self.__dict__ | {"_buffers": buffers}
-
     def _target_for(self, mu: DiscreteMeasure) -> DiscreteMeasure:
         nu = super()._target_for(mu)
         if self.directions.shape[-1] != mu.dim:
@@ -130,8 +125,8 @@ class SlicedDiscrepancy(Discrepancy):
 
 
 def around(origin: DiscreteMeasure, points: Tensor) -> Tensor:
-    """``points`` relative to the first atom of ``origin``, in the precision of sums: far away projections lose digits."""
-    return in_sum_precision(points) - in_sum_precision(origin.points[..., :1, :].detach())
+    """``points`` relative to the middle of ``origin``, in the precision of sums: far away projections lose digits."""
+    return in_sum_precision(points) - in_sum_precision(middle(origin))
 
 
 def _check_directions(directions: Any, dim: int) -> None:

@@ -8,6 +8,7 @@ two measures, :math:`\mathrm{diag}(c) + \tau\pi` between a measure and itself, w
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from ddeq.functionals.entropic import EntropicTransport
 from ddeq.iteration import ConvergenceWarning, Evaluation, Outcome, Status, Stop, implicit_function, iterate
 from ddeq.iteration.krylov import conjugate_gradients
 from ddeq.measures import DiscreteMeasure, unchecked
-from ddeq.ranks import is_sharded
+from ddeq.ranks import beside, is_sharded, whole
 from ddeq.reductions.backend import blocks_are_below
 
 __all__ = ["potential_between", "potential_within"]
@@ -111,23 +112,38 @@ class _System(ABC):
 
     def solve(self, stop: Stop) -> Outcome:
         """From a blur as large as the measures down to its own, each level from the solution of the one before."""
-        points = torch.cat([self.at.points, self.other.points], -2)
-        diameter = float((points.amax(-2) - points.amin(-2)).norm(dim=-1).max())
-        blur, z = max(diameter if self.annealed else 0.0, self.transport.blur), torch.zeros_like(self.at.weights)
-        while blur > self.transport.blur:
-            z = self.with_transport(replace(self.transport, blur=blur))._newton(z, LEVEL).value
-            blur = SHRINK * blur
-        rounding = 32 * torch.finfo(z.dtype).eps * diameter**2 / self.transport.epsilon
-        outcome = self._newton(z, replace(stop, rtol=max(stop.rtol, rounding)))
+        z, diameter, blur = torch.zeros_like(self.at.weights), self._diameter(), self.transport.blur
+        if self.annealed:
+            # Each sample begins at the level of its own diameter, whatever else is in the batch.
+            levels = ((diameter / blur).log() / -math.log(SHRINK)).nan_to_num(posinf=0.0, neginf=0.0).ceil()
+            for level in range(int(levels.max()) if levels.numel() else 0, 0, -1):
+                larger = self.with_transport(replace(self.transport, blur=blur / SHRINK**level))
+                begun = beside((levels >= level).unsqueeze(-1), z)
+                z = torch.where(begun, larger._newton(z, LEVEL).value, z)
+        eps = torch.finfo(z.dtype).eps
+        stop = replace(stop, rtol=max(stop.rtol, eps))
+        leeway = beside((32 * eps * diameter.square() / self.transport.epsilon / stop.rtol).clamp_min(1.0), z)
+        outcome = self._newton(z, stop, leeway)
+        outcome = replace(outcome, residual=outcome.residual * leeway)
         z = outcome.value
         # The potential at an atom of mass zero is what the others make of it.
         z = torch.where(self.at.support(), z, z - self.equation(z))
         return replace(outcome, value=self.fixed(z))
 
-    def _newton(self, z: Tensor, stop: Stop) -> Outcome:
+    def _diameter(self) -> Tensor:
+        """Diagonal of the least box around the atoms that carry mass, ``(*batch,)``, the same on all ranks."""
+        highest, lowest = [], []
+        for mu in (self.at, self.other):
+            dead = ~mu.support().unsqueeze(-1)
+            highest.append(whole(mu.points.masked_fill(dead, -torch.inf).amax(-2)))
+            lowest.append(whole(mu.points.masked_fill(dead, torch.inf).amin(-2)))
+        diameter: Tensor = torch.linalg.vector_norm(torch.maximum(*highest) - torch.minimum(*lowest), dim=-1)
+        return diameter
+
+    def _newton(self, z: Tensor, stop: Stop, leeway: Tensor | float = 1.0) -> Outcome:
         batch = self.at.batch_shape
         memory = (z.new_full(batch, torch.inf), z)
-        return iterate(_Newton(self), z, memory, stop=stop, batch_shape=batch, patient=True)
+        return iterate(_Newton(self, leeway), z, memory, stop=stop, batch_shape=batch, patient=True)
 
 
 class _Between(_System):
@@ -184,6 +200,8 @@ class _Newton:
     """Sinkhorn's iteration until it is near, then damped Newton steps."""
 
     system: _System
+    leeway: Tensor | float = 1.0
+    """How many times the tolerance each sample may miss, for what rounding of large distances hides."""
 
     def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
         system = self.system
@@ -193,7 +211,8 @@ class _Newton:
         size = defect.detach() / system.transport.epsilon
         residual = ((system.at.weights * size.square()).sum(-1) / system.at.mass()).sqrt()
         nothing = 0.0 * residual
-        return Evaluation(residual, residual * system.transport.epsilon, nothing, nothing, (residual, z, defect)), memory
+        absolute = residual * system.transport.epsilon
+        return Evaluation(residual / self.leeway, absolute, nothing, nothing, (residual, z, defect)), memory
 
     def advance(self, value: Tensor, memory: Any, found: Any, step: int) -> tuple[Tensor, Any]:
         system, (residual, z, defect), (before, safe) = self.system, found, memory

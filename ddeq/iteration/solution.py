@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ddeq.held import copied
 from ddeq.iteration.status import Status
 from ddeq.measures import DiscreteMeasure
 
@@ -55,9 +56,14 @@ class Solution:
     def summary(self) -> str:
         """One line: how many samples ended how, and the largest residual."""
         counts = [f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())]
-        line = f"{', '.join(counts)}; largest residual {float(self.residual.max()):.1e}; {self.evaluations} evaluations"
+        largest = f"{float(self.residual.max()):.1e}" if self.residual.numel() else "none"
+        line = f"{', '.join(counts) or 'no samples'}; largest residual {largest}; {self.evaluations} evaluations"
         steps = [f"{int(n.sum())} of {name}" for name, n in self.used.items()]
         return line if len(steps) < 2 else f"{line}; steps: {', '.join(steps)}"
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Solution:
+        copy: Solution = copied(self, memo)
+        return copy
 
     def __repr__(self) -> str:
         return f"Solution({self.measure}; {self.summary()})"

@@ -26,7 +26,7 @@ def median_bandwidth(
     Parameters
     ----------
     mu, nu
-        The measures.
+        The measures; a single ``nu`` serves a batch.
     coincident
         What to give where all atoms of positive mass coincide; default: raise.
 
@@ -46,6 +46,8 @@ def median_bandwidth(
     tensor(3.)
     """
     nu = mu if nu is None else nu
+    if not nu.batch_shape:  # one for all
+        nu = nu.expand(*mu.batch_shape)
     if (mu.dim, mu.dtype, mu.device, mu.batch_shape) != (nu.dim, nu.dtype, nu.device, nu.batch_shape):
         raise ValueError(f"nu: expected a measure of the kind of mu, {mu}, got {nu}")
     mu, nu = mu.detach(), nu.detach()
@@ -88,7 +90,8 @@ def _by_counting(mu: DiscreteMeasure, nu: DiscreteMeasure) -> Tensor:
     rows = max(1, MOST_PAIRS // nu.n)
     blocks = range(0, mu.n, rows)
     low = torch.zeros((), dtype=torch.float64, device=mu.device)
-    high = torch.stack([_pairs(mu, nu, i, i + rows)[0].amax() for i in blocks]).amax().double() * (1 + 1e-6)
+    farthest = [torch.where(mass > 0, distance, 0.0).amax() for distance, mass in (_pairs(mu, nu, i, i + rows) for i in blocks)]
+    high = torch.stack(farthest).amax().double() * (1 + 1e-6)
     below = torch.zeros_like(low)
     half: Tensor | None = None
     for _ in range(3 if mu.dtype == torch.float32 else 5):

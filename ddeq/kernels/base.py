@@ -6,9 +6,9 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddeq.held import store
+from ddeq.held import Holder, store
 from ddeq.kernels.distances import squared_distances
 from ddeq.kernels.symbols import Symbolic, logaddexp, shaped_like
 from ddeq.measures import values_are_known
@@ -16,7 +16,7 @@ from ddeq.measures import values_are_known
 __all__ = ["Kernel", "RadialKernel", "ScaledKernel", "SumKernel", "positive"]
 
 
-class Kernel(nn.Module):
+class Kernel(Holder):
     r"""A positive definite, or conditionally positive definite, kernel :math:`k(x, y)`.
 
     A new kernel writes `pair`. Kernels add and scale: ``Gaussian(1.0) + 0.5 * Laplace(0.1)``.

@@ -12,16 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddeq.autodiff import forward_levels
 from ddeq.kernels.symbols import Symbolic, power
 
 __all__ = ["log_matern_profile", "matern_profile"]
 
 DERIVATIVE = (0.0, -1 / 2, -1 / 6)
+ORDERS = 4
+"""Under nested forward mode, derivatives up to so many orders above the first that are singular where atoms meet."""
 
 
 def matern_profile(u: Symbolic, order: int) -> Symbolic:
     """``g_order(u)``."""
     if order and isinstance(u, Tensor):
+        if forward_levels() > 1:
+            return _value(u.detach(), order, log=False) * _change(u, order)
         return _Matern.apply(u, order, False)  # type: ignore[no-untyped-call]
     t = power(u, 0.5)
     return _polynomial(t, order) * (-t).exp() if order else (-t).exp()
@@ -30,6 +35,8 @@ def matern_profile(u: Symbolic, order: int) -> Symbolic:
 def log_matern_profile(u: Symbolic, order: int) -> Symbolic:
     """``log g_order(u)``, finite where the profile itself underflows."""
     if order and isinstance(u, Tensor):
+        if forward_levels() > 1:
+            return _value(u.detach(), order, log=True) + _change(u, order).log()
         return _Matern.apply(u, order, True)  # type: ignore[no-untyped-call]
     t = power(u, 0.5)
     return _polynomial(t, order).log() - t if order else -t
@@ -39,14 +46,45 @@ def _polynomial(t: Symbolic, order: int) -> Symbolic:
     return 1.0 + t if order == 1 else 1.0 + t + t * t / 3.0 if order == 2 else torch.ones_like(t)
 
 
+def _value(u: Tensor, order: int, log: bool) -> Tensor:
+    t = u.sqrt()
+    value: Tensor = _polynomial(t, order).log() - t if log else _polynomial(t, order) * (-t).exp()
+    return value
+
+
+def _change(u: Tensor, order: int) -> Tensor:
+    """``g_order(u)`` in units of its value: one, with the derivatives of a Taylor polynomial around the numbers as they are.
+
+    What forward mode takes the place of `_Matern` under forward mode; of so many orders as derivatives may be under way.
+    """
+    here = u.detach()
+    t, step = power(here, 0.5), u - here
+    total, term, known = torch.ones_like(here), torch.ones_like(here), _polynomial(t, order)
+    factor, powers = 1.0, {0: 1.0}  # g_0 and its derivatives are e^-t times sums of powers of 1/t
+    for k in range(1, order + ORDERS + 1):
+        term = term * step / k
+        if k <= order:
+            factor *= DERIVATIVE[order - k + 1]
+            derivative = factor * _polynomial(t, order - k)
+        else:
+            following: dict[int, float] = {}
+            for m, c in powers.items():
+                following[m + 1] = following.get(m + 1, 0.0) - c / 2
+                following[m + 2] = following.get(m + 2, 0.0) - c * m / 2
+            powers = following
+            inverse = torch.where(t > 0, 1.0 / torch.where(t > 0, t, 1.0), 0.0)
+            derivative = factor * sum((c * inverse**m for m, c in powers.items()), torch.zeros_like(t))
+            derivative = torch.where(torch.isfinite(derivative), derivative, 0.0)
+        total = total + derivative / known * term
+    return total
+
+
 class _Matern(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(u: Tensor, order: int, log: bool) -> Tensor:
-        t = u.sqrt()
-        value: Tensor = _polynomial(t, order).log() - t if log else _polynomial(t, order) * (-t).exp()
-        return value
+        return _value(u, order, log)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from ddeq.kernels.symbols import Symbolic, logaddexp, power, shaped_like
 
 __all__ = ["IMQ", "Bandwidth", "Gaussian", "Laplace", "Matern", "Riesz"]
 
-Bandwidth = float | Tensor | Sequence[float | Tensor]
+Bandwidth = float | Real | Tensor | Sequence[float | Tensor]
 
 
 class _Bandwidths(RadialKernel):
@@ -36,12 +38,13 @@ class _Bandwidths(RadialKernel):
 
     def __init__(self, bandwidth: Bandwidth) -> None:
         super().__init__()
-        several = [bandwidth] if isinstance(bandwidth, int | float | Tensor) else list(bandwidth)
+        given: Any = bandwidth
+        several = [given] if isinstance(given, Real | Tensor) else list(given)
         if not several:
             raise ValueError("bandwidth: expected at least one, got an empty sequence")
         self._count = len(several)
         for i, h in enumerate(several):
-            store(self, f"bandwidth_{i}", positive("bandwidth", h))
+            store(self, f"bandwidth_{i}", positive("bandwidth", h if isinstance(h, Tensor) else float(h)))
 
     @property
     def bandwidths(self) -> list[float | Tensor]:

@@ -79,7 +79,9 @@ class DDEQ(nn.Module):
     ) -> None:
         super().__init__()
         for name, layer in cell.named_modules():
-            if isinstance(layer, STRANGERS) or (isinstance(layer, WITH_DROPOUT) and layer.dropout > 0):
+            if (isinstance(layer, STRANGERS) and getattr(layer, "p", 1.0) > 0) or (
+                isinstance(layer, WITH_DROPOUT) and layer.dropout > 0
+            ):
                 raise ValueError(
                     f"cell: its layer {name!r} is a {type(layer).__name__}, which is no function of one measure; use "
                     "ddeq.nn.Dropout (one mask for all atoms and evaluations) or nn.LayerNorm"
@@ -120,17 +122,25 @@ class DDEQ(nn.Module):
         start = self.reference(rho.batch_shape, rho.points, n, generator)
         prepare: Callable[..., Any] | None = getattr(self.cell, "prepare", None)
         in_dims = 0 if rho.batch_shape else None
-        drawn = torch.get_rng_state()
+        drawn = _random_states(rho.device)
         with without_autocast(rho.device):  # half precision has not the digits that an equilibrium needs
             context = context if prepare is None else prepare(start, context)
             solution = fixed_point(
                 self.cell, start, context, in_dims=in_dims, solver=self.solver, stop=self.stop, adjoint=self.adjoint
             )
-        if self.training and not torch.equal(drawn, torch.get_rng_state()):
+        drew = any(not torch.equal(*states) for states in zip(drawn, _random_states(rho.device), strict=True))
+        if drew or (not bool(solution.converged.all()) and self._varies(solution)):
             raise ValueError(
                 "cell: it draws random numbers in each evaluation, so that there is no equilibrium; use ddeq.nn.Dropout"
             )
         return solution
+
+    @torch.no_grad()
+    def _varies(self, solution: Solution) -> bool:
+        """Whether the cell gives two images of one measure that differ by what the tolerance would notice."""
+        with without_autocast(solution.measure.device):
+            a, b = (self.cell(solution.measure.detach(), *solution.args).points.flatten(-2) for _ in range(2))
+        return bool(((a - b).norm(dim=-1) > 0.1 * self.stop.rtol * a.norm(dim=-1)).any())
 
     def penalty(self, solution: Solution, *, samples: int | None = None, **options: Any) -> Tensor:
         """`ddeq.nn.jacobian_penalty` of the cell at a solution that `forward` gave, ``(*batch,)``.
@@ -149,6 +159,11 @@ class DDEQ(nn.Module):
             measure, args = tree_map_only(Tensor, lambda t: t[:samples], (measure, args))
         with without_autocast(measure.device):
             return jacobian_penalty(self.cell, measure, *args, **options)
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Of PyTorch's own generators, which random layers use."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _in_precision(context: Any, dtype: torch.dtype) -> Any:

@@ -22,6 +22,8 @@ __all__ = ["integrate", "integrate_kernel", "integrate_kernel_gradient", "integr
 def integrate(values: Float[Tensor, "*batch n"], mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
     r"""Integral :math:`\int f \,\mathrm d\mu = \sum_i w_i f_i` of the ``values`` of :math:`f` at the atoms.
 
+    An atom of mass zero adds nothing, even where :math:`f` is infinite or undefined.
+
     Raises
     ------
     ValueError
@@ -29,7 +31,8 @@ def integrate(values: Float[Tensor, "*batch n"], mu: DiscreteMeasure) -> Float[T
     """
     if values.shape[-1:] != (mu.n,):
         raise ValueError(f"values: expected one per atom, shape {(*mu.batch_shape, mu.n)}, got {tuple(values.shape)}")
-    return settled((mu.weights * values).sum(-1))
+    massless = (mu.weights == 0) & ~torch.isfinite(values)
+    return settled((mu.weights * torch.where(massless, 0.0, values)).sum(-1))
 
 
 def integrate_kernel(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddeq.autodiff import under_transforms
+from ddeq.autodiff import forward_levels, under_transforms
 from ddeq.kernels import Kernel
 
 __all__ = ["ascending", "in_sum_precision", "self_energy", "sum_distances", "sum_gradients", "sum_pairs", "sum_signs"]
@@ -59,6 +59,9 @@ def sum_distances(
     order
         Numbers of the points in ascending order, where they are known.
     """
+    if forward_levels() > 1:
+        gaps = _gaps(z)
+        return -(b.unsqueeze(-2) * gaps.unsqueeze(-3)).sum(-1)
     order = ascending(z) if order is None else order
     sums: Tensor = _Distances.apply(z, b, order)  # type: ignore[no-untyped-call]
     return sums
@@ -70,6 +73,8 @@ def self_energy(z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"]) ->
     It is :math:`\int B (B - M) \,\mathrm dz` for the mass :math:`B(z)` to the left of :math:`z` and the total mass
     :math:`M` (T12); taken in this form it has its full relative precision where it is small. Arguments as of `sum_distances`.
     """
+    if forward_levels() > 1:
+        return -0.5 * (b.unsqueeze(-1) * b.unsqueeze(-2) * _gaps(z).unsqueeze(-3)).sum((-2, -1))
     energy: Tensor = _SelfEnergy.apply(z, b, ascending(z))  # type: ignore[no-untyped-call]
     return energy
 
@@ -90,6 +95,12 @@ def sum_signs(
     # Mean of what lies strictly and weakly to the left, twice, less all: atoms at the same place give 0 to each other.
     signs = (upto - b).gather(-1, first) + upto.gather(-1, last) - upto[..., -1:]
     return torch.zeros_like(signs).scatter(-1, back, signs)
+
+
+def _gaps(z: Tensor) -> Tensor:
+    """All distances ``(*batch, n, n)``, for derivatives that the formulas below do not have."""
+    differences = z.unsqueeze(-1) - z.unsqueeze(-2)
+    return differences * differences.detach().sign()
 
 
 def ascending(z: Float[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:

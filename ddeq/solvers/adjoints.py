@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -85,10 +85,10 @@ class Implicit:
     solver
         Solver of the adjoint equation, one that sees points only; default ``Auto(contraction=0.0)``:
         Anderson's steps, and Newton's (which here is GMRES) where their residual stops falling.
-    stop
-        Its tolerance and steps; default: those of the forward solve.
     on_failure
         Whether an adjoint equation that was not solved warns, or raises a `ConvergenceError`.
+    stop
+        Its tolerance and steps; default: those of the forward solve.
     report
         Called in backward with an `AdjointReport`, once for each adjoint equation (again for those of second derivatives).
 
@@ -103,9 +103,9 @@ class Implicit:
     """
 
     solver: Solver | None = None
-    stop: Stop | None = None
     on_failure: Literal["warn", "raise"] = "warn"
-    report: Callable[[AdjointReport], object] | None = None
+    stop: Stop | None = field(default=None, kw_only=True)
+    report: Callable[[AdjointReport], object] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.on_failure not in ("warn", "raise"):

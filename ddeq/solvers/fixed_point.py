@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ddeq.autodiff import reusable_graphs, without_autocast
 from ddeq.iteration import ConvergenceError, Outcome, Report, Solution, Stop, iterate
-from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.iteration.massless import farthest, held_back
+from ddeq.measures import DiscreteMeasure, check_mass, middle
 from ddeq.ranks import check_in_one_place
 from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
 from ddeq.solvers.anderson import Anderson
@@ -125,12 +126,15 @@ def fixed_point(
             "detached points, mu0.with_points(mu0.points.detach()), or differentiate the solve with adjoint=Unrolled()"
         )
     with torch.set_grad_enabled(unrolled), without_autocast(mu0.device), reusable_graphs():  # the map itself runs as it was bound
-        problem = FixedPoint(_CheckedAtFirst(bound, "watch" if watched or bound.recomputes else "compare"), mu0.weights, mu0)
+        checked = _CheckedAtFirst(bound, "watch" if watched or bound.recomputes else "compare")
+        limit = farthest(mu0.points, mu0.weights)
+        start = held_back(mu0.points, middle(mu0), mu0.weights, limit)
+        problem = FixedPoint(checked, mu0.weights, mu0, limit=limit)
         iteration = FixedPointIteration(problem, solver, stop)
         outcome = iterate(
             iteration,
-            mu0.points,
-            iteration.start(mu0.points),
+            start,
+            iteration.start(start),
             stop=stop,
             batch_shape=mu0.batch_shape,
             removable=bound.removable and getattr(solver, "selectable", True),

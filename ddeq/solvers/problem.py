@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddeq.iteration import Evaluation, Stop
 from ddeq.iteration.loop import DIVERGENCE, Process, agreed
+from ddeq.iteration.massless import held_back
 from ddeq.measures import DiscreteMeasure
 from ddeq.solvers.linearization import by_forward_mode, by_reverse_mode
 from ddeq.solvers.metric import relative_discrepancy
@@ -66,11 +67,13 @@ class FixedPoint:
     """The measure whose atoms are sought; None where the points are not those of a measure."""
     counter: Counter = field(default_factory=Counter)
     """Counts evaluations, those of all selections of its samples together."""
+    limit: Tensor | None = None
+    """Beyond this, ``(*batch, 1, 1)``, atoms of mass zero do not go; None where there are none."""
 
     def image(self, z: Tensor) -> Tensor:
-        r""":math:`\Phi(z)`; every call counts as an evaluation."""
+        r""":math:`\Phi(z)`; every call counts as an evaluation. Atoms of mass zero that would run away stay where they are."""
         self.counter.count += 1
-        return self.function.image(z)
+        return held_back(self.function.image(z), z, self.weights, self.limit)
 
     def linearized(self, z: Tensor) -> Callable[[Tensor], Tensor]:
         r"""The products :math:`v \mapsto \partial\Phi(z)\, v`; each counts as an evaluation.
@@ -85,13 +88,13 @@ class FixedPoint:
             counter.count += 1
             if counter.forward_mode:
                 try:
-                    return push(v)
+                    return held_back(push(v), 0.0, self.weights, self.limit)
                 except Exception:  # errors of many kinds; if it is one of the map itself, it comes again
                     counter.forward_mode = False
             if not reverse:
                 counter.count += 1
                 reverse.append(by_reverse_mode(self.function.image, z))
-            return reverse[0](v)
+            return held_back(reverse[0](v), 0.0, self.weights, self.limit)
 
         return product
 
@@ -107,7 +110,10 @@ class FixedPoint:
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         r""":math:`\langle a, b \rangle = \sum_i w_i\, a_i \cdot b_i`, ``(*batch,)``."""
-        return (self.weights * (a * b).sum(-1)).sum(-1)
+        products = (a * b).sum(-1)
+        if self.limit is not None:  # zero times what overflows is NaN
+            products = torch.where(self.weights > 0, products, 0.0)
+        return (self.weights * products).sum(-1)
 
     def norm(self, a: Tensor) -> Tensor:
         """Norm of ``a`` in that inner product, ``(*batch,)``."""
@@ -135,12 +141,15 @@ class FixedPoint:
     def norms(self, *fields: Tensor) -> tuple[Tensor, ...]:
         """The norms of several ``fields``, of each in one pass over its numbers."""
         lengths = torch.stack([torch.linalg.vector_norm(field, dim=-1) for field in fields])
+        if self.limit is not None:
+            lengths = torch.where(self.weights > 0, lengths, 0.0)
         return (self.weights * lengths.square()).sum(-1).sqrt().unbind(0)
 
     def select(self, keep: Tensor) -> FixedPoint:
         """The problem of the samples ``keep``."""
         like = None if self.like is None else self.like[keep]
-        return FixedPoint(self.function.select(keep), self.weights[keep], like, self.counter)
+        limit = None if self.limit is None else self.limit[keep]
+        return replace(self, function=self.function.select(keep), weights=self.weights[keep], like=like, limit=limit)
 
 
 @runtime_checkable
@@ -248,8 +257,9 @@ class FixedPointIteration(Process):
         return torch.where(lost, torch.inf, residual), torch.where(wild, 0.0, size), seen
 
     def advance(self, value: Tensor, memory: _Memory, found: Tensor, step: int) -> tuple[Tensor, _Memory]:
-        z, state = self._solver.step(self._problem, value, found, memory.solver)
-        return z, memory._replace(solver=state)
+        problem = self._problem
+        z, state = self._solver.step(problem, value, found, memory.solver)
+        return held_back(z, value, problem.weights, problem.limit), memory._replace(solver=state)
 
     def select(self, keep: Tensor) -> FixedPointIteration:
         return type(self)(self._problem.select(keep), self._solver, self._stop)

@@ -11,7 +11,7 @@ from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
-from ddeq.testing.samples import HINTS, changed_neighbour, dtype_of, same_measure, trial_measures
+from ddeq.testing.samples import HINTS, changed_neighbour, same_measure, trial_measures
 
 __all__ = ["check_functional"]
 
@@ -51,7 +51,7 @@ def check_functional(
         own = functional.target if isinstance(functional, Discrepancy) else None
         batch_shape = own.batch_shape if own is not None and own.batch_shape else (2,)
         dim = dim or (own.dim if own is not None else 2)
-        measures = trial_measures(dim, batch_shape=batch_shape, dtype=dtype_of(functional))
+        measures = trial_measures(dim, batch_shape=batch_shape, like=functional)
     for mu in [measures] if isinstance(measures, DiscreteMeasure) else measures:
         check_value(functional, mu)
         if first_variation:

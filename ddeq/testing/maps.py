@@ -9,7 +9,7 @@ import torch
 
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
-from ddeq.testing.samples import HINTS, changed_neighbour, dtype_of, trial_measures, with_dead_atoms
+from ddeq.testing.samples import HINTS, changed_neighbour, trial_measures, with_dead_atoms
 
 __all__ = ["check_map"]
 
@@ -44,7 +44,7 @@ def check_map(
         Saying which law broke, with numbers.
     """
     if measures is None:
-        measures = trial_measures(dim, mark_dim=mark_dim, dtype=dtype_of(map))
+        measures = trial_measures(dim, mark_dim=mark_dim, like=map)
     for mu in [measures] if isinstance(measures, DiscreteMeasure) else measures:
         with torch.no_grad():
             _check(map, mu, args, units)

@@ -7,7 +7,7 @@ from torch import nn
 
 from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["HINTS", "changed_neighbour", "dtype_of", "same_measure", "trial_measures", "with_dead_atoms"]
+__all__ = ["HINTS", "changed_neighbour", "same_measure", "trial_measures", "with_dead_atoms"]
 
 HINTS = {
     "permuting the atoms": "Does the order in which atoms are stored enter?",
@@ -20,16 +20,22 @@ HINTS = {
 
 
 def trial_measures(
-    dim: int, *, batch_shape: tuple[int, ...] = (2,), mark_dim: int = 0, dtype: torch.dtype = torch.float64, seed: int = 0
+    dim: int, *, like: object = None, batch_shape: tuple[int, ...] = (2,), mark_dim: int = 0, seed: int = 0
 ) -> list[DiscreteMeasure]:
-    """Generic weights; a dead atom and two coincident ones; a single atom; more atoms than a neighbourhood has."""
-    g = torch.Generator().manual_seed(seed)
+    """Generic weights; a dead atom and two coincident ones; a single atom; more atoms than a neighbourhood has.
+
+    On the device and in the precision of the first tensor of a module ``like`` that has one; else on the CPU, in double.
+    """
+    g, dtype, device = torch.Generator().manual_seed(seed), torch.float64, torch.device("cpu")
+    if isinstance(like, nn.Module):
+        held = [t for t in (*like.parameters(), *like.buffers()) if t.is_floating_point()]
+        dtype, device = (held[0].dtype, held[0].device) if held else (dtype, device)
 
     def draw(n: int) -> DiscreteMeasure:
         points = torch.randn(*batch_shape, n, dim, generator=g, dtype=dtype)
         weights = torch.rand(*batch_shape, n, generator=g, dtype=dtype) + 0.2
         marks = torch.randn(*batch_shape, n, mark_dim, generator=g, dtype=dtype) if mark_dim else None
-        return DiscreteMeasure(points, weights / weights.sum(-1, keepdim=True), marks)
+        return DiscreteMeasure(points, weights / weights.sum(-1, keepdim=True), marks).to(device)
 
     generic = draw(4)
     return [generic, with_dead_atoms(draw(3)).split_atom(1, 0.3), draw(1), draw(12)]
@@ -65,12 +71,3 @@ def changed_neighbour(mu: DiscreteMeasure) -> DiscreteMeasure | None:
     points = mu.points.clone()
     points[0] = 1.7 * points[0] + 0.3
     return mu.with_points(points)
-
-
-def dtype_of(module: object) -> torch.dtype:
-    """Floating type of a module's tensors; double where it has none."""
-    if isinstance(module, nn.Module):
-        for t in [*module.parameters(), *module.buffers()]:
-            if t.is_floating_point():
-                return t.dtype
-    return torch.float64

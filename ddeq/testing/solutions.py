@@ -95,9 +95,12 @@ def check_implicit_gradient(
     leaves, spec = pytree.tree_flatten((mu0.weights, mu0.marks, args))
     reached = [t.detach() for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
     own: list[Tensor] = [p for p in map.parameters() if p.requires_grad] if isinstance(map, nn.Module) else []
-    loss_weights = torch.randn(mu0.points.shape, generator=g, dtype=mu0.dtype)
-    directions = [torch.randn(t.shape, generator=g, dtype=t.dtype) * t.abs() for t in reached]
-    own_directions = [torch.randn(p.shape, generator=g, dtype=p.dtype) for p in own]
+
+    def drawn(t: Tensor) -> Tensor:
+        return torch.randn(t.shape, generator=g, dtype=t.dtype).to(t.device)
+
+    loss_weights, own_directions = drawn(mu0.points), [drawn(p) for p in own]
+    directions = [drawn(t) * t.abs() for t in reached]
 
     def solve(tensors: list[Tensor]) -> Tensor:
         rest = iter(tensors)

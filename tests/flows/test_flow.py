@@ -1,12 +1,15 @@
 """Flows: dissipation, known solutions, measure consistency, per-sample ends, records and files."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from landscapes import cloud
 
 from ddeq import DiscreteMeasure, flow
-from ddeq.flows import Euler, Heun, Nesterov, Trajectory
+from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Trajectory
 from ddeq.functionals import MMD, InteractionEnergy, PotentialEnergy
 from ddeq.iteration import Status, Stop
 from ddeq.kernels import Gaussian, Riesz
@@ -227,3 +230,32 @@ def test_an_atom_of_mass_zero_ends_no_flow():
                 trajectory.measure.points[:1], flow(PotentialEnergy(energy), alone, stepper=stepper, steps=6).measure.points
             )
             assert torch.isfinite(trajectory.measure.points).all()
+
+
+@pytest.mark.theorem("T1")
+@pytest.mark.parametrize("stepper", [Euler(0.3), Heun(0.3), AdaptiveEuler(0.5), Proximal(1.0)])
+@pytest.mark.parametrize("far", [3.0, -1.0])
+def test_an_atom_of_mass_zero_may_be_where_the_energy_is_steep_or_not_defined(stepper, far):
+    """Far out steps are too long; left of the origin there is no logarithm."""
+    F = PotentialEnergy(lambda x: (0.25 * x**4 - x.log()).sum(-1))
+    live = DiscreteMeasure(torch.tensor([[0.9], [1.3]]).double())
+    both = live.pad_atoms(1)
+    both = both.with_points(torch.cat([live.points, torch.full((1, 1), far).double()]))
+    assert torch.equal(F(both), F(live))
+    alone, beside = (flow(F, mu, stepper=stepper, steps=15) for mu in (live, both))
+    assert_close(beside.measure.points[:2], alone.measure.points, units=1e6)
+    assert_close(beside.energies, alone.energies)
+
+
+def test_five_hundred_steps_where_nothing_else_is_said():
+    trajectory = flow(PotentialEnergy(lambda x: x.square().sum(-1)), cloud(3), record=500)
+    assert trajectory.steps.item() == 500
+
+
+def test_copies_of_trajectories_have_no_history():
+    scale = torch.ones((), requires_grad=True)
+    trajectory = flow(scale * PotentialEnergy(lambda x: x.square().sum(-1)), cloud(3), steps=2)
+    assert trajectory.energies.requires_grad
+    again = copy.deepcopy(trajectory)
+    assert_close(again.energies, trajectory.energies)
+    assert not again.energies.requires_grad

@@ -212,3 +212,16 @@ def test_a_solve_that_is_not_given_enough_steps_says_so():
 def test_bad_input(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.theorem("T1")
+@pytest.mark.parametrize("size", [1e2, 1e5])
+def test_neither_other_samples_nor_atoms_of_mass_zero_loosen_a_solve(size):
+    gradient = SinkhornDivergence(NU).wasserstein_gradient(MU)
+    away = MU.pad_atoms(1)
+    away = away.with_points(torch.cat([MU.points, MU.points.new_full((1, 2), size)]))
+    assert_close(SinkhornDivergence(NU).wasserstein_gradient(away)[: MU.n], gradient, units=1e4)
+    mu, nu = (DiscreteMeasure(torch.stack([m.points, size * m.points]), m.weights.expand(2, m.n)) for m in (MU, NU))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of the large one
+        assert_close(SinkhornDivergence(nu).wasserstein_gradient(mu)[0], gradient, units=1e4)

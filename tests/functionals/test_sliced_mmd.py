@@ -86,3 +86,16 @@ def test_large_measures_in_little_time():
     functional = SlicedMMD(nu.with_points(nu.points + 1.0), n_projections=2)
     assert functional.wasserstein_gradient(mu).shape == (100_000, 3)
     assert 0.4 < functional(mu).item() < 1.5
+
+
+@pytest.mark.parametrize("of", ["points", "weights"])
+def test_forward_mode_within_forward_mode(of):
+    g = torch.Generator().manual_seed(0)
+    F = SlicedMMD(DiscreteMeasure(torch.randn(5, 2, generator=g, dtype=torch.float64)), n_projections=3)
+    points, weights = torch.randn(4, 2, generator=g, dtype=torch.float64), torch.rand(4, generator=g, dtype=torch.float64)
+
+    def value(t):
+        return F(DiscreteMeasure(t, weights) if of == "points" else DiscreteMeasure(points, t))
+
+    at = points if of == "points" else weights
+    assert_close(torch.func.jacfwd(torch.func.jacfwd(value))(at), torch.func.hessian(value)(at))

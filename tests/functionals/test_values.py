@@ -15,6 +15,7 @@ from ddeq.functionals import (
     KALE,
     MMD,
     DrMMD,
+    Entropy,
     FixedPointDiscrepancy,
     InteractionEnergy,
     PotentialEnergy,
@@ -275,6 +276,18 @@ def test_places_that_do_not_fit(functional):
     for x in (torch.zeros(5, 3).double(), torch.zeros(2, 5, 2).double(), torch.zeros(5, 2)):
         with pytest.raises(ValueError, match="x: "):
             functional.first_variation(mu, x)
+
+
+def test_copies_of_modules_with_tensors_have_no_history():
+    c, mu = torch.ones((), requires_grad=True), dirac(0.3, 0.4)
+    for F in (c.exp() * Entropy(0.5), MMD(dirac(1.0, 0.0), Gaussian(c.exp()))):
+        again = copy.deepcopy(F)
+        assert_close(again(mu), F(mu))
+        assert not again(mu).requires_grad
+
+
+def test_the_entropy_of_nothing_is_zero():
+    assert Entropy(0.5)(DiscreteMeasure(torch.zeros(2, 1), torch.zeros(2))).item() == 0.0
 
 
 def test_copies_have_no_history():

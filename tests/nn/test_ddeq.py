@@ -207,6 +207,23 @@ class DrawsNoise(nn.Module):
         return mu.with_points(nn.functional.dropout(0.5 * mu.points, 0.5, self.training) + context.unsqueeze(-2))
 
 
+class DrawsAlways(nn.Module):
+    def forward(self, mu, context):
+        return mu.with_points(nn.functional.dropout(0.5 * mu.points, 0.5, True) + context.unsqueeze(-2))
+
+
+class DrawsElsewhere(nn.Module):
+    """From a generator that PyTorch does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, mu, context):
+        noise = torch.randn(mu.points.shape, generator=self.generator, dtype=mu.dtype)
+        return mu.with_points(0.5 * mu.points + noise + context.unsqueeze(-2))
+
+
 def test_hidden_randomness_is_found():
     with pytest.raises(ValueError, match="MultiheadAttention"):
         DDEQ(Plain(), Attends(), LearnedReference(3, 2, 2))
@@ -214,6 +231,20 @@ def test_hidden_randomness_is_found():
     with pytest.raises(ValueError, match="random"):
         ddeq(clouds())
     assert ddeq.eval()(clouds()).converged.all()
+    for noise in (DrawsAlways(), DrawsElsewhere()):
+        ddeq = DDEQ(Plain(), noise, LearnedReference(3, 2, 2))
+        for mode in (True, False):
+            with pytest.raises(ValueError, match="random"):
+                ddeq.train(mode)(clouds())
+
+
+def test_layers_that_drop_nothing_are_welcome():
+    class Drops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Dropout(0.0), nn.TransformerEncoderLayer(2, 1, 4, dropout=0.0)])
+
+    DDEQ(Plain(), Drops(), LearnedReference(3, 2, 2))
 
 
 def test_a_cell_with_dropout_may_serve_two_models():

@@ -575,7 +575,7 @@ def test_singular_systems_are_flagged(map, parameter, solver):
     """With Picard the solution grows without end: relative to it the residual is small in the end, and proves nothing."""
     for on_failure, context in (("warn", pytest.warns(ConvergenceWarning)), ("raise", pytest.raises(ConvergenceError))):
         theta = scalar(parameter)
-        adjoint = Implicit(solver, PATIENT, on_failure)
+        adjoint = Implicit(solver, on_failure, stop=PATIENT)
         solution = fixed_point(map, point(1.0, 2.0), theta, adjoint=adjoint)
         assert solution.converged
         with context as caught:
@@ -607,7 +607,7 @@ def test_the_adjoint_reports_how_it_went():
     reports = []
     a = torch.tensor([0.5, 0.9], dtype=torch.float64, requires_grad=True)
     mu = DiscreteMeasure(torch.zeros(2, 1, 1, dtype=torch.float64))
-    adjoint = Implicit(Picard(), Stop(rtol=1e-6, max_steps=500), report=reports.append)
+    adjoint = Implicit(Picard(), stop=Stop(rtol=1e-6, max_steps=500), report=reports.append)
     z = fixed_point(affine, mu, a, 1.0, stop=TIGHT, adjoint=adjoint).measure.points
     (gradient,) = torch.autograd.grad(z.sum(), a, create_graph=True)
     assert len(reports) == 1

@@ -18,12 +18,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ddeq import DiscreteMeasure, fixed_point
+from ddeq.flows import Euler
 from ddeq.functionals import MMD
 from ddeq.iteration import Status
 from ddeq.nn import DDEQ, Classifier, ContractiveCell, Dropout, EquilibriumCell, InducedSetEncoder, LearnedReference
 from ddeq.solvers import (
     Anderson,
+    Auto,
+    Broyden,
     Implicit,
+    NewtonKrylov,
     OneStep,
     ParticleFlow,
     Phantom,
@@ -184,7 +188,7 @@ OPTIONS = [
     Anderson(3, ridge=1e-8),
     ParticleFlow(MMD, target="frozen"),
     Stop(rtol=1e-3, metric=MMD),
-    Implicit(Picard(), Stop(rtol=1e-9), "raise"),
+    Implicit(Picard(), "raise", stop=Stop(rtol=1e-9)),
 ]
 
 
@@ -252,7 +256,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     def peaks(steps):
         stop, found = Stop(rtol=1e-300, atol=0.0, max_steps=steps), []
         Watching.peak = Watching.count = 0
-        solution = fixed_point(cell, mu, shift, solver=Watching(), stop=stop, adjoint=Implicit(Watching(), stop))
+        solution = fixed_point(cell, mu, shift, solver=Watching(), stop=stop, adjoint=Implicit(Watching(), stop=stop))
         found.append(Watching.peak)
         Watching.peak = Watching.count = 0
         with warnings.catch_warnings():
@@ -506,3 +510,44 @@ def test_stochastic_layers_in_cells_are_refused():
     assert isinstance(model(dropout=0.1).cell.layers[0].dropout, Dropout)
     with pytest.raises(ValueError, match="Dropout"):
         DDEQ(InducedSetEncoder(2, 8), nn.Sequential(nn.Dropout(0.1)), LearnedReference(3, 8, 2))
+
+
+SOLVERS = [Picard(), Anderson(), Broyden(), Auto(), NewtonKrylov(), ParticleFlow(stepper=Euler(0.5))]
+
+
+@pytest.mark.theorem("T1")
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [10.0, 1e30])
+def test_an_atom_of_mass_zero_that_runs_away_ends_no_solve(solver, dtype, far):
+    rate = torch.tensor(0.5, dtype=dtype, requires_grad=True)
+    live = DiscreteMeasure(torch.tensor([[0.5], [-0.3]], dtype=dtype), torch.tensor([0.5, 0.5], dtype=dtype))
+    both = live.pad_atoms(1)
+    both = both.with_points(torch.cat([live.points, torch.full((1, 1), far, dtype=dtype)]))
+
+    def cubic(mu, rate):
+        return mu.push_forward(lambda x: rate * x - 0.1 * x**3 + 0.1)
+
+    stop = Stop(max_steps=20) if isinstance(solver, ParticleFlow) else Stop()
+    alone, beside = (fixed_point(cubic, mu, rate, solver=solver, stop=stop) for mu in (live, both))
+    assert alone.status.item() == beside.status.item() != Status.DIVERGED
+    assert_close(beside.measure.points[:2], alone.measure.points, units=1e3)
+    if isinstance(solver, ParticleFlow):  # which has not converged
+        return
+    slopes = [torch.autograd.grad(s.measure.points[0, 0], rate)[0] for s in (alone, beside)]
+    assert slopes[0].isfinite()
+    assert_close(slopes[1], slopes[0], rtol=1e-4)
+
+
+def test_a_solve_of_no_samples_says_so():
+    solution = fixed_point(affine, DiscreteMeasure(torch.zeros(0, 3, 2)), 0.5, 1.0)
+    assert "no samples" in repr(solution)
+
+
+def test_copies_of_results_have_no_history():
+    shift = torch.ones((), requires_grad=True)
+    solution = fixed_point(lambda mu, b: mu.push_forward(lambda z: 0.5 * z + b), point(0.0), shift.exp())
+    again = copy.deepcopy(solution)
+    assert_close(again.measure.points, solution.measure.points)
+    assert not again.measure.points.requires_grad
+    assert not again.args[0].requires_grad
