@@ -158,7 +158,7 @@ def iterate(
                     traces.append(torch.where(full.running | (full.checked == step), full.seen, torch.nan))
                 if callback is not None:
                     callback(Report(step, full.value, full.seen, full.running))
-            if step == stop.max_steps:
+            if step == stop.max_steps or (converging and not now.running.numel()):
                 break
             if step % look == 0 and not agreed(now.running):
                 left = _running_rows(now.running)

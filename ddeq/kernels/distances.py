@@ -67,6 +67,8 @@ def sums_of_differences(c: Tensor, x: Tensor, y: Tensor, by: Distances = by_cdis
 
 def _sums(c: Tensor, x: Tensor, y: Tensor, by: Distances = by_cdist, known: Tensor | None = None) -> Tensor:
     """By matrix products of centred points, where no difference that counts is much smaller than these."""
+    if not c.numel():
+        return torch.zeros_like(x)
     centre = y.mean(-2, keepdim=True)
     near, far = x - centre, y - centre
     size = torch.maximum(near.norm(dim=-1).amax(), far.norm(dim=-1).amax())

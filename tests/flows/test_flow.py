@@ -259,3 +259,10 @@ def test_copies_of_trajectories_have_no_history():
     again = copy.deepcopy(trajectory)
     assert_close(again.energies, trajectory.energies)
     assert not again.energies.requires_grad
+
+
+def test_a_batch_of_no_samples():
+    mu = DiscreteMeasure(torch.zeros(0, 3, 2))
+    F = MMD(DiscreteMeasure(torch.zeros(4, 2)))
+    assert flow(F, mu, steps=3).measure.batch_shape == (0,)
+    assert flow(F, mu, stop=Stop()).status.shape == (0,)

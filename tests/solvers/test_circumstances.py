@@ -541,6 +541,7 @@ def test_an_atom_of_mass_zero_that_runs_away_ends_no_solve(solver, dtype, far):
 
 def test_a_solve_of_no_samples_says_so():
     solution = fixed_point(affine, DiscreteMeasure(torch.zeros(0, 3, 2)), 0.5, 1.0)
+    assert solution.evaluations == 1
     assert "no samples" in repr(solution)
 
 
