@@ -23,7 +23,8 @@ def contestants(dataset: str) -> dict[str, list[Path]]:
     base = CONFIGS / f"{BASE[dataset]}.yaml"
     others = {PAPER: CONFIGS / "paper" / base.name}
     for path in sorted((CONFIGS / "baselines").glob(f"{base.stem}_*.yaml")):
-        others[title(path)] = path
+        if not path.stem.startswith(f"{base.stem}_completion"):  # another task
+            others[title(path)] = path
     return {OURS: [base]} | {name: [base, path] for name, path in others.items()}
 
 

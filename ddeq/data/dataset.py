@@ -47,9 +47,12 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         class_names: Sequence[str],
     ) -> None:
         DiscreteMeasure(points, weights)  # raises where they are no measure
+        if labels.ndim != 1:
+            raise ValueError(f"labels: expected shape (N,), got {tuple(labels.shape)}")
         check_offsets(offsets, len(points), len(labels))
         if not bool(((labels >= 0) & (labels < len(class_names))).all()):
-            raise ValueError(f"labels: expected numbers from 0 to {len(class_names) - 1}, got up to {int(labels.max())}")
+            seen = f"{int(labels.min())} to {int(labels.max())}"
+            raise ValueError(f"labels: expected numbers from 0 to {len(class_names) - 1}, got {seen}")
         self.points, self.weights, self.offsets, self.labels = points, weights, offsets.long(), labels.long()
         self.class_names = list(class_names)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -12,11 +13,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Split", "check_split", "find_file", "open_bytes", "read_arrays"]
+__all__ = ["UNREADABLE", "Array", "Split", "check_split", "files_in", "find_file", "open_bytes", "read_arrays", "whole_labels"]
 
 Array: TypeAlias = NDArray[Any]
 """An array of NumPy of any shape and type."""
 Split = Literal["train", "validation", "test"]
+UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
+"""What reading a broken file may raise."""
 
 
 def check_split(split: object) -> None:
@@ -26,8 +29,17 @@ def check_split(split: object) -> None:
 
 
 def find_file(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """The first of the files ``names`` that there is in one of the ``folders``, earlier names first."""
-    return next((folder / name for name in names for folder in folders if (folder / name).is_file()), None)
+    """The first of the files ``names`` that there is in one of the ``folders``, earlier names first, in capitals or not."""
+    there = [{file.name.lower(): file for file in files_in(folder)} for folder in folders]
+    return next((files[name.lower()] for name in names for files in there if name.lower() in files), None)
+
+
+def files_in(folder: Path, *endings: str) -> list[Path]:
+    """The files of a folder whose names end so, in capitals or not, in the order of their names; none that are hidden."""
+    if not folder.is_dir():
+        return []
+    names = (file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
+    return sorted(file for file in names if not endings or file.name.lower().endswith(endings))
 
 
 def open_bytes(file: Path) -> io.BufferedIOBase:
@@ -38,13 +50,26 @@ def open_bytes(file: Path) -> io.BufferedIOBase:
 
 
 def read_arrays(file: Path, names: Sequence[str]) -> dict[str, Array]:
-    """The arrays ``names`` of an ``.npz`` file; a `ValueError` if it is none or lacks one."""
+    """The arrays ``names`` of an ``.npz`` file, letters as text; a `ValueError` if it is none or lacks one."""
     try:
         with np.load(file) as arrays:
             missing = set(names) - set(arrays.files)
             if not missing:
-                return {name: arrays[name] for name in names}
+                found = {name: arrays[name] for name in names}
+                return {name: np.char.decode(a, "utf-8") if a.dtype.kind == "S" else a for name, a in found.items()}
             seen = arrays.files
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, TypeError, AttributeError) as error:
+    except (*UNREADABLE, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"path: {file} cannot be read as an .npz file of plain arrays: {error}") from None
     raise ValueError(f"path: {file} lacks the arrays {sorted(missing)}; it has {seen}")
+
+
+def whole_labels(labels: Array, classes: int, file: Path) -> Array:
+    """Labels ``(N,)`` or ``(N, 1)`` of any numeric type as whole numbers ``(N,)``; a `ValueError` if they are no classes."""
+    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if flat.ndim != 1 or flat.dtype.kind not in "uifb" or not bool((flat == np.floor(flat)).all()):
+        raise ValueError(f"path: expected whole numbers of shape (N,) as labels in {file}, got {labels.dtype} {labels.shape}")
+    whole = flat.astype(np.int64)
+    wrong = np.flatnonzero((whole < 0) | (whole >= classes))
+    if len(wrong):
+        raise ValueError(f"path: expected labels from 0 to {classes - 1} in {file}, got {whole[wrong[0]]}, label {wrong[0]}")
+    return whole

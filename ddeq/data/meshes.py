@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ddeq.data.files import Array
-from ddeq.data.off_check import check_off
+from ddeq.data.off_check import plain_off
 from ddeq.data.randomness import seed_for
 from ddeq.measures import DiscreteMeasure
 
@@ -51,7 +51,8 @@ def load_mesh(path: str | Path) -> Trimesh:
     content, kind = path.read_bytes(), path.suffix.lower().removeprefix(".")
     name = f"path: {path}"
     if kind == "off":  # what is left to find out then concerns all faces
-        name += f", line {check_off(content.decode(errors='replace'), name)}"
+        plain, first = plain_off(content.decode(errors="replace"), name)
+        content, name = plain.encode(), f"{name}, line {first}"
     try:
         mesh = trimesh.load_mesh(io.BytesIO(content), file_type=kind, process=False)
         _check_surface(mesh)

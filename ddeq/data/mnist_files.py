@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddeq.data.files import Array, find_file, open_bytes, read_arrays
+from ddeq.data.files import UNREADABLE, Array, find_file, open_bytes, read_arrays, whole_labels
 
 __all__ = ["Digits", "find_digits", "read_digits"]
 
@@ -46,11 +46,12 @@ def find_digits(folder: Path, part: str) -> Path:
 
 def read_digits(file: Path) -> Digits:
     """Read digits from an ``.npz`` file, a CSV file, or an idx file of images beside one of labels."""
-    if file.suffix == ".npz":
+    name = file.name.lower()
+    if name.endswith(".npz"):
         digits = _read_npz(file)
-    elif ".csv" in file.suffixes:
+    elif name.endswith((".csv", ".csv.gz")):
         digits = _read_csv(file)
-    elif "ubyte" in file.name or "idx" in file.name:
+    elif "ubyte" in name or "idx" in name:
         digits = _read_idx(file)
     else:
         raise ValueError(f"path: expected a file named .npz, .csv or ...idx3-ubyte, got {file}")
@@ -59,7 +60,11 @@ def read_digits(file: Path) -> Digits:
         raise ValueError(f"path: expected points of shape (total, 3) in {file}, got {pixels.shape}")
     if len(pixels) and not (pixels[:, :2].min() >= 0 and pixels[:, :2].max() < SIDE and pixels[:, 2].min() > 0):
         raise ValueError(f"path: expected pixels from 0 to {SIDE - 1} with positive intensities in {file}, got others")
-    return digits
+    if digits.offsets.ndim == 1 and digits.offsets.dtype.kind in "ui":
+        empty = np.flatnonzero(digits.offsets[1:] <= digits.offsets[:-1])
+        if len(empty):
+            raise ValueError(f"path: expected pixels of positive intensity in each image of {file}, got none in image {empty[0]}")
+    return digits._replace(labels=whole_labels(digits.labels, 10, file))
 
 
 def _read_npz(file: Path) -> Digits:
@@ -68,6 +73,13 @@ def _read_npz(file: Path) -> Digits:
 
 
 def _read_csv(file: Path) -> Digits:
+    try:
+        return _read_lines(file)
+    except UNREADABLE as error:
+        raise ValueError(f"path: {file} cannot be read: {error}") from None
+
+
+def _read_lines(file: Path) -> Digits:
     pixels, sizes, labels = [], [], []
     with open_bytes(file) as lines:
         first = lines.readline().decode("utf-8-sig", "replace")
@@ -82,8 +94,14 @@ def _read_csv(file: Path) -> Digits:
             pixels.append(atoms[present].astype(np.uint8))
             sizes.append(present.sum(-1))
             labels.append(rows[:, label])
-            if not bool(sizes[-1].all()):
-                raise ValueError(f"path: {file}, line {chunk[sizes[-1].argmin()][0]}: expected at least one point, got none")
+            outside = present & ((atoms < 0) | (atoms >= (SIDE, SIDE, 256))).any(-1)
+            for wrong, wanted in (
+                (sizes[-1] == 0, "at least one point, got none"),
+                (outside.any(-1), f"pixels from 0 to {SIDE - 1} and intensities up to 255, got others"),
+                ((labels[-1] < 0) | (labels[-1] > 9), "a label from 0 to 9, got another"),
+            ):
+                if wrong.any():
+                    raise ValueError(f"path: {file}, line {chunk[wrong.argmax()][0]}: expected {wanted}")
     if not labels:
         raise ValueError(f"path: {file} has no digits, only line 1")
     return Digits(np.concatenate(pixels), _offsets(np.concatenate(sizes)), np.concatenate(labels))
@@ -147,7 +165,7 @@ def _idx(file: Path, magic: int) -> Array:
     try:
         with open_bytes(file) as opened:
             content = opened.read()
-    except (EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"path: {file} cannot be read: {error}") from None
     rank = magic & 0xFF
     if len(content) < 4 * (1 + rank) or int.from_bytes(content[:4], "big") != magic:

@@ -8,18 +8,20 @@ import numpy as np
 import torch
 
 from ddeq.data.dataset import MeasureDataset
-from ddeq.data.files import Split, check_split
+from ddeq.data.files import Split, check_split, whole_labels
 from ddeq.data.modelnet_files import read_shapes
 from ddeq.data.normalization import normalize_clouds
 from ddeq.data.randomness import generator_for
 
 __all__ = ["load_modelnet"]
 
+POINTS = 1024
+"""So many points a shape has, where nothing else is asked for."""
 VALIDATION = 5
 """One training shape in so many is kept for validation: those whose index this divides."""
 
 
-def load_modelnet(path: str | Path, split: Split | None = None, *, n_points: int = 1024, seed: int = 0) -> MeasureDataset:
+def load_modelnet(path: str | Path, split: Split | None = None, *, n_points: int | None = None, seed: int = 0) -> MeasureDataset:
     """ModelNet shapes as uniform measures on ``n_points`` points of their surface, with mean zero, in the unit ball.
 
     Parameters
@@ -36,7 +38,7 @@ def load_modelnet(path: str | Path, split: Split | None = None, *, n_points: int
         ``"train"``: the training shapes whose index 5 does not divide; ``"validation"``: the others; ``"test"``: the test
         shapes. None: all training shapes. Of a ``path`` that is a file, ``"test"`` and None take all.
     n_points
-        How many points to draw from each mesh, or to take at random of a longer cloud.
+        How many points to draw from each mesh, or to take at random of a longer cloud. Default: 1,024, or all of a shorter one.
     seed
         Of the draws. Those of a mesh depend on the seed and the file's name alone.
 
@@ -60,21 +62,28 @@ def load_modelnet(path: str | Path, split: Split | None = None, *, n_points: int
     :cite:t:`wu2015shapenets`.
     """
     check_split(split)
-    if n_points < 1:
+    if n_points is not None and n_points < 1:
         raise ValueError(f"n_points: expected a number >= 1, got {n_points}")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"path: expected a file of ModelNet shapes, or a folder with some, got {path}")
-    shapes = read_shapes(path, "test" if split == "test" else "train", n_points, seed)
-    if shapes.points.ndim != 3 or shapes.points.shape[2] != 3 or shapes.labels.shape != shapes.points.shape[:1]:
+    shapes = read_shapes(path, "test" if split == "test" else "train", n_points or POINTS, seed)
+    if shapes.points.ndim != 3 or shapes.points.shape[2] != 3 or len(shapes.labels) != len(shapes.points):
         raise ValueError(
             f"path: expected points of shape (N, n, 3) and labels of shape (N,) in {path}, got {shapes.points.shape} and "
             f"{shapes.labels.shape}"
         )
-    index = np.arange(len(shapes.labels))
+    labels = whole_labels(shapes.labels, len(shapes.class_names), path)
+    bad = np.flatnonzero(~np.isfinite(shapes.points).all((1, 2)))
+    if len(bad):
+        raise ValueError(f"path: expected finite coordinates in {path}, got others in cloud {bad[0]}")
+    index = np.arange(len(labels))
     if split in ("train", "validation"):
         index = index[(index % VALIDATION == 0) == (split == "validation")]
+    if not len(index):
+        raise ValueError(f"path: expected at least one shape for the split {split!r} in {path}, which has {len(labels)} in all")
     points, n = torch.from_numpy(shapes.points), shapes.points.shape[1]
+    n_points = min(POINTS, n) if n_points is None else n_points
     if n_points > n:
         raise ValueError(f"n_points: expected at most {n}, the points of each cloud in {path}, got {n_points}")
     if n_points < n:  # before shapes are chosen, so that a shape has the same points in each split
@@ -82,5 +91,5 @@ def load_modelnet(path: str | Path, split: Split | None = None, *, n_points: int
         points = points.gather(1, taken.unsqueeze(-1).expand(-1, -1, 3))
     atoms = normalize_clouds(points[torch.from_numpy(index)]).flatten(0, 1)
     weights = atoms.new_full((len(atoms),), 1 / n_points)
-    labels = torch.from_numpy(shapes.labels[index].astype(np.int64))
-    return MeasureDataset(atoms, weights, torch.arange(len(index) + 1) * n_points, labels, shapes.class_names)
+    offsets = torch.arange(len(index) + 1) * n_points
+    return MeasureDataset(atoms, weights, offsets, torch.from_numpy(labels[index]), shapes.class_names)

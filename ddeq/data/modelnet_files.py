@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddeq.data.files import Array, find_file, read_arrays
+from ddeq.data.files import UNREADABLE, Array, files_in, find_file, read_arrays
 from ddeq.data.meshes import surface_points
 
 __all__ = ["Shapes", "read_shapes"]
+
+
+HDF5 = (".h5", ".hdf5")
 
 
 class Shapes(NamedTuple):
@@ -31,20 +34,22 @@ def read_shapes(path: Path, part: str, n_points: int, seed: int) -> Shapes:
     Clouds have the points of the file; of meshes ``n_points`` are drawn.
     """
     if path.is_file():
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return _read_npz(path)
-        if path.suffix in (".h5", ".hdf5"):
+        if path.suffix.lower() in HDF5:
             return _read_hdf5([path])
+        if path.suffix.lower() == ".txt":
+            return _read_hdf5(_listed(path))
         raise ValueError(f"path: expected a file named .npz or .h5, got {path}; single meshes are read by load_mesh")
     if (file := find_file([path], [f"{part}.npz"])) is not None:
         return _read_npz(file)
     if files := _hdf5_files(path, part):
         return _read_hdf5(files)
-    if meshes := sorted(path.glob(f"*/{part}/*.off")):
+    if meshes := [mesh for folder in sorted(path.glob(f"*/{part}")) for mesh in files_in(folder, ".off")]:
         # Names from both parts, so that a class has the same label in each.
         names = sorted({folder.parent.name for word in ("train", "test") for folder in path.glob(f"*/{word}") if folder.is_dir()})
         return _read_meshes(meshes, [mesh.parent.parent.name for mesh in meshes], names, n_points, seed)
-    if meshes := sorted(path.glob("*.off")):
+    if meshes := files_in(path, ".off"):
         classes = [mesh.stem.rpartition("_")[0] or mesh.stem for mesh in meshes]  # night_stand_0001.off
         return _read_meshes(meshes, classes, sorted(set(classes)), n_points, seed)
     raise FileNotFoundError(
@@ -58,14 +63,22 @@ def _read_npz(file: Path) -> Shapes:
 
 
 def _hdf5_files(folder: Path, part: str) -> list[Path]:
-    """What the list of files names, wherever it says that they are, or all files of the part."""
-    listing = folder / f"{part}_files.txt"
-    if not listing.is_file():
-        return sorted(folder.glob(f"ply_data_{part}*.h5"))
-    files = [folder / Path(line.strip()).name for line in listing.read_text().splitlines() if line.strip()]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"path: expected {file.name} in {folder}, as {listing.name} lists it, found none")
+    """What the list of files names, or all files of the part."""
+    if (listing := find_file([folder], [f"{part}_files.txt"])) is not None:
+        return _listed(listing)
+    return [file for file in files_in(folder, *HDF5) if file.name.lower().startswith(f"ply_data_{part}")]
+
+
+def _listed(listing: Path) -> list[Path]:
+    """The files that a list names: where it says that they are, seen from its folder, or in the folder itself."""
+    folder, files = listing.parent, []
+    for name in (Path(line.strip()) for line in listing.read_text().splitlines() if line.strip()):
+        there = [file for file in (folder / name, folder / name.name) if file.is_file()]
+        if not there:
+            raise FileNotFoundError(f"path: expected {name.name} in {folder}, as {listing.name} lists it, found none")
+        files.append(there[0])
+    if not files:
+        raise ValueError(f"path: expected names of HDF5 files in {listing}, got none")
     return files
 
 
@@ -83,14 +96,14 @@ def _read_hdf5(files: Sequence[Path]) -> Shapes:
                     raise ValueError(f"path: {file} lacks the data sets {sorted(missing)}; it has {sorted(opened)}")
                 clouds.append(opened["data"][:])
                 labels.append(opened["label"][:].reshape(-1))
-        except OSError as error:
+        except UNREADABLE as error:
             raise ValueError(f"path: {file} cannot be read as HDF5: {error}") from None
         if clouds[-1].shape[1:] != clouds[0].shape[1:] or clouds[-1].ndim != 3 or clouds[-1].shape[2] != 3:
             raise ValueError(f"path: expected data of shape (N, n, 3) in {file}, the same n in all files, got {clouds[-1].shape}")
     x, y, z = np.moveaxis(np.concatenate(clouds), -1, 0)
-    names = files[0].parent / "shape_names.txt"
+    names = find_file([files[0].parent, files[0].parent.parent], ["shape_names.txt"])
     label = np.concatenate(labels)
-    found = names.read_text().split() if names.is_file() else [str(i) for i in range(int(label.max(initial=0)) + 1)]
+    found = [str(i) for i in range(int(label.max(initial=0)) + 1)] if names is None else names.read_text().split()
     return Shapes(np.stack([x, -z, y], -1), label, found)  # its second axis points up
 
 

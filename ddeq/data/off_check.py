@@ -1,4 +1,4 @@
-"""What is wrong with the text of an OFF file, with the line: readers of meshes pass over most of it in silence."""
+"""OFF files read line by line, so that what is wrong has a line: readers of meshes pass over most of it in silence."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import math
 import re
 from collections.abc import Iterator
 
-__all__ = ["check_off"]
+__all__ = ["plain_off"]
 
 
-def check_off(text: str, name: str) -> int:
-    """Raise a `ValueError` with the line of the first thing in the text of an OFF file that makes it no surface.
+def plain_off(text: str, name: str) -> tuple[str, int]:
+    """The text of an OFF file without all that may stand in one besides a surface, and the line of its first face.
 
     Parameters
     ----------
     text
-        Contents of the file: the word ``OFF`` (or ``COFF``), with the counts behind it or on the next line; a line for each
-        vertex and for each face. Comments and empty lines may stand anywhere.
+        Contents of the file: the word ``OFF`` (or one like ``COFF``, for files with colours, normals or textures too), with the
+        counts behind it or on the next line; a line for each vertex and for each face. Comments may stand anywhere.
     name
         How messages call the file.
 
-    Returns
-    -------
-    The line of the first face.
+    Raises
+    ------
+    ValueError
+        With the line of the first thing that makes it no surface.
     """
-    lines = _contents(text)
+    lines = _contents(text.removeprefix("\ufeff"))
     number, header = next(lines, (1, ""))
-    word = re.match(r"C?OFF", header)
+    word = re.match(r"(ST)?C?N?OFF", header, re.IGNORECASE)
     if word is None:
         raise ValueError(f"{name}, line {number}: expected OFF, got {header[:40]!r}")
     counts = header[word.end() :].strip()  # many files have them on the first line, even without a blank between
@@ -38,7 +39,7 @@ def check_off(text: str, name: str) -> int:
         raise ValueError(f"{name}, line {number}: expected the numbers of vertices and faces, got {counts[:40]!r}") from None
     if vertices < 1 or faces < 1:
         raise ValueError(f"{name}, line {number}: expected at least one vertex and one face, got {vertices} and {faces}")
-    first = number
+    first, plain = number, ["OFF", f"{vertices} {faces} 0"]
     for kind, count in (("vertex", vertices), ("face", faces)):
         for i in range(count):
             number, line = next(lines, (number, None))
@@ -48,7 +49,9 @@ def check_off(text: str, name: str) -> int:
             problem = _vertex_problem(line) if kind == "vertex" else _face_problem(line, vertices)
             if problem:
                 raise ValueError(f"{name}, line {number}: {kind} {i + 1} of {count}: {problem}, got {line[:60]!r}")
-    return first
+            fields = line.split()
+            plain.append(" ".join(fields[:3] if kind == "vertex" else fields[: int(fields[0]) + 1]))
+    return "\n".join([*plain, ""]), first
 
 
 def _contents(text: str) -> Iterator[tuple[int, str]]:

@@ -39,12 +39,12 @@ def digit_measure(cloud: Any) -> DiscreteMeasure:
         if cloud.dim != 2:
             raise ValueError(f"cloud: expected a measure in the plane, got dimension {cloud.dim}")
         pixels = torch.where(cloud.support().unsqueeze(-1), cloud.points, 0.0).abs().amax((-2, -1), keepdim=True) > OUTSIDE
-        return cloud.with_points(
-            torch.where(pixels, pixels_to_points(cloud.points, SIZE).to(cloud.dtype), cloud.points)
-        ).normalized()
+        digit: DiscreteMeasure = cloud.to(torch.get_default_dtype())
+        return digit.with_points(torch.where(pixels, pixels_to_points(digit.points, SIZE), digit.points)).normalized()
     if isinstance(cloud, Sequence):
         return DiscreteMeasure.stack([digit_measure(one) for one in cloud])
     array = _array(cloud, (2, 3))
+    array = array.to(torch.get_default_dtype())
     points, intensities = array[..., :2], array[..., 2] if array.shape[-1] == 3 else torch.ones_like(array[..., 0])
     return DiscreteMeasure(pixels_to_points(points, SIZE), intensities.clamp_min(0.0)).normalized()
 
@@ -66,10 +66,15 @@ def shape_measure(cloud: Any) -> DiscreteMeasure:
     if isinstance(cloud, DiscreteMeasure):
         if cloud.dim != 3:
             raise ValueError(f"cloud: expected a measure in space, got dimension {cloud.dim}")
-        return normalize(cloud.normalized())
+        return _normalized(cloud)
     if isinstance(cloud, Sequence):
         return DiscreteMeasure.stack([shape_measure(one) for one in cloud])
-    return normalize(DiscreteMeasure(_array(cloud, (3, 6))[..., :3].contiguous()))
+    return _normalized(DiscreteMeasure(_array(cloud, (3, 6))[..., :3].contiguous()))
+
+
+def _normalized(mu: DiscreteMeasure) -> DiscreteMeasure:
+    """A probability with mean zero in the unit ball, found in double precision: meshes may lie far from the origin."""
+    return normalize(mu.to(torch.float64).normalized()).to(torch.get_default_dtype())
 
 
 def _array(cloud: Any, columns: tuple[int, int]) -> Tensor:
@@ -78,4 +83,4 @@ def _array(cloud: Any, columns: tuple[int, int]) -> Tensor:
         raise ValueError(
             f"cloud: expected numbers of shape (*batch, n, {columns[0]}) or (*batch, n, {columns[1]}), got {tuple(array.shape)}"
         )
-    return array.to(torch.get_default_dtype())
+    return array if array.is_floating_point() else array.to(torch.get_default_dtype())

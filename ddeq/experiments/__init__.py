@@ -9,6 +9,7 @@ from ddeq.experiments.classification import ClassificationTask, Evaluation, buil
 from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.completion import CompletionEvaluation, CompletionTask, evaluate_completion
 from ddeq.experiments.guard import ConvergenceGuard
+from ddeq.experiments.logs import KeptCSVLogger
 from ddeq.experiments.task import EquilibriumTask
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ConvergenceGuard",
     "EquilibriumTask",
     "Evaluation",
+    "KeptCSVLogger",
     "build_classifier",
     "evaluate",
     "evaluate_completion",

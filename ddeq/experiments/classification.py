@@ -142,15 +142,16 @@ def evaluate(classifier: Classifier, data: MeasureDataset, batch_size: int = 256
     training = classifier.training
     classifier.eval()
     found: dict[str, list[Tensor]] = {}
+    device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
     for rho, labels in data.loader(batch_size):
-        logits = classifier(rho)
+        logits = classifier(rho.to(device)).cpu()
         solution = classifier.solution
         assert solution is not None
         numbers = {"logits": logits, "correct": (logits.argmax(-1) == labels).float(), **convergence(solution)}
         for name, value in numbers.items():
             found.setdefault(name, []).append(value)
     classifier.train(training)
-    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    joined = {name: torch.cat(parts).cpu() for name, parts in found.items()}
     logits = joined.pop("logits")
     means = {name: float(t.double().mean()) for name, t in joined.items()}
     return Evaluation(accuracy=means.pop("correct"), logits=logits, **means)

@@ -34,7 +34,9 @@ class TrainingLoader(Batches):
     def __iter__(self) -> Any:
         limit = self._trainer.limit_train_batches
         batches = min(len(self), limit) if isinstance(limit, int) else int(len(self) * limit)
-        self.batch_sampler.resume(*divmod(self._trainer.global_step * self._trainer.accumulate_grad_batches, batches))
+        accumulated = self._trainer.accumulate_grad_batches  # the last step of an epoch may be of fewer
+        epoch, step = divmod(self._trainer.global_step, -(-batches // accumulated))
+        self.batch_sampler.resume(epoch, step * accumulated)
         return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.guard import ConvergenceGuard
+from ddeq.experiments.logs import LastCheckpoint
 from ddeq.experiments.task import EquilibriumTask
 from ddeq.measures import DiscreteMeasure
 
@@ -29,12 +30,9 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ConvergenceGuard, "guard")
         parser.add_lightning_class_args(Predictions, "predictions")
 
-    def after_fit(self) -> None:
-        """The last steps are kept too, wherever the checkpoints' interval ends."""
-        checkpoint = self.trainer.checkpoint_callback
-        folder = getattr(checkpoint, "dirpath", None)
-        if folder is not None:
-            self.trainer.save_checkpoint(Path(folder) / "last.ckpt")
+    def before_fit(self) -> None:
+        """The first callback is `LastCheckpoint`."""
+        self.trainer.callbacks.insert(0, LastCheckpoint())
 
 
 class Predictions(BasePredictionWriter):

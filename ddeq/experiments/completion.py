@@ -176,11 +176,13 @@ def evaluate_completion(
     training = model.training
     model.eval()
     options = {} if atoms is None else {"n": atoms}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found: dict[str, list[Tensor]] = {name: [] for name in ("chamfer", "transport", "known", "labels")}
     solves: dict[str, list[Tensor]] = {name: [] for name in ("converged", "residual", "steps", "support")}
     for index, (measures, labels) in enumerate(data.loader(batch_size)):
         whole = measures.normalized()
         known, _ = removal(whole, generator_for(seed, "completion", index))
+        whole, known = whole.to(device), known.to(device)
         made = model(known, **options)
         fine = (made[-1] if isinstance(made, (tuple, list)) else made).normalized()
         distance = Wasserstein(whole)
@@ -195,5 +197,5 @@ def evaluate_completion(
                 solves[name].append(value)
     model.train(training)
     means = {name: float(torch.cat(parts).double().mean()) if parts else None for name, parts in solves.items()}
-    numbers: dict[str, Any] = {name: torch.cat(parts) for name, parts in found.items()} | means
+    numbers: dict[str, Any] = {name: torch.cat(parts).cpu() for name, parts in found.items()} | means
     return CompletionEvaluation(**numbers)

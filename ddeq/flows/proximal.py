@@ -58,7 +58,7 @@ class Proximal:
         :math:`\tau`, as in `Euler`.
     inner
         When the inner solve of a sample stops: its gradient relative to the one at the start of the step. Default: ``rtol`` 1e-6
-        in double and 1e-3 in single precision, 500 steps, a patience of 20.
+        in double and 1e-3 in single precision, 500 steps. Its patience is not asked: the energy falls in each step, or the solve has stagnated.
 
     Raises
     ------
@@ -94,7 +94,7 @@ class Proximal:
 
     def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: _State, step: int) -> Step:
         tau = problem.number("step_size", self.step_size, step)
-        stop = self.inner or Stop(rtol=1e-6 if points.dtype == torch.float64 else 1e-3, max_steps=500, patience=20)
+        stop = self.inner or Stop(rtol=1e-6 if points.dtype == torch.float64 else 1e-3, max_steps=500)
         time = over_atoms(tau)
         with torch.no_grad():
             start = problem.measure(points.detach())
@@ -143,7 +143,9 @@ def _solve(problem: _Movement, guess: Tensor, stop: Stop) -> Outcome:
     force = problem.velocity(still)
     process = _Minimisation(problem, problem.inner(force, force).sqrt() + stop.atol / stop.rtol, stop.rtol)
     stepper = process.stepper.init(problem, first)
-    return iterate(process, first, (stepper, None), stop=stop, batch_shape=problem.like.batch_shape, best=False, still=True)
+    return iterate(
+        process, first, (stepper, None), stop=stop, batch_shape=problem.like.batch_shape, patient=True, best=False, still=True
+    )
 
 
 class _Minimisation(Process):

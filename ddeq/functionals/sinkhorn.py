@@ -28,9 +28,11 @@ class SinkhornDivergence(Discrepancy):
               \frac{\delta F}{\delta \mu} = f_{\mu,\nu} - f_{\mu,\mu} , \qquad \varepsilon = \text{blur}^2 ,
 
     where :math:`\mathrm{OT}_\varepsilon(\mu, \nu) = \min_\pi \int \tfrac12|x - y|^2 \,\mathrm d\pi
-    + \varepsilon\, \mathrm{KL}(\pi \,|\, \mu \otimes \nu)`. It tends to :math:`\tfrac12 W_2^2` as ``blur`` falls and to half a
-    squared MMD as it grows. With a ``reach`` the marginals of :math:`\pi` are only held by
-    :math:`\text{reach}^2\, \mathrm{KL}`, masses may differ, and mass further away than about ``reach`` is not transported.
+    + \varepsilon\, \mathrm{KL}(\pi \,|\, \mu \otimes \nu)`. It tends to :math:`\tfrac12 W_2^2` as ``blur`` falls and to half the
+    squared distance of the means (that of an MMD with the kernel :math:`-\tfrac12|x - y|^2`) as it grows. With a ``reach`` the
+    marginals of :math:`\pi` are only held by :math:`\text{reach}^2\, \mathrm{KL}`, masses may differ, and mass that is several
+    times ``reach`` away is not transported (between two atoms at the distance :math:`d` about
+    :math:`e^{-d^2 / (4\, \text{reach}^2)}` of it is).
 
     Potentials are those of a converged solve; derivatives of every order follow from the equations that they obey (T7).
 
@@ -41,7 +43,7 @@ class SinkhornDivergence(Discrepancy):
     blur
         Length :math:`\sqrt\varepsilon > 0` below which the transport is blurred.
     reach
-        Length beyond which mass is created and destroyed instead of transported; None: everything is transported.
+        Length over which transport gives way to mass that is created and destroyed; None: everything is transported.
     stop
         When a solve stops: ``rtol`` bounds the relative error of the marginals, in L2 of the target, where rounding is below
         it. Default: ``Stop(rtol=1e-12, max_steps=100)``. Potentials are solved in double precision, whatever the measures have.
@@ -58,7 +60,8 @@ class SinkhornDivergence(Discrepancy):
 
     Notes
     -----
-    Without ``reach`` masses are normalised inside, which changes the first variation by a constant. Marginals are solved by
+    Without ``reach`` masses are normalised inside, which changes the first variation by a constant, and the value is multiplied
+    by the mass again. (That of `Wasserstein` is not: as ``blur`` falls the two agree at mass one only.) Marginals are solved by
     Newton's method: with dense matrices up to about a thousand atoms, by conjugate gradients above.
 
     References

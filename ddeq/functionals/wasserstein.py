@@ -31,7 +31,8 @@ class Wasserstein(Discrepancy):
 
     with the Kantorovich potential :math:`\phi`, off the atoms its c-transform
     :math:`\phi(x) = \min_j \tfrac12 |x - y_j|^2 - \psi_j`, and the barycentric map
-    :math:`T(x_i) = \sum_j \pi_{ij} y_j / w_i` of the mass that lies at :math:`x_i`. Masses must agree, and are divided out (T2).
+    :math:`T(x_i) = \sum_j \pi_{ij} y_j / w_i` of the mass that lies at :math:`x_i`. Masses must agree, and are divided out
+    (T2): the value is that of the probabilities, and the potential and the gradient are those above divided by the mass.
 
     Parameters
     ----------

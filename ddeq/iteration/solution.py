@@ -19,7 +19,7 @@ class Solution:
     """What `fixed_point` or `flows.equilibrium` found, for each sample of the batch."""
 
     measure: DiscreteMeasure
-    """The iterate of least residual; gradients flow as the adjoint says."""
+    """The iterate of least residual, or where a flow has ended; gradients flow as the adjoint says."""
     residual: Tensor
     r"""``(*batch,)``: relative residual at `measure`, in :math:`L^2(\mu)`. Of a fixed point it is
     :math:`|\Phi(\mu) - \mu| / (|\Phi(\mu)| + \text{atol}/\text{rtol})`, of a flow
@@ -41,7 +41,7 @@ class Solution:
     where the `Stop` has a metric of its own.
     """
     trace: Tensor | None = None
-    """``(evaluations of the solver, *batch)``: residuals on request; NaN once a sample has finished."""
+    """``(iterates, *batch)``: residuals on request; NaN once a sample has finished."""
     args: tuple[Any, ...] = ()
     """What the map was solved with, for diagnostics: ``spectral_radius(map, solution.measure, *solution.args)``."""
 

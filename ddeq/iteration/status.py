@@ -19,7 +19,7 @@ class Stop:
     rtol
         A sample has converged when its relative residual is at most ``rtol``.
     atol
-        The scale below which residuals count as absolute: they are measured relative to a size plus ``atol / rtol``.
+        Absolute residual that is accepted whatever the size: residuals are measured relative to a size plus ``atol / rtol``.
     max_steps
         Most steps to take; 0 only evaluates the start.
     check_every

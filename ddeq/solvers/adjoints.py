@@ -249,7 +249,8 @@ class Unrolled:
     Parameters
     ----------
     steps
-        Most steps to take; default: those of ``stop``.
+        Most steps of the solver to take; default: those of ``stop``. Samples that converge stop earlier, and the iterate of least
+        residual is what is returned and differentiated.
     checkpoint
         Keep the iterates only and evaluate the map again in backward, one step at a time, for derivatives of any order. What
         then grows with the steps is a few iterates each, not the intermediate results of the map. Tensors that the map

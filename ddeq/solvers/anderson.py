@@ -33,7 +33,8 @@ class Anderson:
     iterate, takes half a plain step from there (a quarter if that did not help, and so on) and forgets its history. One that
     was led far away, by more than four times the size of its best iterate and to no smaller residual, goes back likewise and
     takes a quarter of that way, or less, so that it is not far: where residuals are flat, their differences say where the
-    solution lies, and not how far.
+    solution lies, and not how far. Where ten evaluations have not lowered the residual by a twentieth, twenty plain steps follow,
+    and so on in turn.
 
     Parameters
     ----------

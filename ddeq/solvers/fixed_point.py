@@ -66,9 +66,9 @@ def fixed_point(
     throw
         Raise a `ConvergenceError`, which carries the solution, unless all samples converged.
     trace
-        Keep the residuals of all evaluations.
+        Keep the residuals of all iterates.
     callback
-        Called with a `ddeq.iteration.Report` at every evaluation.
+        Called with a `ddeq.iteration.Report` at every iterate.
 
     Returns
     -------

@@ -78,7 +78,8 @@ class FixedPoint:
     def linearized(self, z: Tensor) -> Callable[[Tensor], Tensor]:
         r"""The products :math:`v \mapsto \partial\Phi(z)\, v`; each counts as an evaluation.
 
-        A function that knows them itself has a method ``linearized``; else they are derivatives of its ``image``.
+        A function that knows them itself has a method ``linearized``; else they are derivatives of its ``image``. ``v`` is of the
+        size of residuals: what is as large as no iterate may be, at an atom of mass zero, is left out.
         """
         counter, own = self.counter, getattr(self.function, "linearized", None)
         push = by_forward_mode(self.function.image, z) if own is None else own(z)

@@ -36,7 +36,7 @@ def check_flow(
     units
         Rounding units of the dtype that are allowed.
     options
-        As in `ddeq.flow`; ``steps`` or ``stop`` among them.
+        As in `ddeq.flow`, which takes 500 steps if neither ``steps`` nor ``stop`` is among them.
 
     Raises
     ------

@@ -38,6 +38,9 @@ def square(header, faces=FACES):
         [*SQUARE, "what follows is not read", ""],
         ["COFF", "5 2 0", *(v + " 255 255 0 255" for v in VERTICES), *FACES],
         [line + "\r" for line in SQUARE],
+        square(["OFF", "5 2 0 # counts", "# vertices"], ["# faces", *FACES]),
+        square(["\ufeffoff", "5 2 0"]),
+        ["NOFF", "5 2 0", *(v + " 0 0 1" for v in VERTICES), *FACES],
     ],
 )
 def test_the_same_square_under_many_headers(tmp_path, lines):

@@ -185,3 +185,37 @@ def test_absent_files_and_unknown_splits(tmp_path):
     (tmp_path / "digits.txt").touch()
     with pytest.raises(ValueError, match="a file named"):
         load_mnist_pc(tmp_path / "digits.txt")
+
+
+def test_labels_in_a_column(tmp_path):
+    write_npz(tmp_path / "train.npz", labels=LABELS[:, None].astype(float))
+    assert load_mnist_pc(tmp_path).labels.tolist() == LABELS.tolist()
+
+
+def test_names_in_capitals(tmp_path):
+    write_csv(tmp_path / "TRAIN.CSV")
+    assert len(load_mnist_pc(tmp_path)) == len(load_mnist_pc(tmp_path / "TRAIN.CSV")) == 12
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(("column", "value"), [(1, 260), (2, 28), (3, 300), (0, 12), (0, -1)])
+def test_numbers_that_are_out_of_range_are_found_in_their_line(tmp_path, column, value):
+    rows = csv_rows()
+    rows[5][column] = value
+    write_csv(tmp_path / "train.csv", rows=rows)
+    with pytest.raises(ValueError, match=r"train\.csv, line 7: expected (pixels|a label)"):
+        load_mnist_pc(tmp_path)
+
+
+@pytest.mark.unchecked
+def test_images_without_pixels_and_files_cut_short(tmp_path):
+    write_npz(tmp_path / "train.npz", offsets=np.concatenate([[0], SIZES.cumsum()]) * (np.arange(13) != 3))
+    with pytest.raises(ValueError, match=r"train\.npz, got none in image 2"):
+        load_mnist_pc(tmp_path)
+    (tmp_path / "train.npz").unlink()
+    write_csv(tmp_path / "train.csv.gz")
+    whole = (tmp_path / "train.csv.gz").read_bytes()
+    for broken in (whole[:-20], whole[:30] + bytes(20) + whole[50:]):
+        (tmp_path / "train.csv.gz").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"train\.csv\.gz"):
+            load_mnist_pc(tmp_path)

@@ -111,9 +111,11 @@ def test_one_folder_of_meshes(tmp_path):
     [
         (lambda d: write_npz(d / "train.npz", class_names=None), r"train.npz lacks the arrays \['class_names'\]"),
         (lambda d: write_npz(d / "train.npz", points=np.zeros((11, 3))), r"points of shape \(N, n, 3\)"),
-        (lambda d: write_npz(d / "train.npz", points=np.full((11, 30, 3), np.nan)), "points: expected finite values"),
+        (lambda d: write_npz(d / "train.npz", points=np.full((11, 30, 3), np.nan)), "finite coordinates .* in cloud 0"),
         (lambda d: write_npz(d / "train.npz", labels=np.zeros(4)), r"labels of shape \(N,\)"),
-        (lambda d: write_npz(d / "train.npz", labels=np.full(11, 7)), "labels: expected numbers from 0 to 1"),
+        (lambda d: write_npz(d / "train.npz", labels=np.full(11, 7)), "labels from 0 to 1 in .*, got 7, label 0"),
+        (lambda d: write_npz(d / "train.npz", labels=np.full(11, 0.5)), "whole numbers of shape"),
+        (lambda d: write_npz(d / "train.npz", labels=np.array(["a"] * 11)), "whole numbers of shape"),
         (lambda d: (d / "ply_data_train0.h5").write_text("no HDF5"), "ply_data_train0.h5 cannot be read as HDF5"),
         (lambda d: (d / "train_files.txt").write_text("a/b.h5"), "expected b.h5 in .* as train_files.txt lists it"),
         (lambda d: None, r"train.npz, train_files.txt, ply_data_train\*.h5, <class>/train/\*.off or \*.off"),
@@ -152,3 +154,44 @@ def test_bad_arguments_are_named(tmp_path):
     write_off(tmp_path / "bed.off")
     with pytest.raises(ValueError, match="single meshes are read by load_mesh"):
         load_modelnet(tmp_path / "bed.off")
+
+
+def test_as_many_points_as_there_are(tmp_path):
+    write_npz(tmp_path / "train.npz")
+    assert load_modelnet(tmp_path)[0][0].n == 30
+    write_npz(tmp_path / "train.npz", points=np.random.default_rng(0).normal(size=(11, 1500, 3)))
+    assert load_modelnet(tmp_path)[0][0].n == 1024
+
+
+@pytest.mark.parametrize("labels", [np.arange(11)[:, None] % 2, (np.arange(11) % 2).astype(np.float32)])
+def test_labels_of_other_kinds(tmp_path, labels):
+    write_npz(tmp_path / "train.npz", labels=labels, class_names=np.array([b"a", b"b"]))
+    data = load_modelnet(tmp_path)
+    assert data.labels.tolist() == (np.arange(11) % 2).tolist()
+    assert data.class_names == ["a", "b"]
+
+
+def test_names_in_capitals_and_hidden_files(tmp_path):
+    for name in ("bed/train/bed_0001.off", "bed/train/bed_0002.OFF", "desk/train/desk_0001.off"):
+        write_off(tmp_path / name)
+    (tmp_path / "bed/train/._bed_0001.off").write_text("of another system")
+    assert load_modelnet(tmp_path, n_points=5).labels.tolist() == [0, 0, 1]
+    (tmp_path / "npz").mkdir()
+    write_npz(tmp_path / "npz" / "some.npz")
+    (tmp_path / "npz" / "some.npz").rename(tmp_path / "npz" / "TRAIN.NPZ")
+    assert len(load_modelnet(tmp_path / "npz")) == 11
+
+
+def test_a_list_of_files_says_where_they_are(tmp_path):
+    (tmp_path / "shards").mkdir()
+    write_hdf5(tmp_path / "shards")
+    (tmp_path / "train_files.txt").write_text("shards/ply_data_train0.h5\n")
+    for path in (tmp_path, tmp_path / "train_files.txt"):
+        data = load_modelnet(path)
+        assert (len(data), data.class_names) == (6, ["a", "b"])
+
+
+def test_a_split_of_nothing(tmp_path):
+    write_npz(tmp_path / "train.npz", count=1)
+    with pytest.raises(ValueError, match="at least one shape for the split 'train'"):
+        load_modelnet(tmp_path, "train")

@@ -66,3 +66,20 @@ def test_what_is_no_cloud_says_so(function, raw):
 def test_a_digit_without_ink_has_no_mass():
     with pytest.raises(ValueError, match="mass"):
         digit_measure(PIXELS[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_measures_of_any_precision_become_inputs_of_the_usual_one(dtype):
+    g = torch.Generator().manual_seed(0)
+    shape, digit = (
+        DiscreteMeasure(torch.rand(9, 3, generator=g).to(dtype)),
+        DiscreteMeasure(torch.rand(9, 2, generator=g).to(dtype)),
+    )
+    for mu in (shape_measure(shape), shape_measure(shape.points), digit_measure(digit)):
+        assert mu.dtype == torch.float32
+    assert_close(shape_measure(shape).points, shape_measure(shape.points).points)
+
+
+def test_shapes_far_from_the_origin_keep_their_digits():
+    points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_close(shape_measure(points + 1e6).points, shape_measure(points).points, units=1e3)

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from ddeq.__main__ import main
+from ddeq.experiments import Clouds, KeptCSVLogger
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("training")]
@@ -159,3 +161,34 @@ def test_weights_that_ship_are_those_of_the_checkpoint(uninterrupted, tmp_path, 
     assert card in capsys.readouterr().out
     for word in ("Validation accuracy", "Terms", "Seed", "Parameters", "python -m ddeq fit"):
         assert word in card or word == "python -m ddeq fit"
+
+
+def test_logs_of_earlier_runs_are_kept(tmp_path):
+    for loss in (1.0, 2.0, 3.0):
+        logger = KeptCSVLogger(str(tmp_path), name="", version="")
+        logger.log_metrics({"loss": loss}, step=0)
+        logger.save()
+    found = {file.name: file.read_text().splitlines()[1].split(",")[0] for file in tmp_path.glob("*.csv")}
+    assert found == {"metrics-1.csv": "1.0", "metrics-2.csv": "2.0", "metrics.csv": "3.0"}
+
+
+@pytest.mark.parametrize(("accumulated", "wanted"), [(1, (1, 3)), (4, (4, 0)), (3, (4, 0))])
+def test_where_an_epoch_goes_on_when_gradients_are_accumulated(accumulated, wanted):
+    """Eight steps of five batches an epoch, or of two groups of batches."""
+    data = Clouds("digits", batch_size=32, limit=160)
+    trainer = SimpleNamespace(
+        global_step=8, accumulate_grad_batches=accumulated, limit_train_batches=1.0, global_rank=0, world_size=1
+    )
+    data.trainer = trainer
+    loader = data.train_dataloader()
+    begun = []
+    loader.batch_sampler.resume = lambda epoch, step: begun.append((epoch, step))
+    iter(loader)
+    assert begun == [wanted]
+
+
+def test_the_last_checkpoint_has_the_weights_and_not_their_average(uninterrupted):
+    saved = torch.load(uninterrupted / "last.ckpt", weights_only=False)
+    assert saved["global_step"] == 15
+    names = [name for name, t in saved["current_model_state"].items() if t.is_floating_point()]
+    assert any(not torch.equal(saved["current_model_state"][name], saved["state_dict"][name]) for name in names)
