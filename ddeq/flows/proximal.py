@@ -58,7 +58,8 @@ class Proximal:
         :math:`\tau`, as in `Euler`.
     inner
         When the inner solve of a sample stops: its gradient relative to the one at the start of the step. Default: ``rtol`` 1e-6
-        in double and 1e-3 in single precision, 500 steps. Its patience is not asked: the energy falls in each step, or the solve has stagnated.
+        in double and 1e-3 in single precision, 500 steps. Its patience is not asked: either the energy falls in a step, or the
+        solve has stagnated.
 
     Raises
     ------

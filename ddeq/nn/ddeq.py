@@ -111,8 +111,8 @@ class DDEQ(nn.Module):
         Raises
         ------
         ValueError
-            If ``rho`` is no measure or has mass zero, or the cell draws random numbers in each evaluation (those of a generator of
-            its own are noticed where they keep a solve from its tolerance).
+            If ``rho`` is no measure or has mass zero, or the cell draws random numbers in each evaluation (those of a generator
+            of its own are noticed where they keep a solve from its tolerance).
         """
         if not isinstance(rho, DiscreteMeasure):
             raise ValueError(f"rho: expected a DiscreteMeasure, got {type(rho).__name__}")
