@@ -144,11 +144,11 @@ def draw(races: dict[str, Race], path: Path) -> None:
 
 
 def apart(heights: dict[str, float], gap: float) -> dict[str, float]:
-    """The same order of heights, each pushed up to be ``gap`` above the one below."""
+    """The same order of heights, each pushed down to be ``gap`` below the one above."""
     found: dict[str, float] = {}
-    lowest = float("-inf")
-    for name, height in sorted(heights.items(), key=lambda item: item[1]):
-        found[name] = lowest = max(height, lowest + gap)
+    highest = float("inf")
+    for name, height in sorted(heights.items(), key=lambda item: -item[1]):
+        found[name] = highest = min(height, highest - gap)
     return found
 
 
@@ -209,7 +209,9 @@ def write(dataset: str, race: Race, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     numbers = folder / "race.json"
     races: dict[str, Race] = (json.loads(numbers.read_text()) if numbers.exists() else {}) | {dataset: race}
-    lines = ["# The same time for each", "", "![Accuracy against minutes of training](race.png)", ""]
+    lines = ["# The same time for each", "", *(__doc__ or "").strip().splitlines()[2:5], ""]
+    lines += ["With `--at-once 2` two are trained at a time, each with half of the cores.", ""]
+    lines += ["![Accuracy against minutes of training](race.png)", ""]
     for name, found in races.items():
         inputs = next(iter(found["runs"].values()))["inputs"]
         lines += [f"## {NAMES[name]}: {found['minutes']:g} minutes, {inputs:,} validation inputs", "", *markdown(found), ""]
