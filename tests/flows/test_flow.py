@@ -158,7 +158,6 @@ MU = DiscreteMeasure(torch.randn(3, 2))
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: flow(QUADRATIC, MU), ValueError, "steps, stop"),
         (lambda: flow(QUADRATIC, MU, steps=3, stop=Stop()), ValueError, "steps, stop"),
         (lambda: flow(QUADRATIC, MU, steps=-1), ValueError, "max_steps"),
         (lambda: flow(QUADRATIC, MU, steps=3, stepper=0.1), ValueError, "stepper: .*Euler"),
