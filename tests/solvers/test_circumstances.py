@@ -474,7 +474,7 @@ def test_a_batch_in_which_all_ends_happen():
     """Converged, slow and diverged samples together, differentiated twice."""
     a = torch.tensor([0.5, 0.999, 3.0], dtype=torch.float64, requires_grad=True)
     mu = DiscreteMeasure(torch.ones(3, 1, 1, dtype=torch.float64))
-    adjoint = Implicit(Picard(), Stop(rtol=1e-10, max_steps=30))
+    adjoint = Implicit(Picard(), stop=Stop(rtol=1e-10, max_steps=30))
     solution = fixed_point(affine, mu, a, 1.0, in_dims=0, solver=Picard(), stop=Stop(rtol=1e-10, max_steps=40), adjoint=adjoint)
     assert solution.status.tolist() == [Status.CONVERGED, Status.MAX_STEPS, Status.DIVERGED]
 
