@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -173,13 +173,12 @@ def test_logs_of_earlier_runs_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("accumulated", "wanted"), [(1, (1, 3)), (4, (4, 0)), (3, (4, 0))])
-def test_where_an_epoch_goes_on_when_gradients_are_accumulated(accumulated, wanted):
+def test_where_an_epoch_goes_on_when_gradients_are_accumulated(accumulated, wanted, monkeypatch):
     """Eight steps of five batches an epoch, or of two groups of batches."""
     data = Clouds("digits", batch_size=32, limit=160)
-    trainer = SimpleNamespace(
-        global_step=8, accumulate_grad_batches=accumulated, limit_train_batches=1.0, global_rank=0, world_size=1
-    )
-    data.trainer = trainer
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}
+    data.trainer = lightning.Trainer(accelerator="cpu", devices=1, accumulate_grad_batches=accumulated, **quiet)
+    monkeypatch.setattr(lightning.Trainer, "global_step", 8)
     loader = data.train_dataloader()
     begun = []
     loader.batch_sampler.resume = lambda epoch, step: begun.append((epoch, step))
