@@ -65,7 +65,7 @@ sphinx_gallery_conf = {
     "default_thumb_file": str(HERE / "pictures" / "equilibrium.png"),
     "min_reported_time": 1e9,
     "download_all_examples": False,
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("gallery_pictures",),
 }
 warnings.filterwarnings("ignore", message=".*FigureCanvasAgg is non-interactive.*")
 

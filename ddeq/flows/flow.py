@@ -32,12 +32,12 @@ RECORDS = 100
 def flow(
     functional: Functional,
     mu0: DiscreteMeasure | Trajectory,
-    *,
     stepper: Stepper = Euler(0.1),
     steps: int | None = None,
     geometry: Geometry = Wasserstein(),
     noise: Noise | None = None,
     reaction: FisherRao | None = None,
+    *,
     stop: Stop | None = None,
     record: int | Iterable[int] | None = None,
     generator: torch.Generator | None = None,
