@@ -19,7 +19,7 @@ __all__ = ["log_matern_profile", "matern_profile"]
 
 DERIVATIVE = (0.0, -1 / 2, -1 / 6)
 ORDERS = 4
-"""Under nested forward mode, derivatives up to so many orders above the first that are singular where atoms meet."""
+"""How many derivatives of ``g_0``, which are singular where atoms meet, the polynomial of `_change` has."""
 
 
 def matern_profile(u: Symbolic, order: int) -> Symbolic:
@@ -55,7 +55,7 @@ def _value(u: Tensor, order: int, log: bool) -> Tensor:
 def _change(u: Tensor, order: int) -> Tensor:
     """``g_order(u)`` in units of its value: one, with the derivatives of a Taylor polynomial around the numbers as they are.
 
-    What forward mode takes the place of `_Matern` under forward mode; of so many orders as derivatives may be under way.
+    This takes the place of `_Matern` under forward mode within forward mode, where PyTorch does not differentiate its ``jvp``.
     """
     here = u.detach()
     t, step = power(here, 0.5), u - here
