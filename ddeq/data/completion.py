@@ -7,6 +7,7 @@ cut off is a function of the measure and of the draws (T1): permuting, splitting
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -104,11 +105,12 @@ class RemoveHalfSpace:
         If not ``0 < least <= largest < 1``.
     """
 
-    share: tuple[float, float] = (0.25, 0.5)
+    share: Sequence[float] = (0.25, 0.5)
 
     def __post_init__(self) -> None:
         if len(self.share) != 2 or not 0 < self.share[0] <= self.share[1] < 1:
             raise ValueError(f"share: expected two numbers, 0 < least <= largest < 1, got {self.share}")
+        object.__setattr__(self, "share", tuple(self.share))
 
     @torch.no_grad()
     def __call__(self, mu: DiscreteMeasure, generator: torch.Generator | None = None) -> tuple[DiscreteMeasure, DiscreteMeasure]:
