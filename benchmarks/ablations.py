@@ -91,7 +91,10 @@ TABLES = {
         {
             "dimension 8": {"model.cell.mark_dim": 8, "model.reference.mark_dim": 8},
             "dimension 2": {"model.cell.mark_dim": 2, "model.reference.mark_dim": 2},
-            "no marks": {"model.cell.mark_dim": 0, "model.reference.mark_dim": 0},
+            "no marks, learned starts": {
+                "model.cell.mark_dim": 0,
+                "model.reference": {"class": "LearnedReference", "n": KEPT, "dim": KEPT, "mark_dim": 0},
+            },
         },
     ),
     "atoms": Table(
@@ -168,7 +171,9 @@ def train(options: argparse.Namespace) -> Run:
     validation = cli.datamodule.split("validation")
     validation = validation.subset(torch.linspace(0, len(validation) - 1, min(len(validation), options.inputs)).long())
     found = {"seed": seed, "seconds": seconds, "megabytes": peak()}
-    return found | (classified if table.task == "classification" else completed)(cli.model, validation)
+    if table.task == "classification":
+        return found | classified(cli.model, validation)
+    return found | completed(cli.model, validation, IN_USE if options.run[0] == "atoms" else ())
 
 
 def classified(task: Any, validation: Any) -> dict[str, float]:
@@ -180,8 +185,8 @@ def classified(task: Any, validation: Any) -> dict[str, float]:
     return {name: getattr(result, name) for name in names} | {"radius": radius(task.model, validation.batch(torch.arange(16))[0])}
 
 
-def completed(task: Any, validation: Any) -> dict[str, float]:
-    """What a trained `ddeq.nn.Completer` does on ``validation``, also with other numbers of atoms than in training."""
+def completed(task: Any, validation: Any, atoms: tuple[int, ...]) -> dict[str, float]:
+    """What a trained `ddeq.nn.Completer` does on ``validation``, also with these numbers of ``atoms``."""
     from ddeq.data import generator_for
     from ddeq.experiments import evaluate_completion
 
@@ -195,7 +200,7 @@ def completed(task: Any, validation: Any) -> dict[str, float]:
         "radius": radius(model, known),
     }
     found |= {name: float(getattr(result, name)) for name in ("residual", "converged", "steps", "support")}
-    for n in IN_USE:
+    for n in atoms:
         found[f"transport with {n}"] = float(evaluate_completion(model, validation, task.removal, atoms=n).transport.mean())
     return found
 
@@ -324,6 +329,8 @@ def main() -> None:
     with ThreadPoolExecutor(options.at_once) as pool:
         futures = {pool.submit(run, *some, words, threads): some for some in missing}
         for future in as_completed(futures):
+            if future.exception() is not None:
+                pool.shutdown(cancel_futures=True)
             table, variant, seed = futures[future]
             runs.setdefault(table, {}).setdefault(variant, []).append(future.result())
             print(f"{table}: {variant}, seed {seed}: {future.result()}", flush=True)

@@ -83,8 +83,8 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def draw(rows: dict[str, list[DiscreteMeasure]], path: Path) -> None:
-    """A row of pictures for each name, one column for each input; masses are the areas of dots.
+def draw(rows: dict[str, list[DiscreteMeasure]], titles: list[str], path: Path) -> None:
+    """A row of pictures for each name, one column for each input with its title; masses are the areas of dots.
 
     What ours adds is orange: its atoms follow those of the input.
     """
@@ -103,16 +103,20 @@ def draw(rows: dict[str, list[DiscreteMeasure]], path: Path) -> None:
             added = (torch.arange(mu.n)[alive] >= rows["input"][0].n) & name.startswith("ours")
             colours = [ADDED if new else KNOWN for new in added.tolist()]
             if space:
-                axis.scatter(x[:, 0], x[:, 2], x[:, 1], s=(350.0 * w).clamp(0.2, 6.0), c=colours, linewidths=0)
+                axis.scatter(x[:, 0], x[:, 2], x[:, 1], s=(500.0 * w).clamp(0.4, 6.0), c=colours, linewidths=0)
                 axis.view_init(18, -60)
+                axis.set_box_aspect((1, 1, 1), zoom=1.2)
                 axis.set_axis_off()
-                axis.set_xlim(-0.7, 0.7), axis.set_ylim(-0.7, 0.7), axis.set_zlim(-0.7, 0.7)
+                axis.set_xlim(-0.8, 0.8), axis.set_ylim(-0.8, 0.8), axis.set_zlim(-0.8, 0.8)
             else:
                 axis.scatter(x[:, 0], x[:, 1], s=(600.0 * w).clamp(0.3, 12.0), c=colours, linewidths=0)
                 axis.set_xlim(-1.05, 1.05), axis.set_ylim(-1.05, 1.05)
                 axis.set_aspect("equal")
                 axis.set_xticks([]), axis.set_yticks([])
         name = name.split(",")[0]
+        if name == "input":
+            for axis, title in zip(line, titles, strict=True):
+                axis.set_title(title, fontsize=8, pad=2)
         if space:
             line[0].text2D(-0.25, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="center", fontsize=9)
         else:
@@ -122,18 +126,21 @@ def draw(rows: dict[str, list[DiscreteMeasure]], path: Path) -> None:
 
 
 @torch.no_grad()
-def examples(models: dict[str, torch.nn.Module], data: MeasureDataset, removal: Removal) -> dict[str, list[DiscreteMeasure]]:
-    """Known parts, completions and wholes of a few inputs, one of each class as far as there are so many."""
+def examples(
+    models: dict[str, torch.nn.Module], data: MeasureDataset, removal: Removal
+) -> tuple[dict[str, list[DiscreteMeasure]], list[str]]:
+    """Known parts, completions and wholes of a few inputs, one of each class as far as there are so many, and their classes."""
     first = [int((data.labels == c).nonzero()[0]) for c in data.labels.unique()]
     more = [i for i in range(len(data)) if i not in first]
-    whole = data.batch(torch.tensor((first + more)[:SHOWN]))[0].normalized()
+    whole, labels = data.batch(torch.tensor((first + more)[:SHOWN]))
+    whole = whole.normalized()
     known, _ = removal(whole, generator_for(0, "examples"))
     rows = {"input": known}
     for name, model in models.items():
         made = model(known)
         rows[name] = made[-1] if isinstance(made, (tuple, list)) else made
     rows["truth"] = whole
-    return {name: list(mu) for name, mu in rows.items()}
+    return {name: list(mu) for name, mu in rows.items()}, [data.class_names[c].replace("_", " ") for c in labels.tolist()]
 
 
 def main() -> None:
@@ -171,7 +178,7 @@ def main() -> None:
         lines += [f"![Inputs, completions and truths](completion_{name}.png)", ""]
         lines += [f"Made by `{found['command']}` on {found['where']}.", ""]
     keep(options.output, "completion", "\n".join(lines), parts)
-    draw(examples(shown, data, removal), options.output / f"completion_{options.dataset}.png")
+    draw(*examples(shown, data, removal), options.output / f"completion_{options.dataset}.png")
 
 
 def options_shown() -> list[str]:
