@@ -29,9 +29,11 @@ SHORT = {
     "limits": [],
     "reductions": ["--sizes", "1000", "3000", "10000", "30000", "--dims", "3", "--repeats", "3", "--seconds", "3"],
     "sliced": ["--sizes", "1000", "10000", "100000", "1000000", "--repeats", "3"],
+    "functionals": ["--sizes", "500", "--sliced", "20000", "--repeats", "2"],
     "flows": ["--points", "1000", "--many", "10000", "--racing", "100", "--steps", "20", "--repeats", "2", "--seconds", "3"],
     "equilibrium": ["--repeats", "2"],
     "overhead": ["--repeats", "15"],
+    "profiling": ["--rounds", "1", "--repeats", "5"],
     "throughput": ["--clouds", "8", "--points", "256", "--repeats", "2"],
     "sharded": ["--sizes", "4000", "8000", "--ranks", "1", "2", "--steps", "3"],
 }
