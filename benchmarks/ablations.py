@@ -55,9 +55,9 @@ TABLES = {
         "classification",
         {
             "Picard": {"model.solver": {"class": "Picard"}},
-            "Anderson": {"model.solver": {"class": "Anderson"}},
+            "Anderson (default)": {"model.solver": {"class": "Anderson"}},
             "Broyden": {"model.solver": {"class": "Broyden"}},
-            "Auto (default)": {"model.solver": {"class": "Auto"}},
+            "Auto": {"model.solver": {"class": "Auto"}},
             "ParticleFlow, 200 steps, as in the paper": {
                 "model.solver": {"class": "ParticleFlow", "stepper": {"class": "ddeq.flows.Euler", "step_size": 5.0}},
                 "model.stop": {"class": "Stop", "rtol": 1e-3, "max_steps": 200, "patience": 200},
@@ -69,7 +69,7 @@ TABLES = {
         "Adjoint",
         "classification",
         {
-            "Implicit": {"model.adjoint": {"class": "Implicit"}},
+            "Implicit (default)": {"model.adjoint": {"class": "Implicit"}},
             "Phantom(2)": {"model.adjoint": {"class": "Phantom", "steps": 2}},
             "Phantom(5)": {"model.adjoint": {"class": "Phantom", "steps": 5}},
             "OneStep, as in the paper": {"model.adjoint": {"class": "OneStep"}},
