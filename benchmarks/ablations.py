@@ -227,13 +227,13 @@ def spread(values: list[float], form: str) -> str:
 
 Column = tuple[str, str, float]
 """Name of a number in a run, how it is written, and a factor."""
-SHARED: dict[str, Column] = {
-    "seconds of training": ("seconds", "{:.0f}", 1.0),
-    "residual": ("residual", "{:.1e}", 1.0),
-    "CONVERGED, %": ("converged", "{:.1f}", 100.0),
-    "steps": ("steps", "{:.1f}", 1.0),
-    "spectral radius": ("radius", "{:.2f}", 1.0),
+SHARED: dict[str, Column] = {  # means alone
     "effective atoms": ("support", "{:.1f}", 1.0),
+    "steps": ("steps", "{:.1f}", 1.0),
+    "residual": ("residual", "{:.0e}", 1.0),
+    "CONVERGED, %": ("converged", "{:.0f}", 100.0),
+    "spectral radius": ("radius", "{:.2f}", 1.0),
+    "seconds": ("seconds", "{:.0f}", 1.0),
     "peak MB": ("megabytes", "{:.0f}", 1.0),
 }
 QUALITY: dict[str, dict[str, Column]] = {
@@ -245,12 +245,14 @@ QUALITY: dict[str, dict[str, Column]] = {
 
 def markdown(name: str, runs: dict[str, list[Run]]) -> list[str]:
     """A line for each variant that has a run."""
-    columns = QUALITY[TABLES[name].task] | SHARED
+    quality = QUALITY[TABLES[name].task]
     if name == "atoms":
-        columns = {f"W2 with {n} atoms": (f"transport with {n}", "{:.4f}", 1.0) for n in IN_USE} | SHARED
+        quality = {f"W2 with {n} atoms": (f"transport with {n}", "{:.4f}", 1.0) for n in IN_USE}
+    columns = [*quality, *SHARED]
     lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for variant, found in runs.items():
-        cells = [spread([factor * run[key] for run in found], form) for key, form, factor in columns.values()]
+        cells = [spread([factor * run[key] for run in found], form) for key, form, factor in quality.values()]
+        cells += [form.format(statistics.mean(factor * run[key] for run in found)) for key, form, factor in SHARED.values()]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return lines
 
@@ -351,15 +353,16 @@ def write(found: dict[str, Any], folder: Path, *, show: bool) -> None:
     ]
     lines = ["# Ablations", "", "![Accuracy or distance, and seconds of training, of each variant](ablations.png)", ""]
     lines += [
-        f"{setting['dataset']}: {setting['epochs']} epochs, means and standard deviations over seeds; the spectral radius is the "
-        "largest at 16 equilibria. In the picture a dot is a run, a bar a mean, beside it the mean seconds of training.",
+        f"{setting['dataset']}: {setting['epochs']} epochs, means and standard deviations over seeds; seconds are of training, "
+        "and the spectral radius is the largest at 16 equilibria. In the picture a dot is a run, a bar a mean, beside it the "
+        "mean seconds.",
     ]
     lines += [f"The known part alone is at W2 {statistics.mean(known):.4f} from the whole."] if known else []
     lines += [""]
     for table, some in ordered.items():
         conclusion = found["conclusions"].get(table)
         lines += [f"## {TABLES[table].title}", "", *markdown(table, some), "", *([conclusion, ""] if conclusion else [])]
-    lines += [f"Made by `{found['command']}` on {found['where']}.", ""]
+    lines += [f"Made by `{found['command']}` on {found['where']}.{found.get('remark', '')}", ""]
     keep(folder, "ablations", "\n".join(lines), found, show=show)
     draw(ordered, folder / "ablations.png")
 
