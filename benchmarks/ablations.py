@@ -228,12 +228,12 @@ def spread(values: list[float], form: str) -> str:
 Column = tuple[str, str, float]
 """Name of a number in a run, how it is written, and a factor."""
 SHARED: dict[str, Column] = {  # means alone
+    "seconds": ("seconds", "{:.0f}", 1.0),
     "effective atoms": ("support", "{:.1f}", 1.0),
     "steps": ("steps", "{:.1f}", 1.0),
     "residual": ("residual", "{:.0e}", 1.0),
     "CONVERGED, %": ("converged", "{:.0f}", 100.0),
     "spectral radius": ("radius", "{:.2f}", 1.0),
-    "seconds": ("seconds", "{:.0f}", 1.0),
     "peak MB": ("megabytes", "{:.0f}", 1.0),
 }
 QUALITY: dict[str, dict[str, Column]] = {
