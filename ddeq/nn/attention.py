@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ddeq.autodiff import under_transforms
 
 __all__ = ["KeysAndValues", "MeasureAttention", "measure_attention"]
 
@@ -35,7 +38,12 @@ def measure_attention(
     ----------
     :cite:t:`vaswani2017attention`; :cite:t:`castin2024smooth`, as a map of measures.
     """
-    return _averages(query, key, weights) @ value
+    if torch.is_grad_enabled() or under_transforms():
+        return _averages(query, key, weights) @ value
+    # Nothing is to be differentiated, as in the steps of a solve: the fused kernel, which has no second derivatives.
+    bias = weights.to(query.dtype).log().unsqueeze(-2)
+    bias = bias - bias.amax(-1, keepdim=True)  # NaN without any mass, where the kernel would give zeros
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 def _averages(query: Tensor, key: Tensor, weights: Tensor) -> Tensor:

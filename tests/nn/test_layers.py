@@ -97,6 +97,30 @@ def test_both_ways_of_attention_agree_and_ignore_dead_atoms():
     assert_close(measure_attention(query, key[live], value[live], weights[live]), fast)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("queries", "atoms", "heads"), [((), (), ()), ((2, 4), (2, 4), (2, 1)), ((3,), (), ()), ((), (3,), (3,)), ((0, 4), (0, 4), (0, 1))]
+)
+@pytest.mark.parametrize("channels", [8, 3])
+def test_attention_is_the_same_where_nothing_is_recorded(dtype, queries, atoms, heads, channels):
+    query, key = torch.randn(*queries, 5, 8, dtype=dtype), torch.randn(*atoms, 300, 8, dtype=dtype)
+    value, weights = torch.randn(*atoms, 300, channels, dtype=dtype), torch.rand(*heads, 300, dtype=dtype)
+    weights[..., 3:280] = 0.0  # blocks of a fused kernel without any mass
+    weights[..., 290] *= 1e-30
+    recorded = measure_attention(query, key, value, weights)
+    with torch.no_grad():
+        assert_close(measure_attention(query, key, value, weights), recorded)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_attention_to_a_measure_without_mass_is_not_a_number(grad):
+    query, key, value = torch.randn(2, 3, 5), torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    weights = torch.tensor([[0.0] * 4, [0.25] * 4])
+    with torch.set_grad_enabled(grad):
+        missing = measure_attention(query, key, value, weights).isnan()
+    assert bool(missing[0].all()) and not bool(missing[1].any())
+
+
 def test_attention_is_softmax_for_equal_weights():
     query, key, value = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4, 2)
     expected = nn.functional.scaled_dot_product_attention(query, key, value)
