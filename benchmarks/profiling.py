@@ -3,7 +3,8 @@
     python benchmarks/profiling.py [--before CHECKOUT] [--batch 64] [--points 150] [--rounds 5] [--repeats 9]
 
 A classifier (induced sets, a cell of width 128 with 10 marked atoms) on ragged clouds: inference, a step of training, and a
-solve alone by Anderson to 1e-4, on one thread. Milliseconds of the whole are medians without a profiler; PyTorch's profiler
+solve alone by Anderson to 1e-4; and a solve of 128 atoms that attend to 512 points, 8 at once, as completions have; on one
+thread. Milliseconds of the whole are medians without a profiler; PyTorch's profiler
 says how many of them the operations take themselves, and the rest is Python, dispatch and waiting for memory. With
 ``--before``, a checkout of an earlier state of this library, both are measured in turn, each in processes of its own.
 """
@@ -64,11 +65,20 @@ def cases(batch: int, points: int) -> dict[str, Callable[[], Any]]:
         cross_entropy(classifier(rho), labels).backward()
         classifier.zero_grad()
 
+    completing = DDEQ(InducedSetEncoder(3, 128), EquilibriumCell(128, 16), LearnedReference(128, 128, 16)).eval()
+    shapes = DiscreteMeasure(torch.rand(8, 512, 3))
+    with torch.no_grad():
+        many, seen = completing.reference(shapes.batch_shape, shapes.points), completing.encoder(shapes)
+
     @torch.no_grad()
     def solve() -> None:
         fixed_point(model.cell, mu, context, in_dims=0, solver=Anderson(), stop=Stop(rtol=1e-4))
 
-    return {"inference": inference, "step of training": training, "solve alone": solve}
+    @torch.no_grad()
+    def solve_many() -> None:
+        fixed_point(completing.cell, many, seen, in_dims=0, solver=Anderson(), stop=Stop(rtol=1e-4))
+
+    return {"inference": inference, "step of training": training, "solve alone": solve, "solve of 128 atoms": solve_many}
 
 
 def measure(batch: int, points: int, repeats: int) -> dict[str, dict[str, float]]:
