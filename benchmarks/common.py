@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,10 @@ def without_output(words: list[str]) -> list[str]:
 
 
 def added_megabytes(prepare: str, call: str) -> float:
-    """Megabytes by which ``call`` raises the peak of a process that has run ``prepare``; both are Python statements."""
+    """Megabytes by which ``call`` raises the peak of a process that has run ``prepare``; both are Python statements.
+
+    The process gives memory back as soon as it is freed, so that the peak is that of what was needed at once.
+    """
     program = f"""
 import sys
 sys.path.insert(0, "benchmarks")
@@ -52,7 +56,9 @@ before = peak()
 {call}
 print((peak() - before) / 1024)
 """
-    return float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()[-1])
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout.split()[-1])
 
 
 def machine() -> str:

@@ -27,10 +27,10 @@ Found = dict[str, Any]
 """What each benchmark left, by its name."""
 SHORT = {
     "limits": [],
-    "reductions": ["--sizes", "1000", "3000", "10000", "30000", "--dims", "3", "--repeats", "3", "--seconds", "3"],
-    "sliced": ["--sizes", "1000", "10000", "100000", "1000000", "--repeats", "3"],
-    "functionals": ["--sizes", "500", "--sliced", "20000", "--repeats", "2"],
-    "flows": ["--points", "1000", "--many", "10000", "--racing", "100", "--steps", "20", "--repeats", "2", "--seconds", "3"],
+    "reductions": ["--sizes", "1000", "10000", "30000", "--dims", "3", "--repeats", "3", "--seconds", "3"],
+    "sliced": ["--sizes", "1000", "10000", "100000", "1000000", "--repeats", "2"],
+    "functionals": ["--sizes", "300", "--sliced", "10000", "--repeats", "2", "--limit", "1"],
+    "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
     "equilibrium": ["--repeats", "2"],
     "overhead": ["--repeats", "15"],
     "profiling": ["--rounds", "1", "--repeats", "5"],
