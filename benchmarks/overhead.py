@@ -24,7 +24,6 @@ from ddeq import DiscreteMeasure, fixed_point
 from ddeq.nn import DDEQ, EquilibriumCell, InducedSetEncoder, LearnedReference
 from ddeq.solvers import Anderson, Auto, Broyden, Picard, Stop
 
-
 SIZES = {10: (64, 150), 128: (16, 512)}
 """Samples and points of their clouds, for a number of atoms."""
 WIDTH, MARKS = 128, 16
@@ -103,8 +102,8 @@ def main() -> None:
             "",
             *(__doc__ or "").strip().splitlines()[4:],
             "",
-            "`EquilibriumCell` of width 128 with 16 marks, untrained; no gradients. With few atoms an evaluation is short, and the "
-            "passes over ten earlier iterates that an extrapolation makes are not small beside it.",
+            f"`EquilibriumCell` of width {WIDTH} with {MARKS} marks, untrained; no gradients. With few atoms an evaluation is "
+            "short, and the passes over ten earlier iterates that an extrapolation makes are not small beside it.",
             "",
             *markdown(rows),
             "",

@@ -1,10 +1,12 @@
 """All benchmarks, one after the other, and one report: what was wanted and what was found, beside what the machine can do.
 
-    python benchmarks/suite.py [--short] [--reference CHECKOUT] [--data FOLDER] [--only NAME ...] [--output FOLDER]
+    python benchmarks/suite.py [--short] [--reference CHECKOUT] [--before CHECKOUT] [--data MODELNET40 MNIST_PC]
+                               [--only NAME ...] [--output FOLDER]
 
-``--short`` takes less than a quarter of an hour on two cores and writes to ``outputs/bench``; else the full runs go to
-``benchmarks/results``. The peers are those of the development environment (KeOps, geomloss, POT, torchdeq, plain PyTorch), and
-the paper's code where a checkout is given.
+``--short`` takes less than a quarter of an hour on two cores and writes to ``outputs/bench``; else the full runs, which take more
+than an hour, go to ``benchmarks/results``. With ``--only`` the report speaks of the others as an earlier run has left them. The
+peers are those of the development environment (KeOps, geomloss, POT, torchdeq, plain PyTorch), and the paper's code where a
+checkout is given.
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ SHORT = {
     "throughput": ["--clouds", "8", "--points", "256", "--repeats", "2"],
     "sharded": ["--sizes", "4000", "8000", "--ranks", "1", "2", "--steps", "3"],
 }
-FULL: dict[str, list[str]] = {name: [] for name in SHORT} | {"starts": []}
+FULL: dict[str, list[str]] = {name: [] for name in SHORT} | {
+    "reductions": ["--sizes", "100", "1000", "3000", "10000", "30000", "100000", "--repeats", "3", "--seconds", "5"],
+    "flows": ["--racing", "100", "--steps", "20", "--repeats", "3", "--seconds", "3"],
+    "equilibrium": ["--repeats", "3"],
+    "throughput": ["--repeats", "3"],
+    "starts": [],
+}
 
 
 @dataclass(frozen=True)
@@ -210,17 +218,30 @@ def made_by(found: dict[str, Any]) -> str:
     return ", ".join(f"`{c.strip()}`" for c in commands if c)
 
 
+def earlier(folder: Path) -> tuple[Found, dict[str, float]]:
+    """What the last report in ``folder`` speaks of, and the minutes that it took."""
+    last = folder / "report.json"
+    minutes: dict[str, float] = json.loads(last.read_text())["minutes"] if last.exists() else {}
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in minutes}, minutes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="less than a quarter of an hour on two cores")
     parser.add_argument("--reference", type=Path, default=None, help="a checkout of the paper's code, to be run beside ours")
-    parser.add_argument("--data", default=None, help="folder of ModelNet40, for flows between its shapes")
+    parser.add_argument("--before", type=Path, default=None, help="a checkout of this library at an earlier state")
+    parser.add_argument("--data", nargs=2, default=None, metavar="FOLDER", help="of ModelNet40 and of MNIST as point clouds")
     parser.add_argument("--only", nargs="+", choices=list(FULL), default=None, metavar="NAME")
     parser.add_argument("--output", type=Path, default=None, help="folder of the results")
     options = parser.parse_args()
     folder = options.output or (Path("outputs/bench") if options.short else RESULTS)
-    found: Found = {}
-    minutes = {}
+    more = {
+        "equilibrium": ["--reference", str(options.reference)] if options.reference else [],
+        "profiling": ["--before", str(options.before)] if options.before else [],
+        "flows": ["--data", options.data[0]] if options.data else [],
+        "throughput": ["--data", *options.data] if options.data else [],
+    }
+    found, minutes = earlier(folder) if options.only else ({}, {})
     for name, arguments in (SHORT if options.short else FULL).items():
         if options.only is not None and name not in options.only:
             continue
@@ -228,14 +249,15 @@ def main() -> None:
         if name == "limits":
             limits(folder)
         else:
-            more = ["--reference", str(options.reference)] if name == "equilibrium" and options.reference else []
-            more += ["--data", options.data] if name == "flows" and options.data else []
             script = str(Path(__file__).with_name(f"{name}.py"))
-            subprocess.run([sys.executable, script, *arguments, *more, "--output", str(folder)], check=True)
+            words = [*arguments, *more.get(name, []), "--output", str(folder)]
+            subprocess.run([sys.executable, script, *words], check=True)
         minutes[name] = (time.perf_counter() - start) / 60
         found[name] = json.loads((folder / f"{name}.json").read_text())
     command = f"python benchmarks/suite.py{' --short' if options.short else ''}"
     command += " --reference CHECKOUT" if options.reference else ""
+    command += " --before CHECKOUT" if options.before else ""
+    command += " --data MODELNET40 MNIST_PC" if options.data else ""
     command += f" --only {' '.join(options.only)}" if options.only else ""
     numbers = {
         goal.what: goal.number(found)

@@ -99,7 +99,8 @@ def test_both_ways_of_attention_agree_and_ignore_dead_atoms():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    ("queries", "atoms", "heads"), [((), (), ()), ((2, 4), (2, 4), (2, 1)), ((3,), (), ()), ((), (3,), (3,)), ((0, 4), (0, 4), (0, 1))]
+    ("queries", "atoms", "heads"),
+    [((), (), ()), ((2, 4), (2, 4), (2, 1)), ((3,), (), ()), ((), (3,), (3,)), ((0, 4), (0, 4), (0, 1))],
 )
 @pytest.mark.parametrize("channels", [8, 3])
 def test_attention_is_the_same_where_nothing_is_recorded(dtype, queries, atoms, heads, channels):
@@ -118,7 +119,8 @@ def test_attention_to_a_measure_without_mass_is_not_a_number(grad):
     weights = torch.tensor([[0.0] * 4, [0.25] * 4])
     with torch.set_grad_enabled(grad):
         missing = measure_attention(query, key, value, weights).isnan()
-    assert bool(missing[0].all()) and not bool(missing[1].any())
+    assert bool(missing[0].all())
+    assert not bool(missing[1].any())
 
 
 def test_attention_is_softmax_for_equal_weights():
