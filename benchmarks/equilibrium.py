@@ -416,8 +416,8 @@ NOTES = {
     "torchdeq": f"Single precision, relative tolerance {TOLERANCE:g} forward and backward, at most 300 steps; batch as above. "
     "Errors are those of the whole gradient, relative; the truth is double precision, unrolled. torchdeq returns its solution "
     "after one more application of the map, which its residual here includes.",
-    "Memory": "Batch 64, 32 atoms of dimension 128; each line in a process of its own that gives freed memory back at once, after a "
-    "solve of one sample.",
+    "Memory": "Batch 64, 32 atoms of dimension 128; each line in a process of its own that gives freed memory back at once, "
+    "after a solve of one sample.",
     "The paper's code": "Both solve the paper's network with its own parameters at the start, on the same inputs.",
 }
 
