@@ -4,7 +4,7 @@
                                [--only NAME ...] [--output FOLDER]
 
 ``--short`` takes less than a quarter of an hour on two cores and writes to ``outputs/bench``; else the full runs, which take more
-than an hour, go to ``benchmarks/results``. With ``--only`` the report speaks of the others as an earlier run has left them. The
+than an hour, go to ``benchmarks/results``. With ``--only`` the report speaks of the others as earlier runs have left them. The
 peers are those of the development environment (KeOps, geomloss, POT, torchdeq, plain PyTorch), and the paper's code where a
 checkout is given.
 """
@@ -192,25 +192,27 @@ GOALS = {
 
 def report(found: Found, minutes: dict[str, float], command: str) -> str:
     lines = ["# Report", "", "| | wanted | found | |", "|---|---|---|---|"]
-    for name, goals in GOALS.items():
-        if name in found and (name != "reductions" or "limits" in found):
-            for goal in goals:
-                number = goal.number(found)
-                lines.append(
-                    f"| {goal.what} | {goal.wanted} | {goal.shown.format(number)} | {'met' if goal.met(number) else 'missed'} |"
-                )
+    for goal in goals_of(found):
+        number = goal.number(found)
+        lines.append(f"| {goal.what} | {goal.wanted} | {goal.shown.format(number)} | {'met' if goal.met(number) else 'missed'} |")
     lines += [
         "",
         "No GPU was measured; `python benchmarks/gpu.py` does it where there is one.",
         "",
         "| benchmark | minutes | made by |",
         "|---|---|---|",
-        *(f"| [{name}]({name}.md) | {minutes[name]:.1f} | {made_by(found[name])} |" for name in found),
+        *(f"| {name} | {minutes.get(name, math.nan):.1f} | {made_by(found[name])} |" for name in FULL if name in found),
         "",
-        f"Made by `{command}` on {machine()}.",
+        f"Made by `{command}` on {machine()}; each benchmark has a file of its name.",
         "",
     ]
     return "\n".join(lines)
+
+
+def goals_of(found: Found) -> list[Goal]:
+    """Those whose numbers are known."""
+    known = [name for name in GOALS if name in found and (name != "reductions" or "limits" in found)]
+    return [goal for name in known for goal in GOALS[name]]
 
 
 def made_by(found: dict[str, Any]) -> str:
@@ -219,10 +221,10 @@ def made_by(found: dict[str, Any]) -> str:
 
 
 def earlier(folder: Path) -> tuple[Found, dict[str, float]]:
-    """What the last report in ``folder`` speaks of, and the minutes that it took."""
+    """What earlier runs have left in ``folder``, and the minutes that they took."""
+    found = {name: json.loads(file.read_text()) for name in FULL if (file := folder / f"{name}.json").exists()}
     last = folder / "report.json"
-    minutes: dict[str, float] = json.loads(last.read_text())["minutes"] if last.exists() else {}
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in minutes}, minutes
+    return found, json.loads(last.read_text())["minutes"] if last.exists() else {}
 
 
 def main() -> None:
@@ -231,7 +233,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, default=None, help="a checkout of the paper's code, to be run beside ours")
     parser.add_argument("--before", type=Path, default=None, help="a checkout of this library at an earlier state")
     parser.add_argument("--data", nargs=2, default=None, metavar="FOLDER", help="of ModelNet40 and of MNIST as point clouds")
-    parser.add_argument("--only", nargs="+", choices=list(FULL), default=None, metavar="NAME")
+    parser.add_argument("--only", nargs="*", choices=list(FULL), default=None, metavar="NAME", help="none: only the report")
     parser.add_argument("--output", type=Path, default=None, help="folder of the results")
     options = parser.parse_args()
     folder = options.output or (Path("outputs/bench") if options.short else RESULTS)
@@ -241,7 +243,7 @@ def main() -> None:
         "flows": ["--data", options.data[0]] if options.data else [],
         "throughput": ["--data", *options.data] if options.data else [],
     }
-    found, minutes = earlier(folder) if options.only else ({}, {})
+    found, minutes = ({}, {}) if options.only is None else earlier(folder)
     for name, arguments in (SHORT if options.short else FULL).items():
         if options.only is not None and name not in options.only:
             continue
@@ -258,19 +260,10 @@ def main() -> None:
     command += " --reference CHECKOUT" if options.reference else ""
     command += " --before CHECKOUT" if options.before else ""
     command += " --data MODELNET40 MNIST_PC" if options.data else ""
-    command += f" --only {' '.join(options.only)}" if options.only else ""
-    numbers = {
-        goal.what: goal.number(found)
-        for name, goals in GOALS.items()
-        if name in found and (name != "reductions" or "limits" in found)
-        for goal in goals
-    }
-    keep(
-        folder,
-        "report",
-        report(found, minutes, command),
-        {"command": command, "where": machine(), "goals": numbers, "minutes": minutes},
-    )
+    command += "" if options.only is None else " ".join(["", "--only", *options.only])
+    goals = {goal.what: goal.number(found) for goal in goals_of(found)}
+    text = report(found, minutes, command)
+    keep(folder, "report", text, {"command": command, "where": machine(), "goals": goals, "minutes": minutes})
 
 
 if __name__ == "__main__":
