@@ -82,7 +82,9 @@ def limits(folder: Path) -> None:
     }
     lines = ["# What the machine can do", "", "| | in single precision |", "|---|---|"]
     lines += [f"| {name} | {value:.3g} |" for name, value in found.items()]
-    keep(folder, "limits", "\n".join([*lines, "", f"Measured on {machine()}.", ""]), {"where": machine(), **found})
+    command = "python benchmarks/suite.py --only limits"
+    text = "\n".join([*lines, "", f"Made by `{command}` on {machine()}.", ""])
+    keep(folder, "limits", text, {"command": command, "where": machine(), **found})
 
 
 def ratio_to_keops(found: Found) -> float:
