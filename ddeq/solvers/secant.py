@@ -35,6 +35,7 @@ class History(NamedTuple):
     moves: Tensor  # differences of damped images, which is what the next iterate is made of
     system: Tensor  # the equations of the coefficients, (*batch, memory, memory)
     squares: Tensor  # squared norms of the changes that test, (*batch, memory)
+    against: Tensor  # products of the residual with the tests, (*batch, memory)
     used: Tensor  # which places count, (*batch, memory)
     best: Tensor  # iterate of least residual
     drive: Tensor  # its residual
@@ -58,6 +59,7 @@ def secant_start(z: Tensor, memory: int) -> History:
         moves=torch.empty_like(places),
         system=z.new_zeros(*batch, memory, memory),
         squares=z.new_zeros(*batch, memory),
+        against=z.new_zeros(*batch, memory),
         used=torch.zeros(*batch, memory, dtype=torch.bool, device=z.device),
         best=z,
         drive=nothing,
@@ -115,19 +117,22 @@ def secant_step(
         moves = _put(state.moves, row_of, move.flatten(-2))
         used = _put(state.used, (..., place), True)
         used = used if all_good else used & good.unsqueeze(-1)
-        fields = (change, r) if kind == "II" else (change, r, test)
-        products = torch.stack(fields, -3).flatten(-2) @ tests[until].mT
-        column, right = products[..., 0, :], products[..., 1, :]
+        newest, right = tests[..., place, None, :], _products(r, tests[until])
+        # Products with the change of the residual: what those with it have gained, so that the history is read once. What that
+        # rounds away, differences of residuals have lost already.
+        column = _put(right - state.against[..., :filled], (..., place), _products(change, newest)[..., 0])
+        column = column if all_good else choose(good, column, torch.zeros_like(column))
         if kind == "II":
             row, square = column, column[..., place]
         else:
-            row, square = (tests[..., place, None, :] @ moves[until].mT)[..., 0, :], products[..., 2, place]
+            row, square = _products(newest, moves[until]), _products(test, newest)[..., 0]
             # <s, y> = (<s, m> - <s, s>) / beta. Broyden's matrix has <s_i, s_j> / beta added where i is younger than j.
-            row = (row if kind == "Broyden" else row - products[..., 2, :]) / beta
+            row = (row if kind == "Broyden" else row - _products(test, tests[until])) / beta
         system = _put(state.system, (..., place, slice(0, filled)), row)
         system = _put(system, (..., slice(0, filled), place), column)
         squares = _put(state.squares, (..., place), square)
-        following = following._replace(tests=tests, moves=moves, system=system, squares=squares, used=used)
+        against = _put(state.against, (..., slice(0, filled)), right)
+        following = following._replace(tests=tests, moves=moves, system=system, squares=squares, against=against, used=used)
         first = slice(0, filled)
         allowed = used[..., first]
         if state.step + 1 >= PATIENCE:  # nobody can have waited so long before
@@ -142,6 +147,11 @@ def secant_step(
         lost = ~torch.isfinite(size) & (retreats > RETREATS)
         proposal = choose(good, proposal, choose(lost, torch.full_like(z, torch.nan), retreat))
     return proposal, following
+
+
+def _products(field: Tensor, rows: Tensor) -> Tensor:
+    """Inner products of all coordinates of a field with the rows ``(*batch, k, n * d)``; ``(*batch, k)``."""
+    return (field.reshape(*rows.shape[:-2], 1, -1) @ rows.mT).squeeze(-2)
 
 
 def _share_of_leap(problem: FixedPoint, leap: Tensor, state: History, better: Tensor) -> Tensor:
