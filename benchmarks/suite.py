@@ -242,7 +242,7 @@ def main() -> None:
     more = {
         "equilibrium": ["--reference", str(options.reference)] if options.reference else [],
         "profiling": ["--before", str(options.before)] if options.before else [],
-        "flows": ["--data", options.data[0]] if options.data else [],
+        "flows": ["--data", str(Path(options.data[0], "train.npz"))] if options.data else [],
         "throughput": ["--data", *options.data] if options.data else [],
     }
     found, minutes = ({}, {}) if options.only is None else earlier(folder)
