@@ -6,6 +6,7 @@ added up, never products of coordinates: nothing cancels, however far from the o
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from ddeq.autodiff import forward_levels, under_transforms
 from ddeq.kernels import Kernel
 
 __all__ = ["ascending", "in_sum_precision", "self_energy", "sum_distances", "sum_gradients", "sum_pairs", "sum_signs"]
+
+PARALLEL = 2**20
+"""Rows of so many numbers together are sorted in several threads."""
 
 
 def sum_pairs(
@@ -109,7 +113,19 @@ def ascending(z: Float[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
     if type(z) is not Tensor or z.device.type != "cpu" or under_transforms() or torch.compiler.is_compiling():
         order: Tensor = z.argsort(dim=-1)
         return order
-    return torch.from_numpy(np.argsort(z.numpy(), -1))  # several times as fast as the sort of PyTorch
+    array = z.numpy()  # NumPy's sort is several times as fast as that of PyTorch, with one thread
+    if array.size < PARALLEL or torch.get_num_threads() == 1:
+        return torch.from_numpy(np.argsort(array, -1))
+    rows = array.reshape(-1, array.shape[-1])
+    threads = min(torch.get_num_threads(), len(rows))
+    numbers = np.empty(rows.shape, np.int64)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_sort_into, np.array_split(rows, threads), np.array_split(numbers, threads)))
+    return torch.from_numpy(numbers.reshape(array.shape))
+
+
+def _sort_into(rows: Any, numbers: Any) -> None:
+    numbers[:] = np.argsort(rows, -1)
 
 
 def in_sum_precision(t: Tensor) -> Tensor:

@@ -133,3 +133,11 @@ def test_many_points_without_pairs():
     b = torch.full((1, 300_001), 1 / 300_001, dtype=torch.float64)
     assert_close(self_energy(z, b), torch.tensor([-1 / 6], dtype=torch.float64), rtol=1e-5)  # half of E|X - Y| = 1/3
     assert_close(sum_signs(z, b), 2 * z.unsqueeze(0) - 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4), (2, 0), (0, 3), (1, 9), (7,)])
+def test_rows_are_sorted_in_several_threads(monkeypatch, shape):
+    monkeypatch.setattr(sorted, "PARALLEL", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    z = torch.randn(shape, dtype=torch.float64)
+    assert torch.equal(z.gather(-1, sorted.ascending(z)), z.sort(-1).values)
