@@ -203,7 +203,11 @@ def report(found: Found, minutes: dict[str, float], command: str) -> str:
         "",
         "| benchmark | minutes | made by |",
         "|---|---|---|",
-        *(f"| {name} | {minutes.get(name, math.nan):.1f} | {made_by(found[name])} |" for name in FULL if name in found),
+        *(
+            f"| {name} | {f'{minutes[name]:.1f}' if name in minutes else ''} | {made_by(found[name])} |"
+            for name in FULL
+            if name in found
+        ),
         "",
         f"Made by `{command}` on {machine()}; each benchmark has a file of its name.",
         "",
