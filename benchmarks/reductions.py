@@ -257,7 +257,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
 def table(rows: list[dict[str, object]]) -> list[str]:
     lines = []
     for kernel in dict.fromkeys(r["kernel"] for r in rows):
-        for dim in dict.fromkeys(r["dim"] for r in rows):
+        for dim in sorted({r["dim"] for r in rows}):
             mine = [r for r in rows if (r["kernel"], r["dim"]) == (kernel, dim)]
             sizes = list(dict.fromkeys(r["n"] for r in mine))
             lines += [

@@ -196,7 +196,8 @@ def report(found: Found, minutes: dict[str, float], command: str) -> str:
     lines = ["# Report", "", "| | wanted | found | |", "|---|---|---|---|"]
     for goal in goals_of(found):
         number = goal.number(found)
-        lines.append(f"| {goal.what} | {goal.wanted} | {goal.shown.format(number)} | {'met' if goal.met(number) else 'missed'} |")
+        shown, end = goal.shown.format(number).replace("%", " %"), "met" if goal.met(number) else "missed"
+        lines.append(f"| {goal.what} | {goal.wanted} | {shown} | {end} |")
     lines += [
         "",
         "No GPU was measured; `python benchmarks/gpu.py` does it where there is one.",
