@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,10 @@ import torch._functorch.config
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["alias", "forward_levels", "gradient", "graph_leaves", "under_transforms"]
+__all__ = ["alias", "check_recordable", "forward_levels", "forward_mode_is_missing", "gradient", "graph_leaves", "under_transforms"]
+
+LACKS_FORWARD_MODE = re.compile(r"forward[ -](mode|AD)|functorch|torch\.func\b|data pointer|autograd\.Function")
+"""How PyTorch and ddeq say that something cannot run on dual numbers."""
 
 
 def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -23,8 +27,7 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         transformed: Tensor = torch.func.grad(lambda t: f(t).sum())(x)
         return transformed
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError("gradients of functionals need autograd, which torch.inference_mode() forbids; use torch.no_grad()")
+    check_recordable("the gradient of a functional")
     record = torch.is_grad_enabled()
     with torch.enable_grad():
         y = alias(x, record)
@@ -34,6 +37,17 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         (g,) = torch.autograd.grad(value.sum(), y, create_graph=record, materialize_grads=True)
     # A graph that leads to nothing but y would make every result of a loop depend on all before it, for no one's use.
     return g.detach() if record and not x.requires_grad and graph_leaves(g) <= {y} else g
+
+
+def check_recordable(what: str) -> None:
+    """Raise a `RuntimeError` under ``torch.inference_mode``, where autograd records nothing and derivatives would be zero."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{what} needs autograd, which torch.inference_mode() forbids; use torch.no_grad()")
+
+
+def forward_mode_is_missing(error: Exception) -> bool:
+    """Whether an error says that an operation has no forward-mode derivative."""
+    return LACKS_FORWARD_MODE.search(str(error)) is not None
 
 
 def alias(x: Tensor, record: bool) -> Tensor:

@@ -15,8 +15,7 @@ from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.nn.dropout import draw_masks
 from ddeq.nn.reference import Reference
-from ddeq.solvers import Anderson, Implicit, Solution, Solver, fixed_point, jacobian_penalty
-from ddeq.solvers.adjoints import Adjoint
+from ddeq.solvers import Adjoint, Anderson, Implicit, Solution, Solver, fixed_point, jacobian_penalty
 
 __all__ = ["DDEQ", "CollapseWarning"]
 
