@@ -25,7 +25,7 @@ __all__ = [
     "graph_leaves",
     "recompute",
     "reusable_graphs",
-    "unseen_leaves",
     "under_transforms",
+    "unseen_leaves",
     "without_autocast",
 ]

@@ -12,7 +12,15 @@ import torch._functorch.config
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["alias", "check_recordable", "forward_levels", "forward_mode_is_missing", "gradient", "graph_leaves", "under_transforms"]
+__all__ = [
+    "alias",
+    "check_recordable",
+    "forward_levels",
+    "forward_mode_is_missing",
+    "gradient",
+    "graph_leaves",
+    "under_transforms",
+]
 
 LACKS_FORWARD_MODE = re.compile(r"forward[ -](mode|AD)|functorch|torch\.func\b|data pointer|autograd\.Function")
 """How PyTorch and ddeq say that something cannot run on dual numbers."""

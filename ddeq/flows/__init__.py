@@ -5,12 +5,12 @@ and returns a `Trajectory`. `equilibrium` flows to rest, and differentiates the 
 """
 
 from ddeq.flows.adaptive import AdaptiveEuler
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.equilibrium import equilibrium
 from ddeq.flows.flow import flow
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.nesterov import Nesterov
 from ddeq.flows.noise import Langevin, Noise, NoiseInjection
-from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.proximal import Proximal
 from ddeq.flows.reaction import FisherRao, Reaction
 from ddeq.flows.stein import Stein

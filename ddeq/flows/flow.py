@@ -72,13 +72,13 @@ def flow(
     reaction
         `FisherRao`: mass moves between atoms.
     stop
-        Stop a sample when its residual is at most ``rtol``; then it is frozen, and removed from the computation where the functional
-        is `selectable <Functional.selectable>`. The residual is the norm of the velocity, with a reaction the root of the
-        dissipation of both, divided by ``atol / rtol`` plus the one at the start. With ``metric="energy"`` it is by how much the
+        Stop a sample when its residual is at most ``rtol``; then it is frozen, and removed from the computation where the
+        functional is `selectable <Functional.selectable>`. The residual is the norm of the velocity, with a reaction the root of
+        the dissipation of both, divided by ``atol / rtol`` plus the one at the start. With ``metric="energy"`` it is by how much the
         energy changes in a step, divided by ``atol / rtol`` plus the energy.
     adjoint
-        What autograd keeps of the steps: `Unrolled`, all of it, or ``Unrolled(checkpoint=True)``, the iterates alone, whose velocities
-        are evaluated again in backward.
+        What autograd keeps of the steps: with `Unrolled`, all of it; with ``Unrolled(checkpoint=True)``, the iterates alone,
+        whose velocities are evaluated again in backward.
     record
         Record every so many steps, or at the given ones; default: such that there are about a hundred records. The start
         and the end are always recorded.
@@ -246,8 +246,8 @@ def _check_options(
             raise ValueError(f"{name}: expected {wanted}, got {seen}")
     if isinstance(adjoint, Adjoint) and not adjoint.records:
         raise ValueError(
-            f"adjoint: expected Unrolled() or another one that records the steps of a flow, got {adjoint!r}; a stationary measure is "
-            "differentiated by ddeq.flows.equilibrium"
+            f"adjoint: expected Unrolled() or another one that records the steps of a flow, got {adjoint!r}; a stationary "
+            "measure is differentiated by ddeq.flows.equilibrium"
         )
     if stop is not None and stop.metric not in (None, "energy"):
         raise ValueError(f"stop: expected the metric None (the gradient) or 'energy' for a flow, got {stop.metric!r}")

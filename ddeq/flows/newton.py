@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,6 +65,17 @@ class _Attempt(NamedTuple):
     """Gradients, and products with the Hessian, on the batch."""
     possible: bool = True
     """Whether the functional has second derivatives in torch."""
+
+    def joined_with(self, other: _Attempt, joined: Callable[[Tensor, Tensor], Tensor]) -> _Attempt:
+        """What is known of other samples put among these."""
+        return _Attempt(
+            joined(self.accepted, other.accepted),
+            joined(self.points, other.points),
+            joined(self.energy, other.energy),
+            joined(self.products, other.products),
+            self.evaluations + other.evaluations,
+            other.possible,
+        )
 
 
 class _NotTwiceDifferentiable(Exception):
@@ -171,13 +183,10 @@ class NewtonFinish(Stepper):
             found = self._newton(equation.rows(rows), points[rows], residual[rows], least[rows], due[rows])
         except _NotTwiceDifferentiable:
             return none._replace(possible=False)
-        tensors = (a.index_copy(0, rows, b) for a, b in zip(none[:4], found[:4], strict=True))
-        return _Attempt(*tensors, evaluations=found.evaluations)
+        return none.joined_with(found, lambda a, b: a.index_copy(0, rows, b))
 
     @torch.no_grad()
-    def _newton(
-        self, equation: FunctionalDescent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor
-    ) -> _Attempt:
+    def _newton(self, equation: FunctionalDescent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor) -> _Attempt:
         functional, like, inner = equation.functional, equation.like, equation.inner
         eps = torch.finfo(points.dtype).eps
         alive = like.support().unsqueeze(-1)
@@ -258,8 +267,7 @@ class NewtonFinish(Stepper):
 def _merged(first: _Attempt, second: _Attempt) -> _Attempt:
     """Two attempts of different samples as one."""
     tried = second.products > 0
-    tensors = (torch.where(_like(tried, b), b, a) for a, b in zip(first[:4], second[:4], strict=True))
-    return _Attempt(*tensors, evaluations=first.evaluations + second.evaluations, possible=second.possible)
+    return first.joined_with(second, lambda a, b: torch.where(_like(tried, b), b, a))
 
 
 @dataclass(frozen=True)

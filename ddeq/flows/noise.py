@@ -16,11 +16,11 @@ from ddeq.iteration.method import check_declarations
 __all__ = ["Langevin", "Noise", "NoiseInjection"]
 
 
-class Noise(ABC):
+class Noise(ABC):  # noqa: B024  # one of two methods, not a given one, must be defined
     """A frozen set of options that moves atoms at random.
 
-    To write one: a frozen dataclass with one of the two methods, or both. Numbers are drawn by ``draw`` alone, so that a flow with
-    a generator can be repeated. `ddeq.testing.check_noise` holds a noise to what the library relies on.
+    To write one: a frozen dataclass with one of the two methods, or both. Numbers are drawn by ``draw`` alone, so that a flow
+    with a generator can be repeated. `ddeq.testing.check_noise` holds a noise to what the library relies on.
     """
 
     stands_for_entropy: ClassVar[bool] = False
@@ -46,9 +46,7 @@ class Noise(ABC):
         """
         return None
 
-    def kick(
-        self, equation: FunctionalDescent, draw: Callable[[], Tensor], duration: float | Tensor, step: int
-    ) -> Tensor | None:
+    def kick(self, equation: FunctionalDescent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> Tensor | None:
         """By how much the atoms move after a step that took the time ``duration``, ``(*batch, n, d)``; None: not at all.
 
         ``equation``, ``draw`` and ``step`` as in `displacement`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 from ddeq.flows.steppers import Stepper
 from ddeq.iteration import (
     AdjointWarning,
+    ConvergenceWarning,
     Descent,
     Equation,
     Implicit,
@@ -23,6 +24,7 @@ from ddeq.iteration import (
     Iterate,
     LinearAnswer,
     LinearSolver,
+    Method,
     Outcome,
     Sizes,
     Status,
@@ -112,15 +114,13 @@ class Proximal(Stepper):
         conditions = _ProximalStep.at(equation, at.z, time)
         if not equation.geometry.is_wasserstein and torch.is_grad_enabled() and any(t.requires_grad for t in conditions.tensors):
             raise ValueError(
-                "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein only, not "
-                f"in {equation.geometry!r}; flow under torch.no_grad(), or take an explicit stepper"
+                "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein only, "
+                f"not in {equation.geometry!r}; flow under torch.no_grad(), or take an explicit stepper"
             )
         outcome = Implicit().solve(conditions, run, stop)
         with torch.no_grad():
             energy = equation.energy(outcome.value.detach())
-        return Step(
-            outcome.value, _State(outcome.state), evaluations=outcome.evaluations, duration=tau, energy=energy
-        )
+        return Step(outcome.value, _State(outcome.state), evaluations=outcome.evaluations, duration=tau, energy=energy)
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ class _Movement(Descent):
     """
 
     shardable = True
+    inner: _InMobility
 
     def __init__(self, of: FunctionalDescent, points: Tensor, time: float | Tensor, rtol: float) -> None:
         self._of, self._time, self._rtol = of, time, rtol
@@ -179,7 +180,8 @@ class _Movement(Descent):
         self._size = self.inner.norm(self.residual(still))
         time = self._time[..., 0, 0] if isinstance(self._time, Tensor) else self._time
         first = torch.where(better[..., None, None], guess, still)
-        return iterate(self, stop, z=first, method=AdaptiveEuler(time), patient=True, best=False)
+        method = cast("Method[_Movement]", AdaptiveEuler(time))  # which steps on any descent
+        return iterate(self, stop, z=first, method=method, patient=True, best=False)
 
 
 class _ProximalStep(Equation):
@@ -212,7 +214,7 @@ class _ProximalStep(Equation):
 
 
 class _ProximalSolver(LinearSolver):
-    r""":math:`A u + b = 0` for :math:`A = -(I + \tau H)`, self-adjoint in :math:`L^2(\mu)`, or for its transpose on cotangents."""
+    r""":math:`A u + b = 0` for :math:`A = -(I + \tau H)`, self-adjoint in :math:`L^2(\mu)`, or its transpose on cotangents."""
 
     def __init__(self, weights: Tensor) -> None:
         self._weights, self._mass = weights.unsqueeze(-1), torch.where(weights > 0, weights, 1.0).unsqueeze(-1)
@@ -221,7 +223,8 @@ class _ProximalSolver(LinearSolver):
         rtol = RTOL.get(b.dtype, 1e-8)
         mass = self._mass if dual else torch.ones_like(self._mass)
         solution = minimal_residual(lambda u: operator(u * mass) / mass, -b / mass, weights=self._weights, dims=2, rtol=rtol)
-        failed, failures = ~solution.converged, ()
+        failed = ~solution.converged
+        failures: tuple[ConvergenceWarning, ...] = ()
         if bool(failed.any()):
             text = "Proximal: the derivatives of some steps were not solved for; take shorter steps"
             failures = (AdjointWarning(text, failed=failed, residual=solution.residual, wanted=rtol),)

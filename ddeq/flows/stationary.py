@@ -94,7 +94,7 @@ class Stationary(Equation):
 
 
 class _StationarySolver(LinearSolver):
-    r"""Solves :math:`A x + b = 0` for minus the Hessian :math:`H` of a functional at a stationary measure, where that has an answer.
+    r"""Solves :math:`A x + b = 0` for minus the Hessian :math:`H` at a stationary measure, where that has an answer.
 
     Parameters
     ----------
@@ -357,8 +357,8 @@ class _Failures:
                 self.pushed,
             ),
             (
-                "the atoms are too far from stationary, by the curvature there: the equations change before they get there. Take a "
-                "smaller rtol in stop=Stop(...); if that does not help, the minimum is degenerate",
+                "the atoms are too far from stationary, by the curvature there: the equations change before they get there. Take "
+                "a smaller rtol in stop=Stop(...); if that does not help, the minimum is degenerate",
                 self.moving,
             ),
             (

@@ -54,7 +54,7 @@ class RegularizedDivergence(Discrepancy):
 
     Warns
     -----
-    ConvergenceWarning
+    InnerProblemWarning
         If the problem was not solved to rounding; the message gives the residual, and the best iterate is used.
     """
 

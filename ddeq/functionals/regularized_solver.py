@@ -77,9 +77,7 @@ class DualEquation(Equation):
 
     name = "dual problems"
 
-    def __init__(
-        self, divergence: Penalty, kernel: Kernel, nu: DiscreteMeasure, right: Tensor, regularization: Tensor
-    ) -> None:
+    def __init__(self, divergence: Penalty, kernel: Kernel, nu: DiscreteMeasure, right: Tensor, regularization: Tensor) -> None:
         self.divergence, self.kernel, self.nu, self.right, self.regularization = divergence, kernel, nu, right, regularization
         self.inner = InnerProduct(nu.weights.detach(), dims=1)
         self.gram: Gram | None = None
@@ -229,8 +227,8 @@ def _solved(equation: _DensityEquation) -> Outcome:
     failed = (outcome.status != Status.CONVERGED.value) & (outcome.residual > 1e4 * eps)
     if bool(failed.any()):
         text = (
-            f"{type(equation.divergence).__name__}: some problems were not solved within {MOST_STEPS} Newton steps; the best iterate "
-            "is used. Take a larger regularization, or a narrower kernel"
+            f"{type(equation.divergence).__name__}: some problems were not solved within {MOST_STEPS} Newton steps; the best "
+            "iterate is used. Take a larger regularization, or a narrower kernel"
         )
         warn(InnerProblemWarning(text, failed=failed, residual=outcome.residual, wanted=stop.rtol))
     return outcome

@@ -27,7 +27,7 @@ MISMATCH = 10.0
 class Run(Protocol):
     """Solves an equation from a start and by a method that the caller has chosen."""
 
-    def __call__(self, equation: Any, stop: Stop, *, watch: bool = False) -> Outcome:
+    def __call__(self, equation: Equation, stop: Stop, /, *, watch: bool = False) -> Outcome:
         """Solve; ``watch``: it is an error if a tensor that requires grad enters and is not among ``equation.tensors``."""
         ...
 
@@ -100,14 +100,14 @@ class AttachedAdjoint(Adjoint):
             equation, mismatch = equation.matched(z, status, MISMATCH * stop.rtol)
             if mismatch is not None and bool((apart := mismatch > MISMATCH * stop.rtol).any()):
                 text = (
-                    "some fixed points agree with their images in the metric of `stop`, but not atom by atom: gradients are inexact"
+                    "some fixed points agree with their images in the metric of `stop`, but not atom by atom: gradients are off"
                 )
                 warnings.append(UnmatchedAtomsWarning(text, failed=apart, residual=mismatch, wanted=MISMATCH * stop.rtol))
         failed = (status == Status.MAX_STEPS.value) | (status == Status.STAGNATED.value)
         diverged = status == Status.DIVERGED.value
         tied = self._attach_without(diverged, equation, z, status, stop)
         if bool(failed.any()):
-            text = f"some {equation.name} did not converge; gradients are taken where the solve ended. To converge, {equation.remedy}"
+            text = f"some {equation.name} did not converge; gradients are taken where the solve ended: {equation.remedy}"
             warnings.append(UnconvergedWarning(text, failed=failed, residual=outcome.residual, wanted=stop.rtol))
         if bool(diverged.any()):
             text = f"some {equation.name} diverged; their gradients are set to zero"

@@ -101,7 +101,8 @@ class Auto(Solver):
                 direct = self.newton.step_of(equation, at, newton, strong)
                 newton, evaluations = direct.state, direct.evaluations
                 proposal = choose(strong, direct.z, proposal)
-                status = direct.status if status is None else torch.where(strong, direct.status, status)
+                ended = torch.full_like(stage, -1) if direct.status is None else direct.status
+                status = ended if status is None else torch.where(strong, ended, status)
             else:  # a sample that comes back to it begins anew
                 newton = newton._replace(size=torch.full_like(newton.size, torch.inf))
         if status is not None:

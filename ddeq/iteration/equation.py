@@ -186,9 +186,7 @@ class Linear:
     def _pull(value: Tensor, z: Tensor, u: Tensor, create_graph: bool = False) -> Tensor:
         if not value.requires_grad:
             return torch.zeros_like(z)
-        (product,) = torch.autograd.grad(
-            value, z, u, retain_graph=True, create_graph=create_graph, materialize_grads=True
-        )
+        (product,) = torch.autograd.grad(value, z, u, retain_graph=True, create_graph=create_graph, materialize_grads=True)
         return product
 
 

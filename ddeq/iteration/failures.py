@@ -58,6 +58,8 @@ class ConvergenceWarning(UserWarning):
     def details(self) -> str:
         """The numbers in words."""
         which = f"{self.failed} of {self.total} samples" if self.total else ""
+        if self.total > 1:
+            which += f" (numbers {', '.join(map(str, self.samples[:8]))}{', ...' * (self.failed > 8)})"
         residual = f"largest residual {self.residual:.1e}" if self.residual == self.residual else ""
         wanted = f"wanted {self.wanted:.1e}" if self.wanted == self.wanted else ""
         return ", ".join(part for part in (which, residual, wanted) if part)

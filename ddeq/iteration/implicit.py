@@ -259,15 +259,15 @@ class _ByMethod(LinearSolver):
         found: list[ConvergenceWarning] = []
         if bool(failed.any()):
             text = (
-                "some adjoint equations were not solved: gradients are inexact, or the system is singular (the fixed point is not "
-                "isolated). Give the adjoint more steps or another solver, Implicit(solver, stop=Stop(...)), or make the map "
+                "some adjoint equations were not solved: gradients are inexact, or the system is singular (the fixed point is "
+                "not isolated). Give the adjoint more steps or another solver, Implicit(solver, stop=Stop(...)), or make the map "
                 "contract more"
             )
             found.append(AdjointWarning(text, failed=failed, residual=report.residual, wanted=rtol))
         if bool(singular.any()):
             text = (
-                "some adjoint equations are singular to the tolerance: their solutions are many times larger than the gradient that "
-                "came in. The fixed point is not isolated, or ill-conditioned: its derivatives are unreliable. Make the map "
+                "some adjoint equations are singular to the tolerance: their solutions are many times larger than the gradient "
+                "that came in. The fixed point is not isolated, or ill-conditioned: its derivatives are unreliable. Make the map "
                 "contract more, or lower the rtol"
             )
             found.append(SingularAdjointWarning(text, failed=singular, residual=report.growth, wanted=largest))

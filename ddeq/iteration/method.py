@@ -152,7 +152,7 @@ class Solver(Method[Equation]):
     """Whether it solves equations on measures only, and not, for example, adjoint equations."""
 
 
-def check_state(method: Method, state: Any, batch_shape: tuple[int, ...]) -> None:
+def check_state(method: Method[Any], state: Any, batch_shape: tuple[int, ...]) -> None:
     """Raise a `ValueError` unless every tensor of a method's state has one entry for each sample."""
     for t in pytree.tree_leaves(state):
         if isinstance(t, Tensor) and tuple(t.shape[: len(batch_shape)]) != batch_shape:

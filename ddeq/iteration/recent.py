@@ -1,4 +1,4 @@
-"""`Recent`: the last rows of a growing history, to which a row is appended without copying and without changing what was there."""
+"""`Recent`: the last rows of a growing history; a row is appended without copying them and without changing what was there."""
 
 from __future__ import annotations
 

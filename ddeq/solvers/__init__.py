@@ -1,8 +1,8 @@
 """Fixed points of maps on measures.
 
-`fixed_point` states the equation of a map, runs a solver on it as an adjoint wants, and returns a `Solution`. Solvers see iterates,
-residuals and the inner product of L2(mu); adjoints say how gradients flow; diagnostics tell how a map behaves near a measure.
-Solvers and adjoints are those of `ddeq.iteration`; `ParticleFlow`, which needs functionals, is here.
+`fixed_point` states the equation of a map, runs a solver on it as an adjoint wants, and returns a `Solution`. Solvers see
+iterates, residuals and the inner product of L2(mu); adjoints say how gradients flow; diagnostics tell how a map behaves
+near a measure. Solvers and adjoints are those of `ddeq.iteration`; `ParticleFlow`, which needs functionals, is here.
 """
 
 from ddeq.iteration import (

@@ -163,7 +163,7 @@ def _used(solver: Solver, outcome: Outcome) -> dict[str, Tensor]:
 
 
 def _error_bound(outcome: Outcome, lipschitz: Any, stop: Stop) -> Tensor:
-    """A bound where the map declares its Lipschitz constant, else an estimate from the growth that was seen (error bounds, T8)."""
+    """A bound where the map declares its Lipschitz constant, else an estimate from the growth seen (error bounds, T8)."""
     absolute, growth = outcome.absolute, outcome.growth
     if lipschitz is None:
         known = (growth > 0) & (growth < 1) & (stop.metric is None)  # a metric does not see whether atoms have kept their places

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddeq.flows import Reaction, flow
 from ddeq.draws import Draws
+from ddeq.flows import Reaction, flow
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.testing.close import assert_close

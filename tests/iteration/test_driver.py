@@ -69,7 +69,9 @@ def test_the_best_iterate_is_returned_or_the_last():
 def test_removal_and_rare_looks_change_no_result(removable, check_every):
     rows = [EASY, HARD, FAILING, BROKEN]
     _, expected = run(rows, trace=True)
-    script, outcome = run(rows, removable=removable, trace=True, stop=Stop(rtol=0.1, atol=0.0, max_steps=4, check_every=check_every))
+    script, outcome = run(
+        rows, removable=removable, trace=True, stop=Stop(rtol=0.1, atol=0.0, max_steps=4, check_every=check_every)
+    )
     for name in ("value", "residual", "steps", "status"):
         assert torch.equal(getattr(outcome, name), getattr(expected, name)), name
     assert torch.equal(outcome.trace.nan_to_num(-1), expected.trace.nan_to_num(-1))

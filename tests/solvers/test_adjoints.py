@@ -623,7 +623,7 @@ def test_one_singular_sample_does_not_hide_behind_the_others():
     mu = DiscreteMeasure(torch.ones(3, 1, 1, dtype=torch.float64))
     solution = fixed_point(affine, mu, a, 1.0 - a.detach())  # one is fixed for all
     assert solution.converged.all()
-    with warns(AdjointWarning, "1 of 3 samples, largest residual 1.0e+00, wanted 1.0e-04"):
+    with warns(AdjointWarning, "1 of 3 samples (numbers 1), largest residual 1.0e+00, wanted 1.0e-04"):
         solution.measure.points.sum().backward()
 
 
