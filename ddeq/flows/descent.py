@@ -149,6 +149,7 @@ class FunctionalDescent(Descent):
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """What the velocity may depend on besides the points."""
         given = [self.like.weights] + ([] if self.like.marks is None else [self.like.marks])
         return (*given, *self._open.tensors)
 

@@ -54,7 +54,7 @@ class Reaction(ABC):
 
     @abstractmethod
     def dissipation(self, equation: FunctionalDescent, mu: DiscreteMeasure, step: int) -> Tensor:
-        """Rate at which the energy falls by the reaction, ``(*batch,)``; parameters as in `react`."""
+        """Rate at which the energy falls by the reaction, ``(*batch,)``; ``equation``, ``mu`` and ``step`` as in `react`."""
 
     def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Reaction:
         """The reaction of the entries ``keep`` of a batch of shape ``batch_shape``."""

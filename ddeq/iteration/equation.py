@@ -73,11 +73,11 @@ class Equation(ABC):
         """
 
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
-        """How large the residual is, and what it is compared with; ``previous`` is the iterate before."""
+        """How large the ``residual`` at ``z`` is, and what it is compared with; ``previous`` is the iterate before, or None."""
         return Sizes(self.inner.norm(residual))
 
     def linearize(self, z: Tensor, *, forward_mode: bool = True) -> Linear:
-        """Products with the derivative of the residual at ``z`` and with its transpose, by automatic differentiation."""
+        """Products with the derivative of the residual at ``z`` and its transpose; ``forward_mode`` as in `Linear`."""
         return Linear(self.residual, z, forward_mode=forward_mode)
 
     def linear_solver(self, z: Tensor, status: Tensor) -> LinearSolver | None:
@@ -88,7 +88,7 @@ class Equation(ABC):
         return None
 
     def rows(self: Own, keep: Tensor) -> Own:
-        """The equation of the entries ``keep`` of the first batch dimension; differentiable. Needs `removable`."""
+        """The equation of the entries ``keep`` of the first batch dimension; a `ValueError` unless `removable`."""
         raise ValueError(f"{type(self).__name__} does not say how to leave samples out")
 
     def recomputed(self: Own) -> Own:
@@ -98,13 +98,14 @@ class Equation(ABC):
         return other
 
     def coupled(self, z: Tensor, residual: Tensor) -> Tensor:
-        """The residual with each atom coupled optimally, not with its own image; of equations on measures only."""
+        """The ``residual`` at ``z`` with optimally coupled images; a `ValueError` where ``z`` are not points of a measure."""
         raise ValueError("solver: this equation is not one on measures; use coupling='index'")
 
     def matched(self: Own, z: Tensor, status: Tensor, tolerance: float) -> tuple[Own, Tensor | None]:
-        """The equation with residuals matched to atoms where ``z`` solves it as a measure only, and the relative mismatch left.
+        """The equation with images matched to atoms where ``z`` solves it as a measure only, and the mismatch that is left.
 
-        Asked for where the stop has a metric of its own.
+        Asked for where the stop has a metric of its own. ``status`` is that of each sample, ``tolerance`` the relative mismatch
+        that needs no matching.
         """
         return self, None
 

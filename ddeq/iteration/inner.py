@@ -34,7 +34,7 @@ class InnerProduct:
 
     @classmethod
     def of(cls, points: Tensor, weights: Tensor, *, always: bool = False) -> InnerProduct:
-        """The inner product on the atoms of a measure; ``always``: also provide for atoms that lose their mass later."""
+        """That of a measure with ``points`` and ``weights``; ``always``: also provide for atoms that lose their mass later."""
         live = (weights > 0).unsqueeze(-1)
         if not always and all_true(live):
             return cls(weights)

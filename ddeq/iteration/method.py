@@ -136,7 +136,8 @@ class Method(ABC, Generic[E]):
         """
 
     def perturbed(self, equation: E, z: Tensor, step: int, draw: Draws | None) -> E:
-        """The equation whose residual this step asks for; by default the equation itself."""
+        """The equation whose residual step number ``step`` from ``z`` asks for, with random numbers ``draw``; by default the
+        ``equation`` itself."""
         return equation
 
 

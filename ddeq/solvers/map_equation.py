@@ -95,7 +95,7 @@ class MapEquation(Equation):
         return mu.with_points(mu.points + self.inner.bounded(self.residual(mu.points), 0.0))
 
     def coupled(self, z: Tensor, residual: Tensor) -> Tensor:
-        """The residual with each atom's image taken from the optimal coupling of the measure with its image.
+        """The ``residual`` at ``z`` with each atom's image taken from the optimal coupling of the measure with its image.
 
         The Wasserstein gradient is the atom minus that. Atoms of mass zero follow the map, and so do samples that are not finite.
         """
@@ -105,7 +105,8 @@ class MapEquation(Equation):
         return torch.where(finite & mu.support().unsqueeze(-1), coupled, residual)
 
     def matched(self, z: Tensor, status: Tensor, tolerance: float) -> tuple[MapEquation, Tensor]:
-        """The equation with images matched to atoms, unless all are within the tolerance, and how far apart they are then."""
+        """The equation with images matched to the atoms ``z``, unless they are within the ``tolerance`` already, and how far apart
+        they are then; ``status`` is that of each sample."""
         with torch.no_grad():
             z, usable = z.detach(), status != Status.DIVERGED.value
             image = z + self.residual(z)
