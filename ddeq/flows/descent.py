@@ -65,6 +65,8 @@ class FunctionalDescent(Descent):
             return recompute(lambda z, *t: (self.residual(z, *t),), z, *self.tensors)[0]
         x = None if self.displacement is None else z + self.displacement
         with self._autocast():
+            if not tensors and self.geometry.is_wasserstein:
+                return -self.functional.wasserstein_gradient(self.like.with_points(z), x)
             if not tensors:
                 return self.geometry.velocity(self.functional, self.like.with_points(z), x)
             weights, *rest = tensors

@@ -142,22 +142,19 @@ def flow(
     watches_energy = stop is not None and stop.metric == "energy"
     recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
 
-    def look(value: Tensor, step: int, norm: Tensor) -> Record:
-        mu = equation.measure(value)
-        everywhere = equation.inner.everywhere
-        return Record(mu, everywhere(functional(mu)), everywhere(_dissipation(equation, method, mu, step, norm)))
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def observe(report: Report) -> None:
         step = first + report.step
         if recorder.wants(step):
-            recorder.record(step, look(report.value, step, report.norm))
+            kept[step] = report.value, report.norm
         if callback is not None and (stop is not None or report.step < limits.max_steps):
             callback(report)
 
     run = partial(
         iterate,
         z=equation.pack(mu0),
-        method=method,
+        method=stepper if noise is None and reaction is None else method,
         converging=stop is not None,
         patient=True,
         best=False,
@@ -171,7 +168,11 @@ def flow(
     )
     outcome = adjoint.solve(equation, run, limits)
     end = int(outcome.steps.max()) if outcome.steps.numel() else 0
-    recorder.finish(first + end, look(outcome.value, first + end, outcome.norm))
+    kept = {k: kept[k] for k in kept if k < first + end} | {first + end: (outcome.value, outcome.norm)}
+    for step, (value, norm) in kept.items():
+        mu = equation.measure(value)
+        energy, dissipation = functional(mu), _dissipation(equation, method, mu, step, norm)
+        recorder.record(step, Record(mu, equation.inner.everywhere(energy), equation.inner.everywhere(dissipation)))
     clock = _clock(outcome.durations[:end], outcome.steps, mu0, before)
     left = Remains(
         taken=first + end,

@@ -134,10 +134,6 @@ class Recorder:
         """Keep a measure."""
         self._records[step] = record
 
-    def finish(self, step: int, record: Record) -> None:
-        """Keep the last measure, and nothing after it: there all samples stood still already."""
-        self._records = {k: r for k, r in self._records.items() if k < step} | {step: record}
-
     def trajectory(self, clock: Tensor, first: int, status: Tensor, steps: Tensor, remains: Remains) -> Trajectory:
         """What was collected; ``clock`` has the time after each step, ``first`` is the number of the step at its start."""
         before = self._before

@@ -105,7 +105,10 @@ class AttachedAdjoint(Adjoint):
                 warnings.append(UnmatchedAtomsWarning(text, failed=apart, residual=mismatch, wanted=MISMATCH * stop.rtol))
         failed = (status == Status.MAX_STEPS.value) | (status == Status.STAGNATED.value)
         diverged = status == Status.DIVERGED.value
-        tied = self._attach_without(diverged, equation, z, status, stop)
+        if bool(diverged.any()):
+            tied = self._attach_without(diverged, equation, z, status, stop)
+        else:
+            tied = self.attach(equation, z, status, stop)
         if bool(failed.any()):
             text = f"some {equation.name} did not converge; gradients are taken where the solve ended: {equation.remedy}"
             warnings.append(UnconvergedWarning(text, failed=failed, residual=outcome.residual, wanted=stop.rtol))
@@ -180,7 +183,8 @@ class OneStep(AttachedAdjoint):
     """
 
     def attach(self, equation: Equation, z: Tensor, status: Tensor, stop: Stop) -> Tensor:
-        return Phantom(steps=1).attach(equation, z, status, stop)
+        y = z + equation.residual(z)
+        return z + (y - y.detach())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ddeq.iteration.anderson import Anderson
 from ddeq.iteration.equation import Equation
 from ddeq.iteration.method import Iterate, Solver, Step
 from ddeq.iteration.newton_krylov import NewtonKrylov, NewtonState
-from ddeq.iteration.samples import choose
+from ddeq.iteration.samples import agreed, choose
 from ddeq.iteration.secant import History
 
 __all__ = ["Auto"]
@@ -94,8 +94,9 @@ class Auto(Solver):
         accelerated = self.anderson.step(equation, at, state.history)
         plain, strong, newton = stage == PICARD, stage == NEWTON, state.newton
         proposal, status, evaluations = accelerated.z, accelerated.status, 0
-        if bool(plain.any()):
-            proposal = choose(plain, at.z + at.residual, proposal)
+        all_plain = agreed(plain)
+        if all_plain or bool(plain.any()):
+            proposal = choose(plain, at.image, proposal)
         if state.step >= self.patience:  # before that no sample can have exceeded its patience: a GPU need not be asked
             if bool(strong.any()):
                 direct = self.newton.step_of(equation, at, newton, strong)
@@ -118,4 +119,4 @@ class Auto(Solver):
             waited=waited,
             steps_of_each=each,
         )
-        return Step(proposal, following, evaluations=evaluations, status=status, note=each)
+        return Step(proposal, following, evaluations, None, None, status, each, to_image=all_plain)

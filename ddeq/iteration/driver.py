@@ -139,7 +139,7 @@ def iterate(
     full = now = Samples.start(z, batch_shape, Status.MAX_STEPS if converging else Status.COMPLETED, len(method.parts))
     index = torch.arange(rows, device=z.device)
     memory: Any = None
-    at: Iterate | None = None
+    previous: Iterate | None = None
     energy: Tensor | None = None
     generator_state: Tensor | None = None
     evaluations, traces, durations = 0, [], []
@@ -147,19 +147,22 @@ def iterate(
         for step in range(stop.max_steps + 1):
             generator_state = None if draw is None else draw.generator.get_state()
             asked = method.perturbed(equation, now.value, first + step, draw)
-            residual = watched(asked, now.value) if watch and not step else asked.residual(now.value)
+            if watch and not step:
+                residual = _seen(asked, now.value, *unseen_leaves(partial(asked.residual, now.value.detach()), *asked.tensors))
+            else:
+                residual = asked.residual(now.value)
             residual, evaluations = asked.inner.bounded(residual, 0.0), evaluations + 1
             with torch.no_grad():  # sizes are for judging only
-                norm, size, extent, growth, changes = asked.sizes(now.value.detach(), residual.detach(), at)
+                norm, size, extent, growth, image, changes = asked.sizes(now.value.detach(), residual.detach(), previous)
                 if size is not None:
                     size = size + floor
                 elif step:
                     size = now.scale
                 else:
                     size = norm + floor if scale is None else scale
-            previous = None if at is None else replace(at, previous=None, changes=None)
-            changes = None if residual.requires_grad else changes
-            at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, changes)
+            if residual.requires_grad:  # the method records its own
+                image = changes = None
+            at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, image, changes)
             if metric is None:
                 seen = Measured(norm / size if converging else norm, norm)
             else:
@@ -193,6 +196,7 @@ def iterate(
             energy = None if taken.energy is None else taken.energy.detach()
             if taken.duration is not None:
                 durations.append(_of_all(taken.duration, index, batch_shape))
+            previous = at.without_previous(taken.to_image)
             now = now.move(equation.inner.bounded(taken.z, now.value), taken, method.ends_when_still and converging)
             bar.update()
     full = scatter(full, now, index, rows)
@@ -216,8 +220,11 @@ def iterate(
 
 
 def watched(equation: Equation, z: Tensor) -> Tensor:
-    """The residual without history, once no tensor that requires grad is known to enter it unseen; else a `ValueError`."""
-    residual, unseen = unseen_leaves(partial(equation.residual, z.detach()), *equation.tensors)
+    """The residual at ``z``, once no tensor that requires grad is known to enter it unseen; else a `ValueError`."""
+    return _seen(equation, z, *unseen_leaves(partial(equation.residual, z.detach()), *equation.tensors))
+
+
+def _seen(equation: Equation, z: Tensor, residual: Tensor, unseen: set[Tensor]) -> Tensor:
     if unseen:
         raise ValueError(equation.unseen(", ".join(str(tuple(t.shape)) for t in unseen)))
     # Where the residual is recorded, it is so from the tensors themselves.

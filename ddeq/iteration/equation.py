@@ -33,8 +33,10 @@ class Sizes(NamedTuple):
     """Size used to detect divergence; None: an iterate may be as large as it likes, while its residual is finite."""
     growth: Tensor | None = None
     """Factor by which the last step would grow if it were repeated by plain iteration; None: unknown."""
+    image: Tensor | None = None
+    """``z + residual``, where it was computed on the way."""
     changes: tuple[Tensor, Tensor, Tensor] | None = None
-    """`Iterate.changes`, where they were computed on the way."""
+    """`Iterate.changes`, likewise."""
 
 
 class Equation(ABC):

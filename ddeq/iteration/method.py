@@ -46,8 +46,21 @@ class Iterate:
     """The iterate before, whose own `previous` is None."""
     energy: Tensor | None = None
     """The energy at ``z``, ``(*batch,)``, if the last step has found it."""
+    known_image: Tensor | None = None
+    """``z + residual``, where the equation has computed it."""
     changes: tuple[Tensor, Tensor, Tensor] | None = None
     """``z``, ``z + residual`` and ``residual`` minus those of `previous`, where the equation has computed them."""
+    to_image: bool = False
+    """Whether the step from here was to ``z + residual``, for all samples."""
+
+    @property
+    def image(self) -> Tensor:
+        """``z + residual``: of a fixed point, the image of ``z``."""
+        return self.z + self.residual if self.known_image is None else self.known_image
+
+    def without_previous(self, to_image: bool) -> Iterate:
+        """The iterate as the `previous` of the next one."""
+        return Iterate(self.z, self.residual, self.norm, self.size, self.step, None, None, self.energy, None, None, to_image)
 
     def rows(self, keep: Tensor) -> Iterate:
         """That of the samples ``keep``."""
@@ -60,7 +73,8 @@ class Iterate:
             draw=None if self.draw is None else self.draw.rows(keep),
             previous=None if self.previous is None else self.previous.rows(keep),
             energy=None if self.energy is None else self.energy[keep],
-            changes=None if self.changes is None else (self.changes[0][keep], self.changes[1][keep], self.changes[2][keep]),
+            known_image=None,
+            changes=None,
         )
 
 
@@ -82,6 +96,8 @@ class Step:
     """``(*batch,)``: the `Status` of samples that the method ends here, and -1 for the others; None: it ends none."""
     note: Tensor | None = None
     """``(*batch, k)``: what `Method.parts` counts."""
+    to_image: bool = False
+    """Whether ``z`` is the last iterate plus its residual, for all samples."""
 
 
 class Method(ABC, Generic[E]):
@@ -145,7 +161,7 @@ class Solver(Method[Equation]):
     r"""A method for :math:`g(z) = 0` that sees iterates, residuals and an inner product: for fixed points and adjoint equations.
 
     To write one: a frozen dataclass with `init` and `step`. With the residual :math:`r = \Phi(z) - z` in ``at.residual``, plain
-    iteration is ``Step(at.z + at.residual, None)``. Inner products and norms come from ``equation.inner``: then the iterates
+    iteration is ``Step(at.image, None)``. Inner products and norms come from ``equation.inner``: then the iterates
     depend on the measure alone. `ddeq.testing.check_solver` holds a solver to what the library relies on.
     """
 

@@ -57,5 +57,7 @@ class Picard(Solver):
         return None
 
     def step(self, equation: Equation, at: Iterate, state: None) -> Step:
+        if self.coupling == "index" and not self.damping:
+            return Step(at.image, None, to_image=True)
         residual = equation.coupled(at.z, at.residual) if self.coupling == "optimal" else at.residual
         return Step(torch.add(at.z, residual, alpha=1.0 - self.damping), None)

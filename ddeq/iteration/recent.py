@@ -39,7 +39,7 @@ class Recent:
             return Recent(torch.cat([kept, row(None).unsqueeze(-2)], -2))
         room, end = self._room, self._end
         if room is None or not room.is_free(end):
-            room, end = _Room(kept, 2 * most), kept.shape[-2]
+            room, end = _Room(kept, most + max(4, most // 2)), kept.shape[-2]
             room.is_free(end)
         place = room.buffer[..., end, :]
         written = row(place)

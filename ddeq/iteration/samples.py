@@ -167,8 +167,9 @@ class Samples(NamedTuple):
         total = z.detach().flatten(self.running.ndim).sum(-1)  # one pass; what overflows has diverged
         finite = total * 0.0 == 0.0  # NaN for all others
         moving, status, note = self.running & finite, self.status, taken.note
-        if not agreed(moving):
-            status = torch.where(self.running & ~finite, Status.DIVERGED.value, status)
+        if taken.status is None and not ends_when_still and agreed(moving):
+            return self._replace(value=z, steps=self.steps + 1, note=self.note if note is None else note)
+        status = torch.where(self.running & ~finite, Status.DIVERGED.value, status)
         if taken.status is not None:
             ended = moving & (taken.status >= 0)
             status, moving = torch.where(ended, taken.status, status), moving & ~ended

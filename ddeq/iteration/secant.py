@@ -90,7 +90,7 @@ def secant_step(
 ) -> Step:
     """The next iterate, ``z + beta * r`` minus the combination of moves that the equations of ``kind`` give."""
     beta, z, r, size = 1.0 - damping, at.z, at.residual, at.norm
-    damped = z + beta * r if damping else z + r
+    damped = z + beta * r if damping else at.image
     better = size < state.least  # false for NaN
     all_better = agreed(better)
     good, back = size <= restart * state.least, None
@@ -141,7 +141,7 @@ def secant_step(
         proposal = choose(good, proposal, retreat)
         lost = ~good & ~torch.isfinite(size) & (returns > RETURNS)
         status = torch.where(lost, Status.DIVERGED.value, -1)
-    return Step(proposal, following, status=status)
+    return Step(proposal, following, status=status, to_image=all_good and not damping and not state.step)
 
 
 def _extended(

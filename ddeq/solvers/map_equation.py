@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddeq.autodiff import OpenModule, forward_autocast, recompute, without_autocast
 from ddeq.functionals.wasserstein import Wasserstein
 from ddeq.iteration import Equation, InnerProduct, Iterate, Sizes, Status
+from ddeq.iteration.samples import agreed
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.solvers.alignment import alignment
 
@@ -78,13 +79,14 @@ class MapEquation(Equation):
         image = z + residual
         if previous is None:
             norm, size, start = self.inner.norms(residual, image, z)
-            return Sizes(norm, size, start + size, torch.zeros_like(norm))
+            return Sizes(norm, size, start + size, torch.zeros_like(norm), image)
+        if previous.to_image:  # the changes are residuals
+            norm, size = self.inner.norms(residual, image)
+            return Sizes(norm, size, previous.size + size, _ratio(norm, previous.norm), image)
         moved, change = z - previous.z.detach(), residual - previous.residual.detach()
         grown = moved + change
         norm, size, start, before, after = self.inner.norms(residual, image, z, moved, grown)
-        known = before > 0
-        growth = torch.where(known, after / torch.where(known, before, 1.0), 0.0)
-        return Sizes(norm, size, start + size, growth, (moved, grown, change))
+        return Sizes(norm, size, start + size, _ratio(after, before), image, (moved, grown, change))
 
     def measure(self, z: Tensor) -> DiscreteMeasure:
         """The measure with its atoms at ``z``."""
@@ -155,6 +157,12 @@ class MapEquation(Equation):
         weights, marks = rest.pop(0), None if self.mu.marks is None else rest.pop(0)
         leaves = [rest.pop(0) if isinstance(t, Tensor) else t for t in self._leaves]
         return unchecked(z, weights, marks), pytree.tree_unflatten(leaves, self._spec), rest
+
+
+def _ratio(after: Tensor, before: Tensor) -> Tensor:
+    """``after / before``, and zero where ``before`` is."""
+    known = before > 0
+    return after / before if agreed(known) else torch.where(known, after / torch.where(known, before, 1.0), 0.0)
 
 
 def _checked(mu: DiscreteMeasure, image: Any) -> Tensor:
