@@ -1,20 +1,41 @@
-"""Checks that users import to hold their own functionals, maps and models to the laws that the library relies on.
+"""Checks that users import to hold their own functionals, maps, models, and parts of flows and solves to the laws of the library.
 
-Each check raises an `AssertionError` that names the law which broke, with numbers. `ddeq.testing.strategies` draws
-measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident atoms, single atoms, offsets and
-small scales. The library's own tests use exactly these.
+`check_functional`, `check_map`, `check_flow`, `check_solution` and `check_implicit_gradient` check problems and results;
+`check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise` and `check_reaction` check subclasses of the
+abstract classes of those names. Each check raises an `AssertionError` that names the law which broke, with numbers.
+`ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident atoms,
+single atoms, offsets and small scales. The library's own tests use exactly these.
 """
 
 import importlib
 from types import ModuleType
 
+from ddeq.testing.adjoints import check_adjoint
 from ddeq.testing.close import assert_close
 from ddeq.testing.flows import check_flow
 from ddeq.testing.functionals import check_functional
+from ddeq.testing.geometries import check_geometry
 from ddeq.testing.maps import check_map
+from ddeq.testing.noises import check_noise
+from ddeq.testing.reactions import check_reaction
 from ddeq.testing.solutions import check_implicit_gradient, check_solution
+from ddeq.testing.solvers import check_solver
+from ddeq.testing.steppers import check_stepper
 
-__all__ = ["assert_close", "check_flow", "check_functional", "check_implicit_gradient", "check_map", "check_solution"]
+__all__ = [
+    "assert_close",
+    "check_adjoint",
+    "check_flow",
+    "check_functional",
+    "check_geometry",
+    "check_implicit_gradient",
+    "check_map",
+    "check_noise",
+    "check_reaction",
+    "check_solution",
+    "check_solver",
+    "check_stepper",
+]
 
 
 def __getattr__(name: str) -> ModuleType:
