@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.autodiff import alias, reusable_graphs, without_autocast
+from ddeq.autodiff import alias, check_recordable, reusable_graphs, without_autocast
 from ddeq.draws import normal
 from ddeq.measures import DiscreteMeasure
 
@@ -155,6 +155,7 @@ def effective_support(mu: DiscreteMeasure, resolution: float = 1e-3) -> Float[Te
 
 
 def _transposed_jacobian(map: Map, mu: DiscreteMeasure, args: tuple[Any, ...], graph: bool) -> Callable[[Tensor], Tensor]:
+    check_recordable("the derivative of a map")
     graph = graph and torch.is_grad_enabled()
     with torch.enable_grad():
         z = alias(mu.points, False)
