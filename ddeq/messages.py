@@ -1,4 +1,4 @@
-"""Warnings that point to the user's line, and public names that are going away."""
+"""Warnings that point to the user's line, and old public names that warn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-__all__ = ["renamed", "warn"]
+__all__ = ["renamed", "renamed_attribute", "warn"]
 
 INSIDE = {"ddeq", "torch", "jaxtyping", "beartype"}
 """Packages whose frames are not the user's: ddeq, PyTorch, which calls ddeq in backward, and run-time shape checks."""
@@ -51,6 +51,24 @@ def renamed(module: str, names: Mapping[str, tuple[str, str]]) -> Callable[[str]
         return getattr(importlib.import_module(home), attribute)
 
     return get
+
+
+def renamed_attribute(old: str, new: str, version: str) -> property:
+    """A property that gives, and sets, the attribute ``new`` under its ``old`` name with a `DeprecationWarning`."""
+
+    def tell(instance: object) -> None:
+        name = type(instance).__name__
+        warn(DeprecationWarning(f"{name}.{old} is now {name}.{new}; the old name goes away in version {version}"))
+
+    def get(instance: object) -> Any:
+        tell(instance)
+        return getattr(instance, new)
+
+    def put(instance: object, value: Any) -> None:
+        tell(instance)
+        setattr(instance, new, value)
+
+    return property(get, put, doc=f"The old name of `{new}`; goes away in version {version}.")
 
 
 def _is_inside(frame: FrameType) -> bool:

@@ -50,7 +50,7 @@ class FunctionalDescent(Descent):
     ) -> None:
         self.functional, self.like, self.geometry, self.shardable = functional, like, geometry, shardable
         self.inner = InnerProduct.of(like.points, like.weights)
-        self.removable = functional.selectable and bool(like.batch_shape)
+        self.removable = functional.removable and bool(like.batch_shape)
         self.displacement: Tensor | None = None
         """Velocities are those at so displaced points, ``(*batch, n, d)``, as injected noise wants it."""
         self._autocast = forward_autocast(like.device)
@@ -127,7 +127,7 @@ class FunctionalDescent(Descent):
         chosen = copy.copy(self)
         chosen.__dict__.pop("_open", None)
         chosen.__dict__.pop("tensors", None)
-        chosen.functional, chosen.like = self.functional.select(keep, self.like.batch_shape), self.like[keep]
+        chosen.functional, chosen.like = self.functional.rows(keep, self.like.batch_shape), self.like[keep]
         chosen.inner = self.inner.rows(keep)
         chosen.displacement = None if self.displacement is None else self.displacement[keep]
         whole, left = self._samples or (self.like.batch_shape, None)
@@ -191,7 +191,7 @@ class ReactingDescent(FunctionalDescent):
         self._points_inner = InnerProduct.of(like.points, like.weights, always=True)
         self.inner = InnerProduct(like.weights)
         of_reaction = reaction.functional
-        self.removable = self.removable and (of_reaction is None or of_reaction.selectable)
+        self.removable = self.removable and (of_reaction is None or of_reaction.removable)
 
     def measure(self, z: Tensor) -> DiscreteMeasure:
         return self.like.with_points(z[..., :-1]).with_weights(z[..., -1])

@@ -73,7 +73,7 @@ def flow(
         `FisherRao`: mass moves between atoms.
     stop
         Stop a sample when its residual is at most ``rtol``; then it is frozen, and removed from the computation where the
-        functional is `selectable <Functional.selectable>`. The residual is the norm of the velocity, with a reaction the root of
+        functional is `removable <Functional.removable>`. The residual is the norm of the velocity, with a reaction the root of
         the dissipation of both, divided by ``atol / rtol`` plus the one at the start. With ``metric="energy"`` it is by how much the
         energy changes in a step, divided by ``atol / rtol`` plus the energy.
     adjoint
@@ -191,7 +191,7 @@ def _descent(
     if reaction.jumps:
         of_reaction = reaction.functional
         equation = FunctionalDescent(functional, mu0, geometry, shardable=True)
-        equation.removable = equation.removable and (of_reaction is None or of_reaction.selectable)
+        equation.removable = equation.removable and (of_reaction is None or of_reaction.removable)
         return equation
     counts = stop is not None and stop.metric is None
     return ReactingDescent(functional, mu0, geometry, reaction=reaction, counts_reaction=counts, shardable=True)

@@ -134,7 +134,7 @@ class FisherRao(Reaction):
         return equation.number("rate", self.rate, step, zero=True) * integrate(centred.square(), mu)
 
     def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> FisherRao:
-        return self if self.functional is None else replace(self, functional=self.functional.select(keep, batch_shape))
+        return self if self.functional is None else replace(self, functional=self.functional.rows(keep, batch_shape))
 
 
 def jump(mu: DiscreteMeasure, weights: Tensor, draw: Callable[[], Tensor]) -> DiscreteMeasure:

@@ -13,6 +13,7 @@ from ddeq.autodiff import gradient
 from ddeq.held import Holder, select, store
 from ddeq.kernels.base import shown
 from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
+from ddeq.messages import renamed_attribute, warn
 from ddeq.ranks import settled, whole
 
 __all__ = ["Functional", "Scaled", "Smoothness", "Sum"]
@@ -61,10 +62,21 @@ class Functional(Holder):
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
     tolerance: float = 0.0
     """Relative error that the solve of an inner problem may leave in the value and its derivatives."""
-    selectable: bool = False
-    """Whether `select` finds all that it holds for each measure of a batch: targets, and numbers of the catalogue. Functions may
+    removable: bool = False
+    """Whether `rows` finds all that it holds for each measure of a batch: targets, and numbers of the catalogue. Functions may
     hold anything; where they hold nothing for single measures, set this to True, and samples that have finished can leave a flow.
     """
+
+    selectable = renamed_attribute("selectable", "removable", "0.2")
+    select = renamed_attribute("select", "rows", "0.2")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "selectable" in cls.__dict__:
+            text = f"{cls.__name__}.selectable is now {cls.__name__}.removable; the old name goes away in version 0.2"
+            warn(DeprecationWarning(text))
+            cls.removable = cls.__dict__["selectable"]
+            del cls.selectable
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         """The energy of each measure of the batch ``mu``, ``(*batch,)``."""
@@ -134,7 +146,7 @@ class Functional(Holder):
 
         return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
 
-    def select(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Functional:
+    def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Functional:
         """The functional of some measures of a batch: its targets and its numbers for each measure are those of them.
 
         Parameters
@@ -147,10 +159,10 @@ class Functional(Holder):
         Raises
         ------
         ValueError
-            If the functional is not `selectable`.
+            If the functional is not `removable`.
         """
-        if not self.selectable:
-            raise ValueError(f"{self!r} may hold something for each measure that is not known; set its `selectable` if not")
+        if not self.removable:
+            raise ValueError(f"{self!r} may hold something for each measure that is not known; set its `removable` if not")
         chosen = select(self, keep, batch_shape)
         assert isinstance(chosen, Functional)
         return chosen
@@ -216,12 +228,12 @@ class Sum(Functional):
         self._declared: bool | None = None
 
     @property
-    def selectable(self) -> bool:  # that of its parts as they are now, unless it was set
+    def removable(self) -> bool:  # that of its parts as they are now, unless it was set
         """Whether both parts are, unless it was set."""
-        return self.first.selectable and self.second.selectable if self._declared is None else self._declared
+        return self.first.removable and self.second.removable if self._declared is None else self._declared
 
-    @selectable.setter
-    def selectable(self, value: bool) -> None:
+    @removable.setter
+    def removable(self, value: bool) -> None:
         self._declared = value
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
@@ -260,12 +272,12 @@ class Scaled(Functional):
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
 
     @property
-    def selectable(self) -> bool:
+    def removable(self) -> bool:
         """Whether the functional is, unless it was set."""
-        return self.functional.selectable if self._declared is None else self._declared
+        return self.functional.removable if self._declared is None else self._declared
 
-    @selectable.setter
-    def selectable(self, value: bool) -> None:
+    @removable.setter
+    def removable(self, value: bool) -> None:
         self._declared = value
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:

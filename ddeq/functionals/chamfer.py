@@ -59,7 +59,7 @@ class Chamfer(Discrepancy):
     tensor(5.2500)
     """
 
-    selectable = True
+    removable = True
     smoothness = Smoothness.ALMOST_EVERYWHERE
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:

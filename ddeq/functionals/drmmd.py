@@ -61,7 +61,7 @@ class DrMMD(RegularizedDivergence):
     (tensor(1.9779), tensor(1.9778))
     """
 
-    selectable = True
+    removable = True
     shardable = False
 
     factor = 2.0

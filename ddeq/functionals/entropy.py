@@ -144,7 +144,7 @@ class Entropy(_Blob):
     tensor(-0.9189)
     """
 
-    selectable = True
+    removable = True
 
     def __init__(self, bandwidth: Bandwidth, *, kernel: Callable[[Bandwidth], Kernel] = Gaussian) -> None:
         super().__init__(bandwidth, kernel)

@@ -64,7 +64,7 @@ class Gram:
         """The operator of a matrix."""
         return cls(lambda values: (matrix @ values.unsqueeze(-1)).squeeze(-1), matrix)
 
-    def select(self, keep: Tensor) -> Gram:
+    def rows(self, keep: Tensor) -> Gram:
         """The matrices ``keep`` of the first batch dimension, where they are stored."""
         assert self.matrix is not None
         return Gram.stored(self.matrix[keep])

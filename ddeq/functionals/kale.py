@@ -61,7 +61,7 @@ class KALE(RegularizedDivergence):
     (tensor(0.9894), tensor(0.9889))
     """
 
-    selectable = True
+    removable = True
     shardable = False
 
     def density(self, u: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:

@@ -51,7 +51,7 @@ class MMD(Discrepancy):
     tensor(3.)
     """
 
-    selectable = True
+    removable = True
 
     def __init__(self, target: DiscreteMeasure, kernel: Kernel | None = None) -> None:
         super().__init__(target)

@@ -188,7 +188,7 @@ class _DensityEquation(Equation):
 
     def rows(self, keep: Tensor) -> _DensityEquation:
         tensors = (t[keep] for t in (self.weights, self.right, self.regularization))
-        return _DensityEquation(self.divergence, self.gram.select(keep), *tensors)
+        return _DensityEquation(self.divergence, self.gram.rows(keep), *tensors)
 
 
 @dataclass(frozen=True)

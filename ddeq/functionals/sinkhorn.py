@@ -75,7 +75,7 @@ class SinkhornDivergence(Discrepancy):
     tensor(4.5000)
     """
 
-    selectable = True
+    removable = True
     smoothness = Smoothness.SMOOTH
 
     def __init__(

@@ -69,7 +69,7 @@ class SlicedMMD(SlicedDiscrepancy):
     tensor(3.)
     """
 
-    selectable = True
+    removable = True
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class SlicedWasserstein(SlicedDiscrepancy):
     (tensor(4.5000), tensor(3.))
     """
 
-    selectable = True
+    removable = True
     smoothness = Smoothness.ALMOST_EVERYWHERE
 
     def __init__(

@@ -73,7 +73,7 @@ class Wasserstein(Discrepancy):
     tensor(4.5000)
     """
 
-    selectable = True
+    removable = True
     shardable = False
     smoothness = Smoothness.ALMOST_EVERYWHERE
 

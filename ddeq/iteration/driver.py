@@ -184,7 +184,7 @@ def iterate(
                 if removable and len(left) <= FILL * len(index):
                     full = scatter(full, now, index, rows)
                     asked = asked.rows(left)
-                    equation, now, index, at = equation.rows(left), now.select(left), index[left], at.rows(left)
+                    equation, now, index, at = equation.rows(left), now.rows(left), index[left], at.rows(left)
                     memory, draw = pytree.tree_map_only(Tensor, itemgetter(left), memory), at.draw
             if not step:
                 memory = restored(method.init(asked, at), state, equation.inner)

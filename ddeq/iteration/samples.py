@@ -185,7 +185,7 @@ class Samples(NamedTuple):
             note=self.note if note is None else choose(moving, note, self.note),
         )
 
-    def select(self, keep: Tensor) -> Samples:
+    def rows(self, keep: Tensor) -> Samples:
         return Samples(*(t[keep] for t in self))
 
 

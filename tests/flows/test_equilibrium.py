@@ -432,12 +432,12 @@ def test_unconverged_samples_are_differentiated_where_they_are():
     assert caught.value.solution.steps.item() == 5
 
 
-@pytest.mark.parametrize("selectable", [True, False])
-def test_diverged_samples_get_zero_and_disturb_no_other(selectable):
+@pytest.mark.parametrize("removable", [True, False])
+def test_diverged_samples_get_zero_and_disturb_no_other(removable):
     """A factor that is NaN, where it is known how to leave it out; else one that is too large for the step."""
-    theta, share = leaf(1.0), leaf([1.0, torch.nan if selectable else -1e3])
+    theta, share = leaf(1.0), leaf([1.0, torch.nan if removable else -1e3])
     confined = potential(lambda x, t: 0.5 * (x - t).square().sum(-1) + 0.25 * x.pow(4).sum(-1), theta)
-    confined.selectable = selectable
+    confined.removable = removable
     solution = equilibrium(share * confined, cloud(3, batch=(2,)), stepper=Euler(0.1), stop=Stop(rtol=1e-8, max_steps=9000))
     assert solution.status.tolist() == [Status.CONVERGED, Status.DIVERGED]
     with pytest.warns(DivergedWarning, match="some flows diverged") as caught:
@@ -542,9 +542,9 @@ def test_each_sample_has_the_result_that_it_has_alone():
     factor = torch.tensor([1.0, 1.0, torch.nan, 1.0], dtype=torch.float64)
     widths = torch.tensor([1.0, 1.0, 1.0, 3.0], dtype=torch.float64)[:, None, None]
     stop = Stop(rtol=1e-8, max_steps=500)
-    for selectable in (True, False):
+    for removable in (True, False):
         F = factor * MMD(DiscreteMeasure(target / widths), Gaussian(1.0))
-        F.selectable = selectable
+        F.removable = removable
         solution = equilibrium(F, mu.with_points(mu.points / widths), stop=stop)
         assert solution.status.tolist()[2] == Status.DIVERGED
         for i in (0, 1, 3):

@@ -133,7 +133,7 @@ def test_noise_of_one_sample_does_not_depend_on_others_that_stop():
     start = cloud(3, batch=(3,)).push_forward(lambda x: x * torch.tensor([1.0, 1e-3, 5.0], dtype=DOUBLE)[:, None, None])
     F, options = MMD(cloud(3, batch=(3,)), Gaussian(3.0)), {"stepper": Euler(1.0), "noise": NoiseInjection(0.01)}
     left = flow(F, start, stop=Stop(rtol=0.2, max_steps=30), generator=seeded(), **options)
-    F.selectable = False
+    F.removable = False
     frozen = flow(F, start, stop=Stop(rtol=0.2, max_steps=30), generator=seeded(), **options)
     assert len(set(left.steps.tolist())) > 1
     assert_close(left.measure.points, frozen.measure.points)

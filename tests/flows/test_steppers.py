@@ -110,7 +110,7 @@ def test_a_sample_flows_as_it_would_alone():
 
 
 def test_finished_samples_leave_the_computation():
-    """The functional sees fewer and fewer measures, where it is known to be selectable."""
+    """The functional sees fewer and fewer measures, where it is known to be removable."""
     sizes = []
 
     class Watched(MMD):
@@ -125,7 +125,7 @@ def test_finished_samples_leave_the_computation():
     assert sizes[0] == (4,)
     assert sizes[-1][0] < 4
     sizes.clear()
-    F.selectable = False
+    F.removable = False
     frozen = flow(F, start, stepper=Euler(steps), stop=Stop(rtol=0.1, max_steps=200))
     assert set(sizes) == {(4,)}
     assert torch.equal(left.steps, frozen.steps)

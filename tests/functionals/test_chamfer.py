@@ -68,7 +68,7 @@ def test_targets_for_each_measure_or_one_for_all():
         assert_close(together(mu)[i], alone[i](mu[i]))
         assert_close(alone[0](mu)[i], alone[0](mu[i]))
         assert_close(together.wasserstein_gradient(mu)[i], alone[i].wasserstein_gradient(mu[i]))
-    assert_close(together.select(torch.tensor([2]), (3,))(mu[2:]), together(mu)[2:])
+    assert_close(together.rows(torch.tensor([2]), (3,))(mu[2:]), together(mu)[2:])
     assert_close(torch.vmap(alone[0])(mu), alone[0](mu))
     assert_close(torch.vmap(alone[0].wasserstein_gradient)(mu), alone[0].wasserstein_gradient(mu))
 

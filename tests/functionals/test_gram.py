@@ -84,4 +84,4 @@ def test_a_kernel_that_is_not_positive_definite_is_found_out():
 
 def test_selected_samples():
     matrix, _, solver = system(STORED)
-    assert_close(solver.gram.select(torch.tensor([1])).matrix, matrix[1:])
+    assert_close(solver.gram.rows(torch.tensor([1])).matrix, matrix[1:])

@@ -298,18 +298,18 @@ def test_copies_have_no_history():
     assert not copy.deepcopy(DiscreteMeasure(2 * points)).points.requires_grad
 
 
-def test_sums_are_selectable_where_their_parts_are():
+def test_sums_are_removable_where_their_parts_are():
     target = DiscreteMeasure(torch.zeros(2, 1, 1))
     known, unknown = MMD(target), PotentialEnergy(lambda x: x.sum(-1))
     total = 2.0 * known + unknown
-    assert known.selectable
-    assert not total.selectable
-    with pytest.raises(ValueError, match="selectable"):
-        total.select(torch.tensor([0]), (2,))
-    unknown.selectable = True  # set on a part, later
-    assert total.selectable
-    total.selectable = False
-    assert not total.selectable
-    chosen = (torch.tensor([1.0, 5.0]) * known).select(torch.tensor([1]), (2,))
+    assert known.removable
+    assert not total.removable
+    with pytest.raises(ValueError, match="removable"):
+        total.rows(torch.tensor([0]), (2,))
+    unknown.removable = True  # set on a part, later
+    assert total.removable
+    total.removable = False
+    assert not total.removable
+    chosen = (torch.tensor([1.0, 5.0]) * known).rows(torch.tensor([1]), (2,))
     mu = DiscreteMeasure(torch.ones(1, 1, 1))
     assert torch.equal(chosen(mu), 5.0 * MMD(target[1:])(mu))
