@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddeq.iteration import Adjoint, Solver, Stop
+from ddeq.iteration import Adjoint, Equation, InnerProduct, Solver, Stop, iterate
 from ddeq.measures import DiscreteMeasure
 from ddeq.solvers import Picard, fixed_point
 from ddeq.testing.close import assert_close
+from ddeq.testing.differentiated import Map, Problem, gradients
 from ddeq.testing.problems import MeanField, trial_batch
 from ddeq.testing.purity import assert_unchanged, check_declarations, copied, stated
 
 __all__ = ["check_adjoint"]
-
-Map = Callable[..., DiscreteMeasure]
 
 
 def check_adjoint(
@@ -40,7 +38,7 @@ def check_adjoint(
     gradients reach weights, marks, arguments and the parameters of a module, and where they are ``exact`` are those of finite
     differences (implicit differentiation, T7), as are second derivatives; several solves may come before one backward pass;
     samples that diverged have zero gradients, and change no other sample's; a tensor that the map captures is an error, or its
-    gradient is right; gradients reach the start if the adjoint ``records`` the solve.
+    gradient is right; gradients reach the start if the adjoint ``records`` the solve; equations of any kind are differentiated.
 
     Parameters
     ----------
@@ -63,100 +61,27 @@ def check_adjoint(
         Saying which law broke, with numbers.
     """
     check_declarations(adjoint, Adjoint, "Adjoint", ("records",))
-    if map is None:
-        rate, shift = torch.tensor([0.5, 0.8, 1.0], dtype=torch.float64), torch.tensor([0.1, -0.2], dtype=torch.float64)
-        map, args, in_dims = MeanField(), (rate, shift), (0, None)
     mu0 = trial_batch(marks=True) if mu0 is None else mu0.detach()
-    problem = _Problem(adjoint, map, mu0, args, in_dims, solver or Picard(), stop)
+    if map is None:
+        map, in_dims = MeanField().to(mu0.device), (0, None)
+        args = mu0.points.new_tensor([0.5, 0.8, 1.0]), mu0.points.new_tensor([0.1, -0.2])
+    problem = Problem(adjoint, map, mu0, args, in_dims, solver or Picard(), stop)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check_value(problem)
-        grads = _check_gradients(problem, exact, rtol)
+        grads = _check_first(problem, exact, rtol)
         if exact if second_order is None else second_order:
             _check_second(problem, rtol)
         _check_several(problem, grads)
         _check_diverged(adjoint)
         _check_captured(adjoint)
         _check_errors(adjoint)
+        _check_other_equations(adjoint, exact, rtol)
         if adjoint.records:
             _check_start(problem, rtol if exact else None)
 
 
-class _Problem:
-    """A fixed point as a function of the tensors that its derivatives can reach, by name."""
-
-    def __init__(
-        self, adjoint: Adjoint, map: Map, mu0: DiscreteMeasure, args: tuple[Any, ...], in_dims: Any, solver: Solver, stop: Stop
-    ) -> None:
-        self.adjoint, self.map, self.mu0, self.in_dims, self.solver, self.stop = adjoint, map, mu0, in_dims, solver, stop
-        self.leaves, self.spec = pytree.tree_flatten(args)
-        self.own = {f"parameter {k}": p for k, p in map.named_parameters()} if isinstance(map, nn.Module) else {}
-        self.inputs: dict[str, Tensor] = {"weights": mu0.weights} | ({} if mu0.marks is None else {"marks": mu0.marks})
-        self.inputs |= {f"argument {i}": t for i, t in enumerate(self.leaves) if isinstance(t, Tensor) and t.is_floating_point()}
-        g = torch.Generator().manual_seed(0)
-        self.directions = {k: torch.randn(t.shape, generator=g, dtype=t.dtype).to(t) for k, t in self.all.items()}
-        self.directions["weights"] = self.directions["weights"] * mu0.weights
-        cotangent = torch.randn(mu0.points.shape, generator=g, dtype=mu0.dtype).to(mu0.points)
-        self.cotangent = torch.where(mu0.support().unsqueeze(-1), cotangent, 0.0)
-
-    @property
-    def all(self) -> dict[str, Tensor]:
-        return {k: t.detach() for k, t in (self.inputs | self.own).items()}
-
-    def fresh(self) -> dict[str, Tensor]:
-        """Leaves with these values that require grad."""
-        return {k: t.clone().requires_grad_() for k, t in self.all.items()}
-
-    def solve(self, tensors: dict[str, Tensor], **options: Any) -> Any:
-        mu = self.mu0.with_weights(tensors["weights"]).with_marks(tensors.get("marks"))
-        leaves = [tensors.get(f"argument {i}", t) for i, t in enumerate(self.leaves)]
-        args = pytree.tree_unflatten(leaves, self.spec)
-        own = {k.removeprefix("parameter "): tensors[k] for k in self.own}
-        given: dict[str, Any] = {"in_dims": self.in_dims, "solver": self.solver, "stop": self.stop, "adjoint": self.adjoint}
-
-        def run() -> Any:
-            start = mu if "start" not in tensors else mu.with_points(tensors["start"])
-            return fixed_point(self.map, start, *args, **(given | options))
-
-        if not own:
-            return run()
-        return torch.func.functional_call(_Call(self.map, run), {f"module.{k}": t for k, t in own.items()}, ())
-
-    def loss(self, tensors: dict[str, Tensor], **options: Any) -> Tensor:
-        points = self.solve(tensors, **options).measure.points
-        value: Tensor = ((points + 0.5 * points.square()) * self.cotangent).sum()
-        return value
-
-    def moved(self, name: str, t: float) -> dict[str, Tensor]:
-        return self.fresh() | {name: (self.all[name] + t * self.directions[name]).requires_grad_()}
-
-
-class _Call(nn.Module):
-    """A function that runs while the parameters of a module are others."""
-
-    def __init__(self, module: Any, run: Callable[[], Any]) -> None:
-        super().__init__()
-        self.module, self.run = module, run
-
-    def forward(self) -> Any:
-        return self.run()
-
-
-def _gradients(value: Tensor, tensors: dict[str, Tensor], law: str, create_graph: bool = False) -> dict[str, Tensor]:
-    if not value.requires_grad:
-        raise AssertionError(f"{law}: the solution has no history; is it computed under no_grad and never attached again?")
-    with stated(law):
-        grads = torch.autograd.grad(value, list(tensors.values()), allow_unused=True, create_graph=create_graph)
-    found = dict(zip(tensors, grads, strict=True))
-    for name, gradient in found.items():
-        if gradient is None:
-            raise AssertionError(f"{law}: they do not reach {name}; the solution is a function of all of `equation.tensors`")
-        if not bool(torch.isfinite(gradient).all()):
-            raise AssertionError(f"{law}: that in {name} is not finite")
-    return found
-
-
-def _check_value(problem: _Problem) -> None:
+def _check_value(problem: Problem) -> None:
     """The same solution with and without gradients; nothing that was given is changed."""
     law = "value: the solution is another where gradients are wanted than where they are not"
     tensors = problem.fresh()
@@ -182,11 +107,11 @@ def _check_value(problem: _Problem) -> None:
         raise AssertionError(f"purity: the solve fills the .grad of {', '.join(filled)}; use torch.autograd.grad")
 
 
-def _check_gradients(problem: _Problem, exact: bool, rtol: float) -> dict[str, Tensor]:
+def _check_first(problem: Problem, exact: bool, rtol: float) -> dict[str, Tensor]:
     """Those of the solution along a direction in each tensor, or at least something in each."""
     tensors, law, h = problem.fresh(), "gradients", 1e-6
     with torch.enable_grad(), stated(law):
-        grads = _gradients(problem.loss(tensors), tensors, law)
+        grads = gradients(problem.loss(tensors), tensors, law)
     for name, gradient in grads.items():
         with torch.no_grad():
             difference = (problem.loss(problem.moved(name, h)) - problem.loss(problem.moved(name, -h))) / (2 * h)
@@ -199,32 +124,32 @@ def _check_gradients(problem: _Problem, exact: bool, rtol: float) -> dict[str, T
     return grads
 
 
-def _check_second(problem: _Problem, rtol: float) -> None:
+def _check_second(problem: Problem, rtol: float) -> None:
     """Derivatives of the slope along all directions at once."""
     law, h = "second derivatives", 1e-5
 
     def slope(tensors: dict[str, Tensor], create_graph: bool = False) -> Tensor:
         with torch.enable_grad(), stated(law):
-            grads = _gradients(problem.loss(tensors), tensors, law, create_graph)
+            grads = gradients(problem.loss(tensors), tensors, law, create_graph)
         return torch.stack([(grads[k] * v).sum() for k, v in problem.directions.items()]).sum()
 
     tensors = problem.fresh()
-    seconds = _gradients(slope(tensors, create_graph=True), tensors, law)
+    seconds = gradients(slope(tensors, create_graph=True), tensors, law)
     for name, second in seconds.items():
         difference = (slope(problem.moved(name, h)) - slope(problem.moved(name, -h))).detach() / (2 * h)
         about = f"{law} (implicit differentiation, T7): in {name}, and finite differences of the gradients"
         assert_close((second * problem.directions[name]).sum(), difference, about, rtol=1e2 * rtol, scale=1e-1)
 
 
-def _check_several(problem: _Problem, grads: dict[str, Tensor]) -> None:
+def _check_several(problem: Problem, grads: dict[str, Tensor]) -> None:
     """Two solves before one backward pass."""
     law = "two solves before one backward pass"
     tensors, others = problem.fresh(), {k: (t + 0.0).requires_grad_() for k, t in problem.all.items()}
     others["weights"] = (0.5 * problem.all["weights"]).requires_grad_()
     with torch.enable_grad(), stated(law):
-        apart = _gradients(problem.loss(others), others, law)
+        apart = gradients(problem.loss(others), others, law)
         together = problem.loss(tensors) + problem.loss(others)
-        found = _gradients(together, tensors | {f"other {k}": t for k, t in others.items()}, law)
+        found = gradients(together, tensors | {f"other {k}": t for k, t in others.items()}, law)
     for name in tensors:
         assert_close(found[name], grads[name], f"{law}: gradient in {name}", rtol=1e-8, scale=1e-6)
         assert_close(found[f"other {name}"], apart[name], f"{law}: gradient in {name}", rtol=1e-8, scale=1e-6)
@@ -294,12 +219,41 @@ def _check_errors(adjoint: Adjoint) -> None:
                 raise AssertionError(f"grad mode: it was {mode} before an error in the map and is {not mode} after it")
 
 
-def _check_start(problem: _Problem, rtol: float | None) -> None:
+class _Line(Equation):
+    r""":math:`a z + b - z = 0` for one number at each atom: an equation that is not one of a map on measures."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.tensors, self.inner = (a, b), InnerProduct(torch.full_like(b.detach(), 1.0 / b.shape[-1]), dims=1)
+
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        a, b = tensors or self.tensors
+        return a.unsqueeze(-1) * z + b - z
+
+
+def _check_other_equations(adjoint: Adjoint, exact: bool, rtol: float) -> None:
+    """Any equation, not only those of `fixed_point`: here one whose solution is b / (1 - a)."""
+    law = "other equations: a z + b - z = 0 for numbers z, solved by adjoint.solve(equation, run, stop)"
+    g = torch.Generator().manual_seed(5)
+    a = torch.tensor([0.1, 0.5, -0.4], dtype=torch.float64, requires_grad=True)
+    b = torch.randn(3, 4, generator=g, dtype=torch.float64).requires_grad_()
+    stop = Stop(rtol=1e-12, atol=1e-14, max_steps=200)
+    with torch.enable_grad(), stated(law):
+        outcome = adjoint.solve(_Line(a, b), partial(iterate, z=torch.zeros_like(b), method=Picard()), stop)
+        grads = gradients(outcome.value.square().sum(), {"a": a, "b": b}, law)
+    solution = b.detach() / (1.0 - a.detach()).unsqueeze(-1)
+    assert_close(outcome.value, solution, law, rtol=1e-10)
+    if exact:
+        expected = 2.0 * solution / (1.0 - a.detach()).unsqueeze(-1)
+        assert_close(grads["b"], expected, f"{law}: gradient in b", rtol=rtol)
+        assert_close(grads["a"], (expected * solution).sum(-1), f"{law}: gradient in a", rtol=rtol)
+
+
+def _check_start(problem: Problem, rtol: float | None) -> None:
     """Gradients of a few steps in the start."""
     law, few, h = "records: gradients of three steps in the start", Stop(rtol=1e-300, atol=0.0, max_steps=3), 1e-6
     points, tensors = problem.mu0.points.clone().requires_grad_(), problem.all
     with torch.enable_grad(), stated(law):
-        gradient = _gradients(problem.loss(tensors | {"start": points}, stop=few), {"start": points}, law)["start"]
+        gradient = gradients(problem.loss(tensors | {"start": points}, stop=few), {"start": points}, law)["start"]
     v = torch.randn(points.shape, generator=torch.Generator().manual_seed(2), dtype=points.dtype).to(points)
     v = torch.where(problem.mu0.support().unsqueeze(-1), v, 0.0)
     up, down = (problem.loss(tensors | {"start": (points + s * v).detach()}, stop=few) for s in (h, -h))

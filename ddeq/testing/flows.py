@@ -1,4 +1,4 @@
-"""`check_flow`: does a flow descend, and is it one of measures?"""
+"""`check_flow`: does a flow descend, and does it depend on the measure alone?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["check_flow"]
 def check_flow(
     functional: Functional, mu0: DiscreteMeasure, *, descends: bool = True, units: float = 2e4, **options: Any
 ) -> None:
-    """Hold a flow to T1 and T10: the same measure flows the same way however stored, and energy never rises.
+    """Hold a flow to measure consistency (T1), however a measure is stored it flows the same way, and to dissipation (T10).
 
     A flow with noise, or with births and deaths, is held to what is left: with the same randomness at the same atoms, a
     permutation of the atoms permutes the flow, and no measure depends on another one of the batch.

@@ -23,11 +23,11 @@ def check_functional(
     dim: int | None = None,
     first_variation: bool = True,
 ) -> None:
-    """Hold a functional to T1 and T2 on some measures.
+    """Hold a functional to measure consistency (T1), and its derivatives to its value (first variation, T2), on some measures.
 
     Checked: the value is one finite number per measure, and does not change when atoms are permuted, split, or added with
-    mass zero, nor when another measure of the batch changes (T1). The first variation and the Wasserstein gradient, as
-    the functional gives them, are those of its `forward` (T2): against automatic differentiation, at atoms, at probes of
+    mass zero, nor when another measure of the batch changes. The first variation and the Wasserstein gradient, as
+    the functional gives them, are those of its `forward`: against automatic differentiation, at atoms, at probes of
     mass zero and, in double precision and where no atoms coincide, against finite differences; Hessian-vector products
     likewise, unless the functional declares itself smooth almost everywhere only.
 
@@ -36,7 +36,7 @@ def check_functional(
     functional
         What to check.
     measures
-        Measures to try; default: small ones with generic weights, dead and coincident atoms, and a single atom.
+        Measures to try; default: small ones with generic weights, with coincident atoms and some of mass zero, and a single atom.
     dim
         Dimension of the default ones; default: that of the target, or 2.
     first_variation
@@ -60,7 +60,7 @@ def check_functional(
 
 
 def check_value(functional: Functional, mu: DiscreteMeasure) -> None:
-    """T1, and one finite number per measure."""
+    """Measure consistency (T1), and one finite number per measure."""
     value = functional(mu)
     if not bool(torch.isfinite(value).all()):
         raise AssertionError(f"the value is not finite: {value} on {mu}")
@@ -81,7 +81,7 @@ def _units(functional: Functional, mu: DiscreteMeasure, units: float = 2e3) -> f
 
 
 def check_first_variation(functional: Functional, mu: DiscreteMeasure) -> None:
-    """T2: weights of atoms, weights of probes at atoms and elsewhere, and an override if there is one."""
+    """First variation (T2): weights of atoms, weights of probes at atoms and elsewhere, and an override if there is one."""
     by_weights = Functional.first_variation(functional, mu)
     _assert_finite(by_weights, "the derivative in the weights", mu)
     size, units = by_weights.detach().abs().max() + 1e-3, _units(functional, mu)
@@ -138,7 +138,7 @@ def _assert_equal_up_to_a_constant(a: Tensor, b: Tensor, name: str, size: Tensor
 
 
 def check_gradient(functional: Functional, mu: DiscreteMeasure) -> None:
-    """T2: the Wasserstein gradient is the derivative in the points divided by the weights, and differentiable again."""
+    """Wasserstein gradient (T2): it is the derivative in the points divided by the weights, and differentiable again."""
     gradient, plain = functional.wasserstein_gradient(mu), _Plain(functional)
     by_forward = plain.wasserstein_gradient(mu)
     scale, units = 1e-3 + by_forward.detach().abs().max(), _units(functional, mu, 2e4)

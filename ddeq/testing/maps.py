@@ -22,10 +22,10 @@ def check_map(
     mark_dim: int = 0,
     units: float = 2e3,
 ) -> None:
-    """Hold ``map(mu, *args)`` to T1: a push-forward of each measure by a map that depends on the measure alone.
+    """Hold ``map(mu, *args)`` to measure consistency (T1): each measure is pushed forward by a map that depends on it alone.
 
     Checked: weights, marks and number of atoms stay; two evaluations agree; permuting the atoms permutes the image,
-    copies of an atom go to one place, dead atoms change nothing; no measure depends on another of the batch.
+    copies of an atom go to one place, atoms of mass zero change nothing; no measure depends on another of the batch.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ HINTS = {
 def trial_measures(
     dim: int, *, like: object = None, batch_shape: tuple[int, ...] = (2,), mark_dim: int = 0, seed: int = 0
 ) -> list[DiscreteMeasure]:
-    """Generic weights; a dead atom and two coincident ones; a single atom; more atoms than a neighbourhood has.
+    """Generic weights; an atom of mass zero and two coincident ones; a single atom; more atoms than a neighbourhood has.
 
     On the device and in the precision of the first tensor of a module ``like`` that has one; else on the CPU, in double.
     """
@@ -42,7 +42,7 @@ def trial_measures(
 
 
 def same_measure(mu: DiscreteMeasure, seed: int = 0) -> dict[str, DiscreteMeasure]:
-    """The same measure stored in other ways, each with the name of what was done (T1)."""
+    """The same measure stored in other ways, each with the name of what was done (measure consistency, T1)."""
     order = torch.randperm(mu.n, generator=torch.Generator().manual_seed(seed))
     return {
         "permuting the atoms": mu.permute_atoms(order.to(mu.device)),

@@ -68,9 +68,9 @@ def check_solver(
     booleans = ("recovers", "removable", "differentiable", "needs_measures", "ends_when_still")
     check_declarations(solver, Solver, "Solver", booleans)
     own = map is None
-    if map is None:
-        map, args, in_dims = contraction, (torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64),), 0
     mu0 = trial_batch(marks=True) if mu0 is None else mu0.detach()
+    if map is None:
+        map, args, in_dims = contraction, (mu0.points.new_tensor([0.1, 0.5, 0.8]),), 0
     few = replace(stop, rtol=1e-300, atol=0.0, max_steps=6)
     equation = MapEquation(map, mu0, args, in_dims)
 
@@ -88,6 +88,7 @@ def check_solver(
             check_batches(run, solver, moments, equation, stop, rtol=rtol)
         check_consistency(few_steps, mu0, "the iterates", rtol=rtol, theorems="T1, T9")
         check_precision(few_steps, mu0, "iterates")
+        _check_shapes(solver)
         _check_status(solver, map, mu0, args, in_dims, stop, converges, own)
         _check_where_nothing_is_found(solver, stop)
         _check_nan(solver, stop, rtol)
@@ -96,6 +97,21 @@ def check_solver(
             _check_other_equations(solver, stop, converges)
     if solver.differentiable:
         _check_unrolled(solver, map, mu0, args, in_dims, exact)
+
+
+def _check_shapes(solver: Solver) -> None:
+    """The same problem as a single measure, and in batches of other shapes."""
+    mu, stop = trial_batch(marks=True), Stop(rtol=1e-300, atol=0.0, max_steps=5)
+    expected = fixed_point(contraction, mu, 0.5, solver=solver, stop=stop).measure.points[0]
+    for shape, other in (((), mu[0]), ((3, 1), mu[:, None]), ((1, 3), mu[None])):
+        law = f"batches: a problem in a batch of shape {shape}"
+        with stated(law):
+            solution = fixed_point(contraction, other, 0.5, solver=solver, stop=stop)
+        for name in ("residual", "steps", "status"):
+            if getattr(solution, name).shape != shape:
+                raise AssertionError(f"{law}: {name} has shape {tuple(getattr(solution, name).shape)}")
+        first = solution.measure.points.flatten(0, -3)[0] if shape else solution.measure.points
+        assert_close(first, expected, f"{law} has other iterates", rtol=1e-6)
 
 
 def _check_status(

@@ -32,7 +32,7 @@ def measures(
     normalized: bool = True,
     dead_atoms: bool = True,
 ) -> DiscreteMeasure:
-    """Measures with few atoms, among them dead and coincident ones, single atoms, far away and tiny measures.
+    """Measures with few atoms, some coincident or of mass zero, single atoms, far away and tiny measures.
 
     Parameters
     ----------

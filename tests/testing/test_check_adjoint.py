@@ -154,6 +154,15 @@ class SolvesLess(Adjoint):
 
 
 @dataclass(frozen=True)
+class OnlyMaps(AttachedAdjoint):
+    """Looks for a map that other equations do not have."""
+
+    def attach(self, equation, z, status, stop):
+        assert equation.map is not None
+        return Implicit().attach(equation, z, status, stop)
+
+
+@dataclass(frozen=True)
 class DifferentiatesTheDiverged(Adjoint):
     """With derivatives of samples that have no fixed point."""
 
@@ -186,6 +195,7 @@ class DuckTyped:
         (GradUnderNoGrad(), "grad mode: under torch.no_grad"),
         (SolvesLess(), "value: .*ends as"),
         (DifferentiatesTheDiverged(), "samples that diverged: the gradient of one is"),
+        (OnlyMaps(), "other equations"),
         (DuckTyped(), "typed capabilities: DuckTyped is not a subclass of Adjoint"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",

@@ -10,17 +10,17 @@ from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stepper
 from ddeq.iteration import Step, Stop
 from ddeq.testing import check_stepper
 
-SHORT = Stop(rtol=0.1, max_steps=60)
+SHORT = Stop(rtol=0.3, max_steps=30)
 STEPPERS = [
     (Euler(), {}),
-    (Euler(lambda k: 0.5 / (k + 1)), {}),
+    (Euler(lambda k: 0.5 / (k + 1)), {"stop": SHORT}),
     (Heun(), {}),
     (Nesterov(), {}),
     (Nesterov(0.3, restart=False), {}),
     (AdaptiveEuler(), {"exact": False}),
     (AdaptiveEuler(rule="armijo"), {"exact": False}),
     (Proximal(), {"stop": SHORT, "rtol": 1e-5}),
-    (Proximal(10.0), {"stop": SHORT, "rtol": 1e-4}),
+    (Proximal(1.0, inner=Stop(rtol=1e-8, max_steps=300)), {"stop": SHORT, "rtol": 1e-5}),
 ]
 
 
@@ -121,6 +121,25 @@ class ForAllSamplesOfTheStart(Plain):
 
 
 @dataclass(frozen=True)
+class CountsByItself(Plain):
+    """Steps that fall with a number in its state which is no tensor: after a break it begins anew."""
+
+    def init(self, equation, at):
+        return 0
+
+    def step(self, equation, at, state):
+        tau = self.step_size / (state + 1)
+        return Step(at.z + tau * at.residual, state + 1, duration=tau)
+
+
+@dataclass(frozen=True)
+class OneBatchDimension(Plain):
+    def step(self, equation, at, state):
+        tau = (self.step_size * torch.ones_like(at.norm))[:, None, None]
+        return Step(at.z + tau * at.residual, None, duration=self.step_size)
+
+
+@dataclass(frozen=True)
 class DefaultDtype(Plain):
     def step(self, equation, at, state):
         return Step(at.z + (torch.ones(()) * 0.1).to(at.z) * at.residual, None, duration=self.step_size)
@@ -168,6 +187,8 @@ class DuckTyped:
         (CountsAtoms(), r"measure consistency \(T1\): splitting"),
         (LooksAtTheBatch(), "one sample at a time"),
         (ForAllSamplesOfTheStart(), "removal of samples|one sample at a time"),
+        (CountsByItself(), "going on: a flow that goes on"),
+        (OneBatchDimension(), r"batches: a flow in a batch of shape \(\)"),
         (DefaultDtype(), "default dtype"),
         (Detached(), "differentiable: .*finite differences"),
         (RestsWithMomentum(), "typed capabilities: .*momentum"),
