@@ -14,6 +14,7 @@ SHORT = Stop(rtol=0.3, max_steps=30)
 STEPPERS = [
     (Euler(), {}),
     (Euler(lambda k: 0.5 / (k + 1)), {"stop": SHORT}),
+    (Euler(torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)), {}),
     (Heun(), {}),
     (Nesterov(), {}),
     (Nesterov(0.3, restart=False), {}),
@@ -25,7 +26,7 @@ STEPPERS = [
 
 
 @pytest.mark.theorem("T10")
-@pytest.mark.parametrize(("stepper", "options"), STEPPERS, ids=repr)
+@pytest.mark.parametrize(("stepper", "options"), STEPPERS, ids=lambda value: "" if isinstance(value, dict) else repr(value))
 def test_steppers_of_the_library_pass(stepper, options):
     check_stepper(stepper, **options)
 
