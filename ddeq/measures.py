@@ -1,8 +1,8 @@
 """Discrete measures: points, weights and marks; batches of them; and the operations that make new measures of old.
 
 A measure is what its arrays stand for, not the arrays: permuting the atoms, splitting an atom's mass between copies
-and adding atoms of mass zero leave it as it is (T1). Ragged batches are therefore padded with atoms of mass zero,
-and no function of this library takes a mask.
+and adding atoms of mass zero leave it as it is (measure consistency, T1). Ragged batches are therefore padded with atoms of
+mass zero, and no function of this library takes a mask.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DiscreteMeasure:
     weights
         Masses :math:`w_i`, ``(*batch, n)``, non-negative and finite; the total mass need not be one. Default ``1/n``.
     marks
-        Labels ``(*batch, n, q)`` that travel with the atoms and that no flow or solver moves (T6).
+        Labels ``(*batch, n, q)`` that travel with the atoms and that no flow or solver moves (marks, T6).
 
     Raises
     ------

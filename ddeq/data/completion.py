@@ -1,7 +1,8 @@
 """Completion tasks: random maps that part a measure into what is known of it and what is missing.
 
 Both parts have the atoms of the measure and complementary weights, so that nothing is lost: their sum is the measure. What is
-cut off is a function of the measure and of the draws (T1): permuting, splitting and padding atoms change nothing of it.
+cut off is a function of the measure and of the draws (measure consistency, T1): permuting, splitting and padding atoms change
+nothing of it.
 """
 
 from __future__ import annotations

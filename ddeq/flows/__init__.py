@@ -1,7 +1,7 @@
 """Gradient flows of functionals on measures.
 
 A flow is a functional, a geometry, a stepper, optionally noise and optionally a reaction; `flow` puts them together
-and returns a `Trajectory`. `equilibrium` flows to rest, and differentiates the stationary measure.
+and returns a `Trajectory`. `equilibrium` flows to a stationary measure and differentiates it.
 """
 
 from ddeq.flows.adaptive import AdaptiveEuler

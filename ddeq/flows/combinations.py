@@ -54,7 +54,7 @@ def _check_entropic_noise(
     share = split_entropy(functional)[1]
     if not (isinstance(share, float) and share == 0.0):
         raise ValueError(
-            name + "stands for the entropy, which is a part of the functional already, and would count twice (T17): leave out "
+            name + "stands for the entropy, which is a part of the functional already, and would count twice: leave out "
             "the noise, or the entropy, e.g. PotentialEnergy(V) instead of KLDivergence"
         )
     if reaction is not None and reaction.functional is None:

@@ -45,21 +45,21 @@ def equilibrium(
     .. math:: \frac{\mathrm dZ^*}{\mathrm d\theta} = -H^+ \frac{\partial g}{\partial\theta}, \qquad
               g(Z, \theta) = \nabla_W F_\theta \text{ at the atoms } Z, \qquad H = \frac{\partial g}{\partial Z}
 
-    (T16), at every order of derivative and at constant memory, by solves with Hessian-vector products. Gradients reach the
-    parameters of the functional, its targets and coefficients, ``mu0.weights``, and ``mu0.marks`` where they are read.
-    Each sample of a batch is flowed and judged by itself.
+    (equilibria, T16), at every order of derivative and at constant memory, by solves with Hessian-vector products. Gradients
+    reach the parameters of the functional, its targets and coefficients, ``mu0.weights``, and ``mu0.marks`` where they are
+    read. Each sample of a batch is flowed and judged by itself.
 
     Parameters
     ----------
     functional
-        The energy :math:`F_\theta`. Twice differentiable where the atoms come to rest, for a derivative.
+        The energy :math:`F_\theta`. Twice differentiable at the stationary measure, for a derivative.
     mu0
         The start; its weights and marks stay.
     stepper
         How the flow steps; default ``AdaptiveEuler()``.
     geometry
-        Of the flow. The points of rest do not depend on it, if it is that of `Wasserstein`, or `Stein` with a strictly positive
-        definite kernel; which of them is found may.
+        Of the flow. The stationary measures do not depend on it, if it is that of `Wasserstein`, or `Stein` with a strictly
+        positive definite kernel; which of them is found may.
     stop
         Tolerance and most steps. Default: ``rtol`` 1e-6 in double and 1e-4 in single precision, 2000 steps. The
         error of derivatives is about that of the points, relative to the length over which the Hessian changes.
@@ -80,7 +80,7 @@ def equilibrium(
     Returns
     -------
     Solution
-        Where the atoms came to rest, with residual, steps and status of each sample. ``residual`` is the norm of the gradient
+        The stationary measure, with residual, steps and status of each sample. ``residual`` is the norm of the gradient
         (of the velocity, in another geometry) relative to the start; ``steps`` counts those of flow and Newton's method alike;
         ``evaluations`` velocities, and gradients and products with the Hessian of Newton's method, each once for
         all samples that take part (not energies); ``error_bound`` is infinite: a gradient
@@ -100,7 +100,7 @@ def equilibrium(
     Warns
     -----
     ConvergenceWarning
-        In backward: of samples that did not come to rest (derivatives are taken where they are) or diverged (zero); of a loss
+        In backward: of samples that did not converge (derivatives are taken where they are) or diverged (zero); of a loss
         that depends on how the equilibrium is turned, where rotations leave the functional as it is.
 
     Notes
@@ -110,14 +110,14 @@ def equilibrium(
     only if the energy falls by a share of what the quadratic model promises; or, below what rounding lets energies tell, if the
     energy rises by no more than that and the norm of the gradient falls, with no negative curvature in sight. Along negative
     curvature steps lead downhill, and none of them is a last one: like a flow, it ends in a saddle only if the gradient has
-    no part along the way out, to the tolerance (T16). Each sample has the result that it has alone.
+    no part along the way out, to the tolerance (equilibria, T16). Each sample has the result that it has alone.
 
     Translations and rotations that leave :math:`F_\theta` as it is are found from gradients at other configurations (above
     dimension 6: all translations, or none) and left out of the equations. The answer is that of an equilibrium which does not
     move along them. In the geometry of Wasserstein it keeps the mean, as the flow does.
 
     Refused are: a kink of :math:`F` at the atoms; a loss or a tensor with a slope along directions in which :math:`H` is
-    singular and that are no symmetries; atoms so far from rest that one step of Newton's method changes the equations by
+    singular and that are no symmetries; atoms so far from stationary that one step of Newton's method changes the equations by
     more than a tenth, as at degenerate minima and where a flow creeps to infinity.
 
     Atoms of mass zero move in the flow, but their derivative is zero by convention; they influence no other.

@@ -74,8 +74,8 @@ def flow(
     stop
         Stop a sample when its residual is at most ``rtol``; then it is frozen, and removed from the computation where the
         functional is `removable <Functional.removable>`. The residual is the norm of the velocity, with a reaction the root of
-        the dissipation of both, divided by ``atol / rtol`` plus the one at the start. With ``metric="energy"`` it is by how much the
-        energy changes in a step, divided by ``atol / rtol`` plus the energy.
+        the dissipation of both, divided by ``atol / rtol`` plus the one at the start. With ``metric="energy"`` it is by how
+        much the energy changes in a step, divided by ``atol / rtol`` plus the energy.
     adjoint
         What autograd keeps of the steps: with `Unrolled`, all of it; with ``Unrolled(checkpoint=True)``, the iterates alone,
         whose velocities are evaluated again in backward.

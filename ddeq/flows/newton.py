@@ -87,8 +87,8 @@ class NewtonFinish(Stepper):
     r"""A stepper whose step is one of Newton's method where that helps a sample to converge, else that of another stepper.
 
     With :math:`H` the Hessian of the functional in :math:`L^2(\mu)`, rigid motions that leave the functional as it is projected
-    out (T16), at most 64 products give an orthonormal basis of the Krylov space of the gradient :math:`g` (Lanczos), in which
-    :math:`H` has eigenvalues :math:`\theta_i` and vectors :math:`u_i`. The step is
+    out (equilibria, T16), at most 64 products give an orthonormal basis of the Krylov space of the gradient :math:`g`
+    (Lanczos), in which :math:`H` has eigenvalues :math:`\theta_i` and vectors :math:`u_i`. The step is
 
     .. math:: x = -\sum_i \frac{\langle g, u_i\rangle}{|\theta_i| + \lambda} u_i ,
 
@@ -272,7 +272,7 @@ def _merged(first: _Attempt, second: _Attempt) -> _Attempt:
 
 @dataclass(frozen=True)
 class _Together:
-    """Makes a field one of the place: atoms that coincide have the same vector, to the last digit (T1)."""
+    """Makes a field one of the place: atoms that coincide have the same vector, to the last digit (measure consistency, T1)."""
 
     group: Tensor | None
     """Number of the place of each atom, ``(all atoms,)``; None where all places differ."""

@@ -59,8 +59,8 @@ class Langevin(Noise):
     r"""Langevin noise: :math:`\sqrt{2 b \tau}\, \xi_i` after each step of length :math:`\tau`, standard normal :math:`\xi_i`.
 
     In law, as the number of atoms grows and the steps shrink, this is the flow of :math:`F` plus :math:`b` times the entropy
-    (T17). So it must not be used together with that entropy. With `Euler` and a `PotentialEnergy` it is the unadjusted
-    Langevin algorithm, whose bias is known (T14).
+    (noise, weights, other geometries, T17). So it must not be used together with that entropy. With `Euler` and a
+    `PotentialEnergy` it is the unadjusted Langevin algorithm, whose bias is known (known flows, T14).
 
     Parameters
     ----------

@@ -54,8 +54,8 @@ class Proximal(Stepper):
 
     The implicit Euler step: the energy never increases, however long the step. Atoms stay coupled to themselves,
     :math:`W_2^2 = \sum_i w_i |y_i - x_i|^2`. At the minimiser this is the optimal coupling if all weights are equal, and for
-    any weights if the step is shorter than the inverse of the largest negative curvature of :math:`F` (T15). In another
-    geometry its own norm takes the place of :math:`W_2`. The inner problem is solved by `AdaptiveEuler` steps, from the
+    any weights if the step is shorter than the inverse of the largest negative curvature of :math:`F` (proximal steps, T15). In
+    another geometry its own norm takes the place of :math:`W_2`. The inner problem is solved by `AdaptiveEuler` steps, from the
     movement of the step before. Autograd differentiates its solution by the implicit rule, not its steps: in points, weights,
     the step size, and the parameters and targets of the functional.
 

@@ -73,9 +73,9 @@ class FisherRao(Reaction):
               m = \int \frac{\delta F}{\delta\mu} \,\mathrm d\mu \,/\, \mu(\mathbb R^d) .
 
     With the `Wasserstein` geometry this is the Wasserstein-Fisher-Rao flow, which can bring mass to places that atoms cannot
-    reach downhill (T17). Weights are updated multiplicatively and normalised: the mass is conserved and no weight becomes
-    negative; an atom of mass zero stays one. In a step the atoms move first; the flow is then of order one in the step
-    size, whatever the stepper.
+    reach downhill (noise, weights, other geometries, T17). Weights are updated multiplicatively and normalised: the mass is
+    conserved and no weight becomes negative; an atom of mass zero stays one. In a step the atoms move first; the flow is then
+    of order one in the step size, whatever the stepper.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Stationary measures as an equation, and the linear equations of their derivatives with a judgement of the answers (T16)."""
+"""Stationary measures as an equation, and the linear equations of their derivatives, judged (equilibria, T16)."""
 
 from __future__ import annotations
 

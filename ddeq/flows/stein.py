@@ -31,8 +31,8 @@ class Stein(Geometry):
 
     .. math:: v(x) = -\int k(x, y)\, \nabla_W F(\mu)(y) \,\mathrm d\mu(y) .
 
-    The energy falls at the rate of the squared norm of :math:`v` in that space (T17). Where :math:`F` has `Entropy` as a part,
-    as `KLDivergence` has, that part is integrated by parts and no density is estimated:
+    The energy falls at the rate of the squared norm of :math:`v` in that space (noise, weights, other geometries, T17). Where
+    :math:`F` has `Entropy` as a part, as `KLDivergence` has, that part is integrated by parts and no density is estimated:
 
     .. math:: F = G + c \int \log\mu \,\mathrm d\mu: \qquad
               v(x) = \int \big({-k(x, y)}\, \nabla_W G(\mu)(y) + c\, \nabla_y k(x, y)\big) \,\mathrm d\mu(y) .
@@ -51,10 +51,10 @@ class Stein(Geometry):
     Notes
     -----
     The median heuristic of the literature divides by the logarithm of the number of atoms, which is not a property of the
-    measure (T1); here it is left out. A flow of a KL divergence by parts descends the divergence itself: the energies of
-    its trajectory are those of the blob, which differ from it by a bias (T3) and are not zero at the target. `AdaptiveEuler`
-    and `Proximal` go by these energies, and so end where the blob cannot be lowered, before the divergence has: take `Euler`,
-    `Heun` or `Nesterov` there.
+    measure (measure consistency, T1); here it is left out. A flow of a KL divergence by parts descends the divergence itself:
+    the energies of its trajectory are those of the blob, which differ from it by a bias (the catalogue, T3) and are not zero at
+    the target. `AdaptiveEuler` and `Proximal` go by these energies, and so end where the blob cannot be lowered, before the
+    divergence has: take `Euler`, `Heun` or `Nesterov` there.
 
     References
     ----------

@@ -54,7 +54,7 @@ class _Explicit(Stepper):
 class Euler(_Explicit):
     r"""Explicit Euler steps, :math:`x_i \leftarrow x_i - \tau \nabla_W F(\mu)(x_i)`, of order one.
 
-    For an :math:`\ell`-smooth functional the energy falls for ``step_size`` :math:`\tau < 2/\ell` (T10).
+    For an :math:`\ell`-smooth functional the energy falls for ``step_size`` :math:`\tau < 2/\ell` (dissipation, T10).
 
     Parameters
     ----------

@@ -60,7 +60,8 @@ class Place:
 def generic_field(place: Place, seed: int) -> Tensor:
     """A field of numbers in [-1, 1] without any structure, ``(*batch, n, d)``: always the same function of the place.
 
-    Atoms that coincide have the same vector, so what is found with it is a property of the measure (T1), and of each alone.
+    Atoms that coincide have the same vector, so what is found with it is a property of the measure (measure consistency, T1),
+    and of each alone.
     """
     d = place.points.shape[-1]
     generator = torch.Generator().manual_seed(seed)

@@ -50,7 +50,7 @@ class Trajectory:
     steps: Int[Tensor, "*batch"]
     """Steps that each sample took, ``(*batch,)``."""
     dissipation: Float[Tensor, "*records"]
-    r"""``(T, *batch)``: rates :math:`-\mathrm dF/\mathrm dt` at which geometry and reaction lower the energy (T10, T17)."""
+    r"""``(T, *batch)``: rates :math:`-\mathrm dF/\mathrm dt` at which geometry and reaction lower the energy."""
     remains: Remains | None = None
     """What is needed to go on."""
 

@@ -35,10 +35,10 @@ class Smoothness(enum.IntEnum):
 class Functional(Holder):
     r"""An energy :math:`F(\mu)` on measures.
 
-    A new functional writes `forward` alone, as a function of points and weights that is measure consistent (T1).
-    `first_variation` and `wasserstein_gradient` then follow by automatic differentiation (T2), and are differentiable
-    again. Closed forms may override `first_variation` where they are faster; the Wasserstein gradient follows it.
-    Functionals add, subtract and scale: ``F + 0.1 * G``.
+    A new functional writes `forward` alone, as a function of points and weights that is measure consistent (measure
+    consistency, T1). `first_variation` and `wasserstein_gradient` then follow by automatic differentiation (first variations,
+    T2), and are differentiable again. Closed forms may override `first_variation` where they are faster; the Wasserstein
+    gradient follows it. Functionals add, subtract and scale: ``F + 0.1 * G``.
 
     Called with something that is no measure, it raises a `TypeError`; a `ValueError` where ``forward`` does not give one number
     for each measure.
@@ -97,7 +97,8 @@ class Functional(Holder):
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant.
 
-        By default the derivative of the energy in the weights, at ``x`` in those of atoms of mass zero placed there (T2).
+        By default the derivative of the energy in the weights, at ``x`` in those of atoms of mass zero placed there (first
+        variations, T2).
 
         Parameters
         ----------
@@ -124,7 +125,7 @@ class Functional(Holder):
     ) -> Float[Tensor, "*batch m d"]:
         r"""Wasserstein gradient :math:`\nabla \frac{\delta F}{\delta\mu}(x)`.
 
-        At the atoms of positive mass this is :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}` (T2).
+        At the atoms of positive mass this is :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}` (first variations, T2).
 
         Parameters
         ----------

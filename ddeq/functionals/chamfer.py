@@ -39,11 +39,11 @@ class Chamfer(Discrepancy):
 
     Notes
     -----
-    A function of the measure (T1), smooth almost everywhere, but not one that is continuous in it: the second integral sees the
-    support of :math:`\mu` alone, which any mass at a new place changes, however small it is. Hence there is no first variation,
-    and no Wasserstein gradient but the derivative in the places of the atoms of :math:`\mu`, divided by their masses. That one is
-    a function of the measure too, but it grows without bound where an atom loses its mass. To flow a measure, take `MMD`,
-    `SinkhornDivergence` or `Wasserstein`.
+    A function of the measure (measure consistency, T1), smooth almost everywhere, but not one that is continuous in it: the
+    second integral sees the support of :math:`\mu` alone, which any mass at a new place changes, however small it is. Hence
+    there is no first variation, and no Wasserstein gradient but the derivative in the places of the atoms of :math:`\mu`,
+    divided by their masses. That one is a function of the measure too, but it grows without bound where an atom loses its mass.
+    To flow a measure, take `MMD`, `SinkhornDivergence` or `Wasserstein`.
 
     Where several atoms are nearest, derivatives are the mean over them, weighted by mass; see `nearest_squared_distance`.
     There is no derivative in the weights that decide which atoms there are; the one in those of the integrals is right.

@@ -132,7 +132,7 @@ class Entropy(_Blob):
     -----
     The blob is biased: for a smooth density the value is :math:`\int\rho\log\rho - \frac{h^4}{8}\int(\Delta\rho)^2/\rho + O(h^6)`
     with the Gaussian kernel, and the best Gaussian for `KLDivergence` to :math:`N(0, I)` has variance :math:`1 - h^4 + O(h^6)`.
-    Where :math:`h` is below the spacing of the atoms each sees only itself, and the entropy exerts no force (T3).
+    Where :math:`h` is below the spacing of the atoms each sees only itself, and the entropy exerts no force (the catalogue, T3).
 
     References
     ----------

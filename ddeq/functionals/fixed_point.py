@@ -19,7 +19,7 @@ class FixedPointDiscrepancy(Functional):
 
     .. math:: G(\mu) = D(\mu, \Phi(\mu)) , \qquad \text{e.g. } \tfrac12 \mathrm{MMD}^2(\mu, \Phi(\mu)) .
 
-    Its Wasserstein gradient includes how the image moves with each atom and with the measure (T4).
+    Its Wasserstein gradient includes how the image moves with each atom and with the measure (fixed-point discrepancy, T4).
 
     Parameters
     ----------

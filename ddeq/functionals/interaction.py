@@ -32,8 +32,8 @@ class InteractionEnergy(Functional):
 
     Notes
     -----
-    The double integral includes the diagonal (a V-statistic), so that splitting an atom leaves the energy as it is (T1).
-    Where :math:`W` is a function of a distance, its gradient at zero must be finite: guard roots and powers.
+    The double integral includes the diagonal (a V-statistic), so that splitting an atom leaves the energy as it is (measure
+    consistency, T1). Where :math:`W` is a function of a distance, its gradient at zero must be finite: guard roots and powers.
 
     References
     ----------

@@ -42,9 +42,9 @@ class KSD(Functional):
 
     Notes
     -----
-    A V-statistic, the diagonal included (T1). It is as smooth as the score; with ``Matern(1.5, h)`` the Stein kernel has a kink
-    at :math:`x = y`. Gradient descent on it may stop at points far from :math:`\pi` where mass would have to cross a region of
-    small density: the score does not see how mass is shared between modes that are well apart.
+    A V-statistic, the diagonal included (measure consistency, T1). It is as smooth as the score; with ``Matern(1.5, h)`` the
+    Stein kernel has a kink at :math:`x = y`. Gradient descent on it may stop at points far from :math:`\pi` where mass would
+    have to cross a region of small density: the score does not see how mass is shared between modes that are well apart.
 
     References
     ----------

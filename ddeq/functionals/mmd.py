@@ -36,8 +36,8 @@ class MMD(Discrepancy):
 
     Notes
     -----
-    V-statistics, the diagonal included (T1). The factor one half makes :math:`F` the energy whose flow is
-    :math:`\dot x = -\nabla f(x)` for the witness :math:`f`. Between Gaussians it is known in closed form (T13).
+    V-statistics, the diagonal included (measure consistency, T1). The factor one half makes :math:`F` the energy whose flow is
+    :math:`\dot x = -\nabla f(x)` for the witness :math:`f`. Between Gaussians it is known in closed form (Gaussians, T13).
 
     References
     ----------

@@ -34,8 +34,8 @@ class RegularizedDivergence(Discrepancy):
 
     .. math:: \lambda u_i + \sum_j k(y_i, y_j)\, v_j\, (\varphi^*)'(u_j) = \int k(y_i, x) \,\mathrm d\mu(x) .
 
-    Newton's method solves it; the implicit-function rule (T7) differentiates it, at every order. A new divergence writes
-    `density`, `slope` and `penalty`. `KALE` and `DrMMD` are two.
+    Newton's method solves it; the implicit-function rule (implicit differentiation, T7) differentiates it, at every order. A
+    new divergence writes `density`, `slope` and `penalty`. `KALE` and `DrMMD` are two.
 
     Parameters
     ----------

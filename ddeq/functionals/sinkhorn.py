@@ -34,7 +34,8 @@ class SinkhornDivergence(Discrepancy):
     times ``reach`` away is not transported (between two atoms at the distance :math:`d` about
     :math:`e^{-d^2 / (4\, \text{reach}^2)}` of it is).
 
-    Potentials are those of a converged solve; derivatives of every order follow from the equations that they obey (T7).
+    Potentials are those of a converged solve; derivatives of every order follow from the equations that they obey (implicit
+    differentiation, T7).
 
     Parameters
     ----------

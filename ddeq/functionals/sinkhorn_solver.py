@@ -3,7 +3,7 @@ r"""Solves for the potentials of entropic transport: Newton's method along a fal
 Let ``c`` be the masses that the plan of a potential gives to the atoms, and ``-J`` the derivative of the residual. Then
 ``diag(c) J`` is symmetric and positive semidefinite, :math:`\mathrm{diag}(c) - \tau^2\pi^\top\mathrm{diag}(r)^{-1}\pi` between
 two measures, :math:`\mathrm{diag}(c) + \tau\pi` between a measure and itself, with the plan :math:`\pi` and its other marginal
-``r`` (T3).
+``r`` (the catalogue, T3).
 """
 
 from __future__ import annotations

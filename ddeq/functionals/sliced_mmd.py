@@ -20,7 +20,7 @@ __all__ = ["SlicedMMD"]
 
 
 class SlicedMMD(SlicedDiscrepancy):
-    r"""Half the squared MMD with a Riesz kernel from a target :math:`\nu`, as a mean over projections (T11).
+    r"""Half the squared MMD with a Riesz kernel from a target :math:`\nu`, as a mean over projections (slicing, T11).
 
     .. math:: F(\mu) = \frac{c_{d,r}}{L} \sum_{l=1}^L \tfrac12 \mathrm{MMD}_r^2(\theta_l \cdot \mu, \theta_l \cdot \nu)
               \;\approx\; \tfrac12 \mathrm{MMD}_r^2(\mu, \nu), \qquad

@@ -26,9 +26,9 @@ class SlicedWasserstein(SlicedDiscrepancy):
     .. math:: \nabla_W F(\mu)(x) = \frac1L \sum_l \phi_l'(\theta_l \cdot x)\, \theta_l, \qquad
               \phi_l'(s) = s - T_l(s) \;(p = 2), \quad \text{the mean of } \operatorname{sign}(s - t) \;(p = 1),
 
-    with Kantorovich potentials :math:`\phi_l` and barycentric maps :math:`T_l` between the projections (T3). So ``p = 2`` is
-    :math:`\frac12 \mathrm{SW}_2^2`, and ``p = 1`` the mean of :math:`W_1` without a factor. It takes
-    :math:`O(L N \log N)` time and :math:`O(N)` memory. Masses must agree, and are divided out (T2).
+    with Kantorovich potentials :math:`\phi_l` and barycentric maps :math:`T_l` between the projections (the catalogue, T3). So
+    ``p = 2`` is :math:`\frac12 \mathrm{SW}_2^2`, and ``p = 1`` the mean of :math:`W_1` without a factor. It takes :math:`O(L N
+    \log N)` time and :math:`O(N)` memory. Masses must agree, and are divided out (first variations, T2).
 
     Parameters
     ----------

@@ -32,7 +32,8 @@ class Wasserstein(Discrepancy):
     with the Kantorovich potential :math:`\phi`, off the atoms its c-transform
     :math:`\phi(x) = \min_j \tfrac12 |x - y_j|^2 - \psi_j`, and the barycentric map
     :math:`T(x_i) = \sum_j \pi_{ij} y_j / w_i` of the mass that lies at :math:`x_i`. Masses must agree, and are divided out
-    (T2): the value is that of the probabilities, and the potential and the gradient are those above divided by the mass.
+    (first variations, T2): the value is that of the probabilities, and the potential and the gradient are those above divided
+    by the mass.
 
     Parameters
     ----------
@@ -58,8 +59,8 @@ class Wasserstein(Discrepancy):
     The linear programs are solved on the CPU in double precision, one measure of the batch after the other: about
     :math:`O(N^3)` time and :math:`O(N^2)` memory. Where the plan is unique and no partial sums of weights of both measures
     agree, derivatives of first and second order in points and weights of both are right. Else, as always for equal weights
-    and equal numbers, potentials are not unique, and those of the solver are taken (T3).
-    Between Gaussians the distance is known in closed form (T13).
+    and equal numbers, potentials are not unique, and those of the solver are taken (the catalogue, T3).
+    Between Gaussians the distance is known in closed form (Gaussians, T13).
 
     References
     ----------

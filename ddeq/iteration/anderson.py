@@ -25,8 +25,9 @@ class Anderson(Solver):
 
     where :math:`q_i = \Delta r_i` for type II, which is least squares, and :math:`q_i = \Delta z_i` for type I. The
     coefficients depend on inner products in :math:`L^2(\mu)` only, so the iterates commute with permuting and splitting atoms
-    and with atoms of mass zero (T9). Unknowns are scaled before the equations are solved, and ``ridge`` is added to the
-    unit diagonal of their normal equations: the regularisation follows the scale of the residuals and vanishes with them.
+    and with atoms of mass zero (equivariant acceleration, T9). Unknowns are scaled before the equations are solved, and
+    ``ridge`` is added to the unit diagonal of their normal equations: the regularisation follows the scale of the residuals and
+    vanishes with them.
 
     A sample whose residual grows to ``restart`` times its least one, or whose image is not finite, goes back to its best
     iterate, takes half a plain step from there (a quarter if that did not help, and so on) and forgets its history. One that

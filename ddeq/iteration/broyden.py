@@ -20,10 +20,11 @@ class Broyden(Solver):
               B_{j+1} = B_j + \frac{(\Delta g_j - B_j \Delta z_j)\, \Delta z_j^*}{|\Delta z_j|^2}, \qquad
               B_0 = -\tfrac1\beta I, \quad \beta = 1 - \text{damping},
 
-    where :math:`s^* a = \langle s, a\rangle_{L^2(\mu)}`, so that the iterates depend on the measure alone (T9). The last
-    ``memory`` updates are applied in their compact form (T9): :math:`z_{k+1} = z_k + \beta r_k - \sum_j \gamma_j (\Delta z_j
-    + \beta \Delta r_j)` as in `Anderson`, with :math:`(\Delta z_i^* \Delta r_j + \tfrac1\beta [i > j]\, \Delta z_i^* \Delta
-    z_j)\, \gamma = \Delta z_i^* r_k`. Dropping the oldest update gives Broyden's matrix of those that are left.
+    where :math:`s^* a = \langle s, a\rangle_{L^2(\mu)}`, so that the iterates depend on the measure alone (equivariant
+    acceleration, T9). The last ``memory`` updates are applied in their compact form (equivariant acceleration, T9):
+    :math:`z_{k+1} = z_k + \beta r_k - \sum_j \gamma_j (\Delta z_j + \beta \Delta r_j)` as in `Anderson`, with :math:`(\Delta
+    z_i^* \Delta r_j + \tfrac1\beta [i > j]\, \Delta z_i^* \Delta z_j)\, \gamma = \Delta z_i^* r_k`. Dropping the oldest update
+    gives Broyden's matrix of those that are left.
 
     Parameters
     ----------

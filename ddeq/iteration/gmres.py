@@ -25,7 +25,7 @@ def gmres(
     r"""Solve :math:`A x = b`, minimising :math:`|b - A x|` over Krylov spaces in an inner product.
 
     Samples stop each by itself. With the inner product of :math:`L^2(\mu)` and an operator that is measure consistent the
-    iterates depend on the measure alone (T9). Of the basis only ``restart`` vectors are kept.
+    iterates depend on the measure alone (equivariant acceleration, T9). Of the basis only ``restart`` vectors are kept.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ class AdjointReport:
 
 @dataclass(frozen=True)
 class Implicit(AttachedAdjoint):
-    r"""Exact derivatives of every order by the implicit-function rule (T7), at constant memory.
+    r"""Exact derivatives of every order by the implicit-function rule (implicit differentiation, T7), at constant memory.
 
     .. math:: \bar\theta = (\partial_\theta g)^\top u, \qquad J^\top u + \bar z = 0, \quad J = \partial_z g(z^*, \theta).
 
@@ -102,7 +102,8 @@ class Implicit(AttachedAdjoint):
         linear = equation.linear_solver(z, status)
         if linear is None:
             linear = _ByMethod(self, equation.inner, status, replace(self.stop or stop, metric=None))
-        tied: Tensor = _Implicit.apply(equation, linear, self.on_failure, True, z.detach(), *equation.tensors)  # type: ignore[no-untyped-call]
+        options = equation, linear, self.on_failure, True
+        tied: Tensor = _Implicit.apply(*options, z.detach(), *equation.tensors)  # type: ignore[no-untyped-call]
         return tied
 
 

@@ -19,7 +19,7 @@ DIVERGENCE = 1e8
 class InnerProduct:
     r"""The inner product of :math:`L^2(\mu)`, :math:`\langle a, b\rangle = \sum_i w_i\, a_i \cdot b_i`, or its dual.
 
-    What a method computes from inner products depends on the measure alone (covariance of solvers, T9). Cotangents carry the
+    What a method computes from inner products depends on the measure alone (equivariant acceleration, T9). Cotangents carry the
     masses of their atoms; their inner product, the `dual`, divides by them.
     """
 

@@ -121,9 +121,9 @@ def minimal_residual(
 ) -> LeastSquares:
     r"""Minimise :math:`|b - A x|` for an operator that is self-adjoint in an inner product, definite or not (MINRES).
 
-    Of a singular equation it gives the solution of least squares and least norm, :math:`x = A^+ b` (T16). What is left of
-    :math:`b` is then its part in the kernel; this is how a singular equation is told from one that takes long. Samples stop
-    each by itself.
+    Of a singular equation it gives the solution of least squares and least norm, :math:`x = A^+ b` (equilibria, T16). What is
+    left of :math:`b` is then its part in the kernel; this is how a singular equation is told from one that takes long. Samples
+    stop each by itself.
 
     Parameters
     ----------

@@ -107,7 +107,7 @@ class NewtonKrylov(Solver):
         direction, linear = self._directions(equation, base, residual, state, forcing, taken)
         direction = choose(plain, residual, direction)
         length = torch.where(plain, 0.5 ** (failures - 1.0).clamp_min(0.0), length)
-        lost = active & ~torch.isfinite(size) & (failures > TRIES)
+        diverged = active & ~torch.isfinite(size) & (failures > TRIES)
         following = NewtonState(
             base=base,
             residual=residual,
@@ -123,7 +123,7 @@ class NewtonKrylov(Solver):
             base + length.reshape(*length.shape, *(1,) * (z.ndim - length.ndim)) * direction,
             following,
             evaluations=0 if linear is None else linear.evaluations,
-            status=torch.where(lost, Status.DIVERGED.value, -1),
+            status=torch.where(diverged, Status.DIVERGED.value, -1),
         )
 
     def _directions(

@@ -17,14 +17,14 @@ __all__ = ["Picard"]
 class Picard(Solver):
     r"""Damped fixed-point iteration, :math:`z_{k+1} = (1 - a) \Phi(z_k) + a z_k` (Krasnoselskii and Mann).
 
-    Converges at rate :math:`a + (1 - a) L` if the map is an :math:`L`-contraction (T8); cycles on rotations, where
+    Converges at rate :math:`a + (1 - a) L` if the map is an :math:`L`-contraction (error bounds, T8); cycles on rotations, where
     `Anderson` does not.
 
     With ``coupling="optimal"`` an atom is averaged not with its own image but with what the optimal coupling of
     :math:`\mu_k` and :math:`\Phi(\mu_k)` sends it to: the step moves along the geodesic between the two measures, and is
-    zero where they agree. That is for maps whose fixed point is one as a measure only (T4): their images are the same
-    atoms in another order, averaging with which would mix them up. The solve then needs a metric that does not ask for the
-    order either, such as ``Stop(metric=Wasserstein)``.
+    zero where they agree. That is for maps whose fixed point is one as a measure only (fixed-point discrepancy, T4): their
+    images are the same atoms in another order, averaging with which would mix them up. The solve then needs a metric that does
+    not ask for the order either, such as ``Stop(metric=Wasserstein)``.
 
     Parameters
     ----------

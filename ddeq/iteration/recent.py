@@ -15,14 +15,14 @@ __all__ = ["Recent"]
 class Recent:
     """The most recent rows ``(*batch, k, size)``, oldest first. Immutable: `appended` gives another one.
 
-    Rows lie in a buffer with room for further ones. Whoever appends first from a given end writes behind it, where no earlier
-    `Recent` looks; anyone else gets a buffer of their own. As a pytree it is its `rows`.
+    Rows lie in a buffer with free space behind them. The first call of `appended` from a given end writes there, where no earlier
+    `Recent` looks; any other call gets a buffer of its own. As a pytree it is its `rows`.
     """
 
-    __slots__ = ("_end", "_room", "rows")
+    __slots__ = ("_buffer", "_end", "rows")
 
-    def __init__(self, rows: Tensor, room: _Room | None = None, end: int = 0) -> None:
-        self.rows, self._room, self._end = rows, room, end
+    def __init__(self, rows: Tensor, buffer: _Buffer | None = None, end: int = 0) -> None:
+        self.rows, self._buffer, self._end = rows, buffer, end
 
     @classmethod
     def empty(cls, like: Tensor, size: int) -> Recent:
@@ -37,28 +37,28 @@ class Recent:
         kept = self.rows[..., max(0, self.rows.shape[-2] + 1 - most) :, :]
         if torch.is_grad_enabled():
             return Recent(torch.cat([kept, row(None).unsqueeze(-2)], -2))
-        room, end = self._room, self._end
-        if room is None or not room.is_free(end):
-            room, end = _Room(kept, most + max(4, most // 2)), kept.shape[-2]
-            room.is_free(end)
-        place = room.buffer[..., end, :]
+        buffer, end = self._buffer, self._end
+        if buffer is None or not buffer.is_free(end):
+            buffer, end = _Buffer(kept, most + max(4, most // 2)), kept.shape[-2]
+            buffer.is_free(end)
+        place = buffer.numbers[..., end, :]
         written = row(place)
         if written is not place:
             place.copy_(written)
-        return Recent(room.buffer[..., end - kept.shape[-2] : end + 1, :], room, end + 1)
+        return Recent(buffer.numbers[..., end - kept.shape[-2] : end + 1, :], buffer, end + 1)
 
 
-class _Room:
+class _Buffer:
     """A buffer that begins with some rows."""
 
     def __init__(self, rows: Tensor, capacity: int) -> None:
         count = rows.shape[-2]
-        self.buffer = rows.new_empty(*rows.shape[:-2], capacity, rows.shape[-1])
-        self.buffer[..., :count, :] = rows
+        self.numbers = rows.new_empty(*rows.shape[:-2], capacity, rows.shape[-1])
+        self.numbers[..., :count, :] = rows
         self._capacity, self._next = capacity, itertools.count(count)  # counts atomically, whatever the threads
 
     def is_free(self, place: int) -> bool:
-        """Whether nobody has written there yet; then the place is the caller's."""
+        """Whether nothing was written there yet; then the place belongs to the caller."""
         return place < self._capacity and next(self._next) == place
 
 

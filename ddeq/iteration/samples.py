@@ -143,16 +143,16 @@ class Samples(NamedTuple):
         What is not finite or too large is no solution, and for the method to deal with. Nor is a point far away whose residual
         is small next to it only because it is far away: where there is no fixed point, extrapolation leads there.
         """
-        ratio, wild = extent / self.changed_extent, ~(extent <= self.limit)
+        ratio, too_large = extent / self.changed_extent, ~(extent <= self.limit)
         far = ratio > FAR
-        if agreed(~(wild | far)):
+        if agreed(~(too_large | far)):
             changed = (norm <= 0.5 * self.changed_norm) | (norm >= 2.0 * self.changed_norm)
             return relative, extent, self._changed(changed, norm, extent)
-        drowned = self.changed_norm < 100.0 * torch.finfo(extent.dtype).eps * extent  # the residual would be rounding there
-        lost = wild | (far & (drowned | (norm * ratio > FAR * self.changed_norm)))
-        changed = ~lost & ((norm <= 0.5 * self.changed_norm) | (~far & (norm >= 2.0 * self.changed_norm)))
+        rounding = self.changed_norm < 100.0 * torch.finfo(extent.dtype).eps * extent  # all that the residual would be there
+        rejected = too_large | (far & (rounding | (norm * ratio > FAR * self.changed_norm)))
+        changed = ~rejected & ((norm <= 0.5 * self.changed_norm) | (~far & (norm >= 2.0 * self.changed_norm)))
         samples = self._changed(changed, norm, extent)
-        return torch.where(lost, torch.inf, relative), torch.where(wild, 0.0, extent), samples
+        return torch.where(rejected, torch.inf, relative), torch.where(too_large, 0.0, extent), samples
 
     def _changed(self, changed: Tensor, norm: Tensor, extent: Tensor) -> Samples:
         if agreed(changed):

@@ -139,8 +139,8 @@ def secant_step(
         if back is not None:
             retreat = choose(back > 0.0, state.best + _over(back, z) * leap, retreat)
         proposal = choose(good, proposal, retreat)
-        lost = ~good & ~torch.isfinite(size) & (returns > RETURNS)
-        status = torch.where(lost, Status.DIVERGED.value, -1)
+        diverged = ~good & ~torch.isfinite(size) & (returns > RETURNS)
+        status = torch.where(diverged, Status.DIVERGED.value, -1)
     return Step(proposal, following, status=status, to_image=all_good and not damping and not state.step)
 
 

@@ -32,7 +32,7 @@ class Solution:
     """Evaluations on the batch: of the map and of derivatives within a solver, or of the gradient and of products with its
     derivative."""
     error_bound: Tensor
-    r"""``(*batch,)``: bound or estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - L)` of the distance to the fixed point (T8).
+    r"""``(*batch,)``: bound or estimate :math:`|\Phi(\mu) - \mu|_{L^2(\mu)} / (1 - L)` of the distance to the fixed point.
 
     A *bound*, up to rounding, where the map declares an upper bound ``lipschitz`` of its Lipschitz constant in
     :math:`L^2(\mu)`, as `ddeq.nn.ContractiveCell` does: then :math:`L` is that number. Else an *estimate* with the largest

@@ -152,7 +152,8 @@ class Matern(_Bandwidths):
 
     .. math:: k_{1/2} = e^{-t}, \qquad k_{3/2} = (1 + t)\,e^{-t}, \qquad k_{5/2} = (1 + t + t^2/3)\,e^{-t} .
 
-    ``Matern(0.5, h)`` is the Laplace kernel. For :math:`\nu \ge 3/2` the kernel is twice differentiable at :math:`x = y` (T18).
+    ``Matern(0.5, h)`` is the Laplace kernel. For :math:`\nu \ge 3/2` the kernel is twice differentiable at :math:`x = y`
+    (kernels, T18).
 
     Parameters
     ----------

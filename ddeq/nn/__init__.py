@@ -1,10 +1,10 @@
 """Measure-consistent networks: attention, pooling, encoders, the equilibrium cell, and DDEQs.
 
-Every layer is a function of measures (T1): it weighs atoms by their mass, so that splitting an atom, or padding with
-atoms of mass zero, changes nothing. `EquilibriumCell` is held to contract by a penalty, `ContractiveCell` contracts by
-construction and bears a certificate. `DDEQ` puts an encoder, a cell and a reference together; `Classifier` reads its
-equilibrium. `InducedSetEncoder` sees the input as a whole, `LocalEncoder` its geometry around each atom. `build` makes models
-from configurations, `load_pretrained` gives those that come with the library.
+Every layer is a function of measures (measure consistency, T1): it weighs atoms by their mass, so that splitting an atom, or
+padding with atoms of mass zero, changes nothing. `EquilibriumCell` is held to contract by a penalty, `ContractiveCell`
+contracts by construction and bears a certificate. `DDEQ` puts an encoder, a cell and a reference together; `Classifier` reads
+its equilibrium. `InducedSetEncoder` sees the input as a whole, `LocalEncoder` its geometry around each atom. `build` makes
+models from configurations, `load_pretrained` gives those that come with the library.
 """
 
 from ddeq.nn.attention import KeysAndValues, MeasureAttention, measure_attention

@@ -25,7 +25,8 @@ def measure_attention(
 
     .. math:: \frac{\sum_j w_j e^{\ell_{ij}} v_j}{\sum_j w_j e^{\ell_{ij}}}, \qquad \ell_{ij} = q_i \cdot k_j / \sqrt{k} .
 
-    Derivatives in the weights are right also at mass zero, where a bias of :math:`\log w_j` would give NaN (T2).
+    Derivatives in the weights are right also at mass zero, where a bias of :math:`\log w_j` would give NaN (first variations,
+    T2).
 
     Parameters
     ----------

@@ -28,9 +28,9 @@ def coarsen(mu: DiscreteMeasure, count: int, bandwidth: float) -> Coarse:
 
     .. math:: \sum_k m_k \delta_{c_k}, \qquad m_k = \sum_j w_j \frac{k_h(c_k - x_j)}{\sum_l k_h(c_l - x_j)}
 
-    with a Gaussian kernel of this ``bandwidth``. It is a function of the measure (T1): the centres depend on the support alone
-    and not on the order of the atoms, and all mass goes somewhere. A measure of fewer atoms than ``count`` has its first
-    centre again, with mass zero, in the places that are left.
+    with a Gaussian kernel of this ``bandwidth``. It is a function of the measure (measure consistency, T1): the centres depend
+    on the support alone and not on the order of the atoms, and all mass goes somewhere. A measure of fewer atoms than ``count``
+    has its first centre again, with mass zero, in the places that are left.
 
     Parameters
     ----------

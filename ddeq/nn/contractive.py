@@ -66,8 +66,8 @@ def interaction(
     .. math:: (K v)_i = \sum_j w_j \frac{k_{ij}}{\sqrt{d_i d_j}}\, v_j , \qquad k_{ij} = e^{\ell_{ij}} , \quad
               d_i = \sum_j w_j k_{ij} .
 
-    A linear operator of norm one on :math:`L^2(\mu)` (T8). Softmax attention, which is normalised on one side, has no such
-    bound: where all attend to one atom of mass :math:`w`, its norm is :math:`w^{-1/2}`.
+    A linear operator of norm one on :math:`L^2(\mu)` (error bounds, T8). Softmax attention, which is normalised on one side,
+    has no such bound: where all attend to one atom of mass :math:`w`, its norm is :math:`w^{-1/2}`.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class ContractiveCell(nn.Module):
     (multi-head), the activation :math:`\phi(x) = \log(1 + e^{x + 2}) - \log(1 + e^2)` of slopes in :math:`(0, 1)`, and biases
     :math:`b` that depend on the marks and, by attention and an `MLP`, on the context. Each layer is non-expansive, so
     :math:`\Phi` has the Lipschitz constant :math:`c` at fixed weights and marks, its dependence on the measure included
-    (T8): there is one fixed point, Picard's iteration converges to it at the rate :math:`c` from any start, and
+    (error bounds, T8): there is one fixed point, Picard's iteration converges to it at the rate :math:`c` from any start, and
     ``error_bound`` of a solution is a bound.
 
     All of the network that sees the context is outside of the loop, so that an evaluation costs three products with matrices
@@ -128,7 +128,7 @@ class ContractiveCell(nn.Module):
     width
         Dimension of the points.
     mark_dim
-        Dimension of the marks; 0 for none, and then all atoms end in one place (T5).
+        Dimension of the marks; 0 for none, and then all atoms end in one place (collapse, T5).
     heads
         Heads of attention and interaction; divides ``width``.
     layers

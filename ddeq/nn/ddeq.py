@@ -27,7 +27,7 @@ WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
 
 
 class CollapseWarning(UserWarning):
-    """Atoms without marks end in one point where the cell contracts (T5)."""
+    """Atoms without marks end in one point where the cell contracts (collapse, T5)."""
 
 
 class DDEQ(nn.Module):

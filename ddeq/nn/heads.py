@@ -100,7 +100,7 @@ class Completer(Head):
 
     An `MLP` :math:`f` takes each atom, with its mark, to its place; :math:`s` is the share of the completed measure's mass
     that was missing. The known measure stays as it is. With a `GaussianReference` the equilibrium has any number of atoms,
-    and more of them sample the same completion more finely (T6).
+    and more of them sample the same completion more finely (marks, T6).
 
     Parameters
     ----------

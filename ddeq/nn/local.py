@@ -16,7 +16,8 @@ class LocalConvolution(nn.Module):
     .. math:: g_i = b + \sum_\alpha A_\alpha \sum_j (P_\alpha)_{ij} f_j
 
     with the matrices :math:`P_\alpha` of `ddeq.reductions.local_operators` and learned :math:`A_\alpha`. A function of the
-    measure (T1), equivariant under translations (T19); it goes from the atoms of one measure to any points.
+    measure (measure consistency, T1), equivariant under translations (local geometry, T19); it goes from the atoms of one
+    measure to any points.
 
     Parameters
     ----------

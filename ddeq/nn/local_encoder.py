@@ -30,7 +30,8 @@ class LocalEncoder(nn.Module):
     4. The keys and values of the cell are projected from what is there at the end. Its supremum over the support and its mean
        say what the input is as a whole: the shift, normalised, and the gain of the `Context`.
 
-    All of it are functions of the measure (T1), equivariant under translations but for the features of places (T19).
+    All of it are functions of the measure (measure consistency, T1), equivariant under translations but for the features of
+    places (local geometry, T19).
 
     Parameters
     ----------

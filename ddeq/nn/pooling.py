@@ -25,7 +25,7 @@ class MeanPooling(nn.Module):
 
 
 class MaxPooling(nn.Module):
-    """Supremum of features over the support: atoms of mass zero do not count. It has no derivative in the weights (T2).
+    """Supremum of features over the support. It has no derivative in the weights (first variations, T2).
 
     References
     ----------

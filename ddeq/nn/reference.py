@@ -30,7 +30,7 @@ class Reference(Protocol):
 
 
 class LearnedReference(nn.Module):
-    """``n`` atoms with learned marks (T6): each atom learns what to look for.
+    """``n`` atoms with learned marks (marks, T6): each atom learns what to look for.
 
     They start at standard Gaussian points that are drawn once and stay: not learned, since no equilibrium depends on them.
 
@@ -41,7 +41,7 @@ class LearnedReference(nn.Module):
     dim
         Dimension of the points.
     mark_dim
-        Dimension of the marks; 0 for none, and then an equivariant contraction collapses to one point (T5).
+        Dimension of the marks; 0 for none, and then an equivariant contraction collapses to one point (collapse, T5).
 
     Raises
     ------
@@ -77,7 +77,7 @@ class LearnedReference(nn.Module):
 
 
 class GaussianReference(nn.Module):
-    """Atoms at standard Gaussian points with independent standard Gaussian marks, any number of them (T6).
+    """Atoms at standard Gaussian points with independent standard Gaussian marks, any number of them (marks, T6).
 
     Without a generator they are drawn from ``seed`` each time, so that the same input gives the same result; all
     samples of a batch share them, so that none depends on its neighbours.

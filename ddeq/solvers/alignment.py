@@ -1,4 +1,4 @@
-"""Which atom of a measure is the image of which, for measures that are fixed as measures only (T7)."""
+"""Which atom of a measure is the image of which, for measures that are fixed as measures only (implicit differentiation, T7)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def alignment(
 
     .. math:: R_{ji} = \pi_{ij} / w_j ,
 
-    the inverse of :math:`P = \pi / w` on displacements that are equal on coincident atoms (T7): :math:`R\Phi` is a map of
-    which :math:`z` is a fixed point atom by atom, so that every adjoint applies to it as it is. Coincident atoms share what
-    comes to their place in proportion to their masses; atoms of mass zero keep their own images.
+    the inverse of :math:`P = \pi / w` on displacements that are equal on coincident atoms (implicit differentiation, T7):
+    :math:`R\Phi` is a map of which :math:`z` is a fixed point atom by atom, so that every adjoint applies to it as it is.
+    Coincident atoms share what comes to their place in proportion to their masses; atoms of mass zero keep their own images.
 
     Parameters
     ----------

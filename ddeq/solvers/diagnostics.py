@@ -30,7 +30,8 @@ def spectral_radius(
     :math:`J` is far from normal. Picard's iteration converges near a fixed point iff the radius is below one.
 
     A field in :math:`L^2(\mu)` has one value in each place: atoms of the same mark that coincide count as one, those of
-    mass zero do not count, and what is found depends on the measure alone (T1), but for the random first direction.
+    mass zero do not count, and what is found depends on the measure alone (measure consistency, T1), but for the random first
+    direction.
 
     Parameters
     ----------
@@ -140,7 +141,8 @@ def effective_support(mu: DiscreteMeasure, resolution: float = 1e-3) -> Float[Te
     mu
         The measures.
     resolution
-        The bandwidth of :math:`k` in units of the size of the points. Splitting an atom changes nothing (T1).
+        The bandwidth of :math:`k` in units of the size of the points. Splitting an atom changes nothing (measure consistency,
+        T1).
 
     References
     ----------

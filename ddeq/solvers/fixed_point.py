@@ -68,7 +68,8 @@ def fixed_point(
         Tolerances and most steps. A sample is CONVERGED at the first iterate whose residual is at most ``rtol``. (Solvers that
         extrapolate do not accept an iterate far away whose residual is small only relative to how far away it is.) With
         a metric, such as ``Stop(metric=MMD)``, the residual is :math:`\sqrt{D(\mu, \Phi(\mu)) / D(0_\#\mu, \Phi(\mu))}`,
-        which does not ask which atom goes where; it sees half as many digits, and may be small far from a fixed point (T4).
+        which does not ask which atom goes where; it sees half as many digits, and may be small far from a fixed point
+        (fixed-point discrepancy, T4).
     adjoint
         How gradients flow: `Implicit`, `Phantom`, `OneStep`, `Unrolled`. They reach the parameters of the module, tensors
         in ``args``, ``mu0.weights`` and ``mu0.marks``.

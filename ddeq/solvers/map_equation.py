@@ -107,8 +107,8 @@ class MapEquation(Equation):
         return torch.where(finite & mu.support().unsqueeze(-1), coupled, residual)
 
     def matched(self, z: Tensor, status: Tensor, tolerance: float) -> tuple[MapEquation, Tensor]:
-        """The equation with images matched to the atoms ``z``, unless they are within the ``tolerance`` already, and how far apart
-        they are then; ``status`` is that of each sample."""
+        """The equation with images matched to the atoms ``z``, unless they are within the ``tolerance`` already, and how far
+        apart they are then; ``status`` is that of each sample."""
         with torch.no_grad():
             z, usable = z.detach(), status != Status.DIVERGED.value
             image = z + self.residual(z)

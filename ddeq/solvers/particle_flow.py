@@ -40,8 +40,8 @@ class ParticleFlow(Solver):
     stepper
         How the flow steps, such as ``Euler(step_size=1.0)``.
     target
-        ``"moving"`` descends :math:`G`, through the derivative of the map (T4), at one more evaluation per step;
-        ``"frozen"`` takes the image as a fixed target in each step and needs no derivative of the map.
+        ``"moving"`` descends :math:`G`, through the derivative of the map (fixed-point discrepancy, T4), at one more evaluation
+        per step; ``"frozen"`` takes the image as a fixed target in each step and needs no derivative of the map.
     bandwidth
         A number, or a schedule: function of the number of the step, such as ``lambda k: max(0.1, 2 * 0.95**k)``. Large
         bandwidths see how far atoms have to go, small ones see them apart.

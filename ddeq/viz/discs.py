@@ -55,7 +55,7 @@ def merged(
 
 
 def discs(mu: DiscreteMeasure) -> Discs:
-    """The discs of a single measure: atoms at the same place share one, atoms of mass zero have none (T1)."""
+    """The discs of a single measure: atoms at the same place share one, atoms of mass zero none (measure consistency, T1)."""
     mu = mu.detach().to("cpu", torch.float64).normalized()
     live = mu.support().nonzero().squeeze(-1)
     places, shares, first = merged(mu.points[live], mu.weights[live, None])

@@ -38,7 +38,8 @@ from ddeq.solvers import Picard, Stop
 
 rate, mu = torch.tensor(0.99, requires_grad=True), DiscreteMeasure(torch.zeros(1, 1))
 for steps in range(5, 25):
-    solution = fixed_point(lambda mu, a: mu.push_forward(lambda z: a * z + 1), mu, rate, solver=Picard(), stop=Stop(max_steps=steps))
+    map = lambda mu, a: mu.push_forward(lambda z: a * z + 1)
+    solution = fixed_point(map, mu, rate, solver=Picard(), stop=Stop(max_steps=steps))
     solution.measure.points.sum().backward()
 """
 
@@ -49,7 +50,7 @@ def test_a_warning_in_a_loop_is_shown_once_however_its_numbers_change():
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     shown = [line for line in done.stderr.splitlines() if "UnconvergedWarning" in line]
     assert len(shown) == 1
-    assert shown[0].startswith("<string>:9: UnconvergedWarning: some fixed points did not converge")
+    assert shown[0].startswith("<string>:10: UnconvergedWarning: some fixed points did not converge")
 
 
 def test_a_warning_points_to_the_users_line_and_has_its_numbers():

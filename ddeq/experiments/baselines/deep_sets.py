@@ -20,8 +20,8 @@ class DeepSets(Baseline):
     r"""Layers :math:`x_i \mapsto \tanh(\Gamma (x_i - \operatorname{pool}_j x_j) + \beta)`, a pooling, a layer, logits.
 
     The network of the paper for ModelNet40: three equivariant layers of 256 features, a layer of 256 on the pooled features,
-    tanh everywhere, dropout before and after that layer. With mean pooling it is a function of the measure (T1), with
-    max pooling a function of its support; either way without ``use_weights``.
+    tanh everywhere, dropout before and after that layer. With mean pooling it is a function of the measure (measure
+    consistency, T1), with max pooling a function of its support; either way without ``use_weights``.
 
     Parameters
     ----------

@@ -18,8 +18,8 @@ class SetTransformer(Baseline):
     """Blocks in which learned points gather from the atoms and the atoms from them, then one learned query, then logits.
 
     The attention blocks are those of our own networks: they weigh atoms by their mass, so that this is a function of the
-    measure (T1) without ``use_weights``; for equal weights it is the paper's attention. Layer norms come before attention
-    and MLP, not after them as in the paper, and the MLPs have a hidden layer.
+    measure (measure consistency, T1) without ``use_weights``; for equal weights it is the paper's attention. Layer norms come
+    before attention and MLP, not after them as in the paper, and the MLPs have a hidden layer.
 
     Parameters
     ----------
