@@ -109,7 +109,7 @@ class AdaptiveEuler(Stepper):
 
     def _first_trial(self, equation: Descent, x: Tensor, v: Tensor, state: _State) -> Tensor:
         first = torch.isnan(state.velocity).flatten(state.tau.ndim).any(-1)
-        longest = torch.where(first, 1.0, GROWTH[self.rule]) * state.tau
+        longest = torch.where(first, state.tau, GROWTH[self.rule] * state.tau)
         if self.rule == "armijo":
             return longest
         s, y = x - state.points, state.velocity - v

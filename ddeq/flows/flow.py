@@ -176,7 +176,7 @@ def flow(
     clock = _clock(outcome.durations[:end], outcome.steps, mu0, before)
     left = Remains(
         taken=first + end,
-        memory=_whole_state(outcome, method, equation),
+        memory=remains.memory if outcome.state is None else _whole_state(outcome, method, equation),
         scale=remains.scale if stop is None or watches_energy else outcome.scale,
         generator_state=outcome.generator_state,
     )

@@ -37,7 +37,6 @@ from ddeq.iteration import (
 )
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.messages import warn
-from ddeq.ranks import gathered, is_sharded, placed_like, summed
 from ddeq.reductions.backend import blocks_are_below
 
 __all__ = ["potential_between", "potential_within"]
@@ -136,8 +135,7 @@ class PotentialEquation(Equation):
         return z
 
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
-        square = summed((self.at.weights * (residual / self.transport.epsilon).square()).sum(-1))
-        error = (square / self.at.mass()).sqrt()
+        error = self.inner.norm(residual / self.transport.epsilon) / self.at.mass().sqrt()
         return Sizes(error, self.leeway * torch.ones_like(error))
 
     def masses(self, z: Tensor, residual: Tensor) -> Tensor:
@@ -154,7 +152,7 @@ class PotentialEquation(Equation):
         m, n = self.at.n, self.other.n
         numbers = m * (n + m)
         every = self.at.weights[..., 0].numel() * numbers
-        dense = numbers <= DENSE_UP_TO and not blocks_are_below(every) and not is_sharded(z)
+        dense = numbers <= DENSE_UP_TO and not blocks_are_below(every) and not self.inner.is_sharded
         with torch.no_grad():
             return _SelfAdjointSolver(masses, self.symmetric(z, masses) if dense else None, self.singular, rtol)
 
@@ -167,11 +165,12 @@ class PotentialEquation(Equation):
             levels = ((diameter / blur).log() / -math.log(SHRINK)).nan_to_num(posinf=0.0, neginf=0.0).ceil()
             for level in range(int(levels.max()) if levels.numel() else 0, 0, -1):
                 larger = self.with_transport(replace(self.transport, blur=blur / SHRINK**level))
-                begun = placed_like((levels >= level).unsqueeze(-1), z)
+                begun = self.inner.per_sample((levels >= level).unsqueeze(-1))
                 z = torch.where(begun, larger._by_newton(z, LEVEL).value, z)
         eps = torch.finfo(z.dtype).eps
         stop = replace(stop, rtol=max(stop.rtol, eps), atol=0.0)
-        self.leeway = placed_like((32 * eps * diameter.square() / self.transport.epsilon / stop.rtol).clamp_min(1.0), z)
+        leeway = (32 * eps * diameter.square() / self.transport.epsilon / stop.rtol).clamp_min(1.0)
+        self.leeway = self.inner.per_sample(leeway)
         outcome = self._by_newton(z, stop)
         z = outcome.value
         # The potential at an atom of mass zero is what the others make of it.
@@ -183,8 +182,8 @@ class PotentialEquation(Equation):
         highest, lowest = [], []
         for mu in (self.at, self.other):
             dead = ~mu.support().unsqueeze(-1)
-            highest.append(gathered(mu.points.masked_fill(dead, -torch.inf).amax(-2)))
-            lowest.append(gathered(mu.points.masked_fill(dead, torch.inf).amin(-2)))
+            highest.append(self.inner.everywhere(mu.points.masked_fill(dead, -torch.inf).amax(-2)))
+            lowest.append(self.inner.everywhere(mu.points.masked_fill(dead, torch.inf).amin(-2)))
         diameter: Tensor = torch.linalg.vector_norm(torch.maximum(*highest) - torch.minimum(*lowest), dim=-1)
         return diameter
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ddeq.ranks import all_true, gathered, placed_like, summed
+from ddeq.ranks import all_true, gathered, is_sharded, placed_like, summed
 
 __all__ = ["InnerProduct"]
 
@@ -91,6 +91,11 @@ class InnerProduct:
     def per_sample(self, number: Tensor) -> Tensor:
         """One number for each sample, ``()`` or ``(*batch,)``, as all ranks have it where fields are spread over ranks."""
         return placed_like(number, self.weights)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether fields are spread over ranks."""
+        return is_sharded(self.weights)
 
     @staticmethod
     def everywhere(t: Tensor) -> Tensor:

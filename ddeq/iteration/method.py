@@ -168,6 +168,10 @@ class Solver(Method[Equation]):
     needs_measures: ClassVar[bool] = False
     """Whether it solves equations on measures only, and not, for example, adjoint equations."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_declarations(cls, Solver)
+
 
 def check_state(method: Method[Any], state: Any, batch_shape: tuple[int, ...]) -> None:
     """Raise a `ValueError` unless every tensor of a method's state has one entry for each sample."""

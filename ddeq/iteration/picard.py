@@ -53,6 +53,11 @@ class Picard(Solver):
         if self.coupling not in ("index", "optimal"):
             raise ValueError(f"coupling: expected 'index' or 'optimal', got {self.coupling!r}")
 
+    @property
+    def needs_measures(self) -> bool:  # type: ignore[override]
+        """Whether it couples measures."""
+        return self.coupling == "optimal"
+
     def init(self, equation: Equation, at: Iterate) -> None:
         return None
 

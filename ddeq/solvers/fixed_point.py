@@ -25,7 +25,6 @@ from ddeq.iteration import (
 )
 from ddeq.iteration.samples import Measured
 from ddeq.measures import DiscreteMeasure, check_mass, middle
-from ddeq.ranks import check_not_sharded
 from ddeq.solvers.map_equation import Map, MapEquation
 from ddeq.solvers.metric import check_metric, relative_discrepancy
 
@@ -122,7 +121,6 @@ def fixed_point(
             "fixed_point cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
     _check_options(map, mu0, solver, stop, adjoint)
-    check_not_sharded("mu0", mu0.points)
     equation = MapEquation(map, mu0, args, in_dims)
     run = partial(
         iterate,
