@@ -37,6 +37,10 @@ def test_solvers_of_the_library_pass(solver):
     check_solver(solver)
 
 
+def test_optimal_coupling_passes():
+    check_solver(Picard(0.3, coupling="optimal"), converges=False, exact=False)
+
+
 @pytest.mark.parametrize("target", ["moving", "frozen"])
 def test_the_particle_flow_passes(target):
     solver = ParticleFlow(smooth, stepper=Euler(0.5), target=target)
