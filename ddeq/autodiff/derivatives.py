@@ -11,7 +11,7 @@ import torch._functorch.config
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["alias", "forward_levels", "gradient", "graph_leaves", "under_transforms"]
+__all__ = ["alias", "check_recordable", "forward_levels", "gradient", "graph_leaves", "under_transforms"]
 
 
 def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -23,8 +23,7 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         transformed: Tensor = torch.func.grad(lambda t: f(t).sum())(x)
         return transformed
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError("gradients of functionals need autograd, which torch.inference_mode() forbids; use torch.no_grad()")
+    check_recordable("a gradient")
     record = torch.is_grad_enabled()
     with torch.enable_grad():
         y = alias(x, record)
@@ -34,6 +33,12 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         (g,) = torch.autograd.grad(value.sum(), y, create_graph=record, materialize_grads=True)
     # A graph that leads to nothing but y would make every result of a loop depend on all before it, for no one's use.
     return g.detach() if record and not x.requires_grad and graph_leaves(g) <= {y} else g
+
+
+def check_recordable(what: str) -> None:
+    """Raise a `RuntimeError` with the remedy if autograd is off for good, although ``what`` needs it."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{what} needs autograd, which torch.inference_mode() forbids; use torch.no_grad()")
 
 
 def alias(x: Tensor, record: bool) -> Tensor:

@@ -24,7 +24,7 @@ from ddeq.iteration.krylov import conjugate_gradients
 from ddeq.kernels import Kernel
 from ddeq.measures import unchecked
 from ddeq.reductions import integrate_kernel
-from ddeq.reductions.backend import blocks_are_below
+from ddeq.reductions.settings import blocks_are_below
 
 __all__ = ["Gram", "RegularizedSystem"]
 

@@ -23,7 +23,7 @@ from ddeq.iteration import ConvergenceWarning, Evaluation, Outcome, Status, Stop
 from ddeq.iteration.krylov import conjugate_gradients
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.ranks import beside, is_sharded, whole
-from ddeq.reductions.backend import blocks_are_below
+from ddeq.reductions.settings import blocks_are_below
 
 __all__ = ["potential_between", "potential_within"]
 

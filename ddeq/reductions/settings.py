@@ -1,0 +1,162 @@
+"""Settings of the sums over pairs: which backend sums, and how many numbers a block of pairs may hold.
+
+Each setting has a default for the process, and ``with`` blocks override it in their own context: other threads and other
+asynchronous tasks keep theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Setting", "backend", "block_size", "blocks_are_below", "declare", "rows_per_block", "wanted_backend"]
+
+T = TypeVar("T")
+CACHED = 2**20
+"""Largest number of kernel values in a block on CPU: larger blocks leave its caches."""
+
+_lock = threading.Lock()
+_known: dict[str, None] = {"auto": None}
+
+
+class _Variable(Generic[T]):
+    """One setting: its default for the process, and the overrides of the ``with`` blocks that are open in this context."""
+
+    def __init__(self, name: str, default: T) -> None:
+        self.default: Setting[T] | None = None
+        self.overrides: ContextVar[tuple[T, ...]] = ContextVar(name, default=())
+        self._initial = default
+
+    def get(self) -> T:
+        overrides, default = self.overrides.get(), self.default
+        if overrides:
+            return overrides[-1]
+        return self._initial if default is None else default.value
+
+
+class Setting(Generic[T]):
+    """A value of a setting, as `backend` and `block_size` return it.
+
+    It is the default of the process from its creation on. As a context manager it holds within the ``with`` block only, for
+    the context that opened it: it then ceases to be the default.
+    """
+
+    def __init__(self, variable: _Variable[T], value: T) -> None:
+        self.value = value
+        self._variable, self._is_default = variable, True
+        with _lock:
+            self._before = variable.default
+            variable.default = self
+
+    def __enter__(self) -> Setting[T]:
+        with _lock:
+            self._is_default = False
+            default = self._variable.default
+            while default is not None and not default._is_default:
+                default = default._before
+            self._variable.default = default
+        self._variable.overrides.set((*self._variable.overrides.get(), self.value))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._variable.overrides.set(self._variable.overrides.get()[:-1])
+
+
+_backend = _Variable("ddeq.reductions.backend", "auto")
+_block_size = _Variable("ddeq.reductions.block_size", 2**24)
+
+
+def backend(name: str) -> Setting[str]:
+    """Choose the backend that sums over pairs of atoms.
+
+    Called plainly, it sets the default of the process. As a context manager it overrides the default in this context only:
+    other threads and asynchronous tasks keep their backend. The backward pass of a sum uses the backend of its forward pass.
+
+    Parameters
+    ----------
+    name
+        - ``"dense"``: PyTorch, in blocks; runs everywhere, under every transform of ``torch.func``;
+        - ``"compiled"``: loops fused by ``torch.compile``; needs a C++ compiler on CPU, Triton on GPU;
+        - ``"keops"``: KeOps; needs pykeops and a compiler;
+        - ``"sorted"``: by sorting, for ``Riesz(1.0)`` in dimension one; other sums run as with ``"auto"``;
+        - ``"auto"``, the default: by size, dimension, device and what is installed; see `choose`;
+        - the name of a `Backend` of your own, once `register` has been given it.
+
+        If the backend cannot compute a sum, a `BackendWarning` says why and the dense backend runs instead.
+
+    Raises
+    ------
+    ValueError
+        If no backend has this name.
+
+    Notes
+    -----
+    A function under ``torch.compile`` keeps the settings under which it was compiled.
+
+    References
+    ----------
+    :cite:t:`charlier2021kernel`, on KeOps.
+
+    Examples
+    --------
+    >>> from ddeq.reductions import choose
+    >>> with backend("dense"):
+    ...     choose(10, 10, torch.device("cpu"))
+    Choice(name='dense', reason='asked for')
+    """
+    if name not in _known:
+        raise ValueError(f"name: expected one of {', '.join(_known)}, got {name!r}; ddeq.reductions.register adds a backend")
+    return Setting(_backend, name)
+
+
+def block_size(numbers: int) -> Setting[int]:
+    """Set how many numbers a block of pairs may hold in the dense backend (default ``2**24``).
+
+    Called plainly, it sets the default of the process; as a context manager it overrides the default in this context only.
+    The backward pass of a sum uses the blocks of its forward pass.
+
+    Raises
+    ------
+    ValueError
+        If ``numbers`` is not a positive integer.
+    """
+    if numbers < 1:
+        raise ValueError(f"numbers: expected a positive integer, got {numbers}")
+    return Setting(_block_size, int(numbers))
+
+
+def declare(name: str) -> None:
+    """Make the ``name`` of a backend known, so that `backend` accepts it."""
+    _known[name] = None
+
+
+def wanted_backend() -> str:
+    """The name that `backend` was given: ``"auto"`` or that of a backend."""
+    return _backend.get()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler cannot trace context variables
+def _numbers_per_block() -> int:
+    return _block_size.get()
+
+
+def rows_per_block(x: Tensor, y: Tensor, width: int, *, cached: bool = False) -> int:
+    """Rows of ``x`` whose pairs with all of ``y``, of ``width`` numbers each, stay within `block_size`.
+
+    ``cached``: also within the caches of a CPU.
+    """
+    bound: int = _numbers_per_block()
+    if cached and x.device.type == "cpu":
+        bound = min(bound, CACHED)
+    return max(1, bound // max(1, x.shape[:-2].numel() * y.shape[-2] * width))
+
+
+def blocks_are_below(numbers: int) -> bool:
+    """Whether `block_size` allows fewer than ``numbers`` numbers in a block."""
+    bound: int = _numbers_per_block()
+    return bound < numbers
