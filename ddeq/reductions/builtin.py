@@ -30,6 +30,6 @@ def _sorted() -> Backend:
 
 
 register(DENSE)
-register_lazily("compiled", _compiled)
 register_lazily("keops", _keops)
+register_lazily("compiled", _compiled)
 register_lazily("sorted", _sorted)

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ddeq.autodiff import check_recordable, gradient, recompute, under_transforms
+from ddeq.autodiff import check_recordable, gradient, graph_leaves, recompute, under_transforms
 from ddeq.kernels import Kernel
 from ddeq.kernels.distances import FEW, Distances, by_cdist, squared_distances, sums_of_differences
 from ddeq.reductions.backends import Backend
-from ddeq.reductions.settings import blocks_are_below, rows_per_block
+from ddeq.reductions.settings import blocks_are_below, numbers_per_block, rows_per_block
 
 __all__ = ["Dense", "are_few", "sum_function"]
 
@@ -61,9 +61,23 @@ class Dense(Backend):
         y: Float[Tensor, "*batch m d"],
         b: Float[Tensor, "*batch m"],
     ) -> Float[Tensor, "*batch n d"]:
-        if not kernel.is_radial or under_transforms() or torch.compiler.is_compiling() or _recorded(kernel, x, y, b):
-            return gradient(lambda p: self.sum_pairs(kernel, p, y, b.unsqueeze(-1)), x)
-        check_recordable("the gradient of a sum by the dense backend")
+        if kernel.is_radial and not under_transforms() and not torch.compiler.is_compiling():
+            check_recordable("the gradient of a sum by the dense backend")
+            if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, b))):
+                total = self._gradients(kernel, x, y, b)
+                if total is not None:
+                    return total
+        return gradient(lambda p: self.sum_pairs(kernel, p, y, b.unsqueeze(-1)), x)
+
+    def _gradients(self, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:
+        """`sum_gradients` without a graph; None if the kernel holds a tensor that requires grad, in whatever way."""
+        width = x.shape[-1]
+        if self.distances is by_cdist and x.shape[:-1].numel() * y.shape[-2] * width <= min(FEW, numbers_per_block()):
+            return _few_gradients(kernel, x, y, b)
+        if torch.is_grad_enabled():
+            first = x[..., :1, :].detach()
+            if kernel(first, first).requires_grad:
+                return None
         size = rows_per_block(x, y, _width(kernel, x), cached=True)
         if size >= x.shape[-2]:
             return _block_of_gradients(kernel, x, y, b, self.distances)
@@ -96,15 +110,18 @@ def are_few(x: Tensor, y: Tensor) -> bool:
     return rows_per_block(x, y, x.shape[-1]) >= x.shape[-2]
 
 
-def _recorded(kernel: Kernel, *tensors: Tensor) -> bool:
-    """Whether autograd records the sum: an argument requires grad, or a tensor that the kernel holds in whatever way."""
-    if not torch.is_grad_enabled():
-        return False
-    if any(t.requires_grad for t in tensors):
-        return True
-    first = tensors[0][..., :1, :].detach()
-    recorded: bool = kernel(first, first).requires_grad
-    return recorded
+def _few_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:
+    """From stored differences, which takes fewer calls. None if the kernel holds a tensor that requires grad."""
+    recorded = torch.is_grad_enabled()
+    with torch.no_grad():
+        differences = x.unsqueeze(-2) - y.unsqueeze(-3)
+        s = differences.square().sum(-1)
+    with torch.enable_grad():
+        k = kernel.profile(s.requires_grad_())
+        if recorded and graph_leaves(k) != {s}:
+            return None
+        (slope,) = torch.autograd.grad(k, s, b.unsqueeze(-2).expand(s.shape), materialize_grads=True)
+    return differences.mul_(slope.unsqueeze(-1)).sum(-2).mul_(2.0)
 
 
 @torch.no_grad()

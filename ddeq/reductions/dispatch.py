@@ -1,102 +1,25 @@
-"""The one place that decides how the tensors of a sum are stored: in one process, spread over ranks, or traced by a compiler."""
+"""The backend of a sum, when the caller is compiled and when not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddeq.kernels import Kernel
-from ddeq.measures import DiscreteMeasure
-from ddeq.ranks import is_sharded
-from ddeq.reductions import dense
 from ddeq.reductions.backends import Backend
 from ddeq.reductions.builtin import DENSE
-from ddeq.reductions.choice import chosen
+from ddeq.reductions.dense import are_few
+from ddeq.reductions.placement import backend_at
 
-if TYPE_CHECKING:
-    from ddeq.reductions.sharded import Sharded
-
-__all__ = ["backend_for", "by_rows", "sum_function", "sum_over_items"]
+__all__ = ["backend_for"]
 
 
 def backend_for(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Backend:
     """The backend that sums ``kernel`` over the pairs of ``x`` and ``y`` with the weights ``b``."""
-    if torch.compiler.is_compiling():  # few pairs are left to the compiler that is tracing
-        return DENSE if dense.are_few(x, y) else _UNTRACED
-    return _sharded(x, y, b) or chosen(kernel, x, y, b)
+    if not torch.compiler.is_compiling():
+        return backend_at(kernel, x, y, b)
+    if are_few(x, y):
+        return DENSE  # the compiler that traces it fuses it
+    from ddeq.reductions.untraced import UNTRACED
 
-
-def sum_function(
-    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, b: Tensor, module: nn.Module | None = None
-) -> Tensor:
-    """`dense.sum_function` of tensors that may be spread over ranks."""
-    sharded = _sharded(x, y, b)
-    run = dense.sum_function if sharded is None else sharded.sum_function
-    return run(function, x, y, b, module)
-
-
-def sum_over_items(function: Callable[..., Tensor], items: Tensor, *tensors: Tensor) -> Tensor:
-    """``function(items, *tensors)``, a sum over ``items``; if ``tensors`` are sharded, each rank takes some of the items."""
-    sharded = _sharded(*tensors)
-    return function(items, *tensors) if sharded is None else sharded.sum_over_items(function, items, *tensors)
-
-
-def by_rows(function: Callable[[Tensor, DiscreteMeasure], Tensor], x: Tensor, mu: DiscreteMeasure) -> Tensor:
-    """``function(x, mu)``, with one row for each point of ``x``; if the points are sharded, each rank computes its own rows."""
-    sharded = _sharded(x, mu.points, mu.weights)
-    return function(x, mu) if sharded is None else sharded.by_rows(function, x, mu)
-
-
-def _sharded(*tensors: Tensor) -> Sharded | None:
-    """The backend of tensors that are spread over ranks; None if these are not."""
-    if not is_sharded(*tensors):
-        return None
-    from ddeq.reductions.sharded import SHARDED  # PyTorch's distributed tensors take a second to import
-
-    return SHARDED
-
-
-class _Untraced(Backend):
-    """The backend that is chosen when the code runs: a compiler can trace neither the choice nor compiled sums."""
-
-    name = "untraced"
-
-    def obstacle(self, device: torch.device, kernel: Kernel | None) -> str | None:
-        return None
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def sum_pairs(
-        self,
-        kernel: Kernel,
-        x: Float[Tensor, "*batch n d"],
-        y: Float[Tensor, "*batch m d"],
-        b: Float[Tensor, "*batch m c"],
-    ) -> Float[Tensor, "*batch n c"]:
-        return backend_for(kernel, x, y, b).sum_pairs(kernel, x, y, b)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def sum_gradients(
-        self,
-        kernel: Kernel,
-        x: Float[Tensor, "*batch n d"],
-        y: Float[Tensor, "*batch m d"],
-        b: Float[Tensor, "*batch m"],
-    ) -> Float[Tensor, "*batch n d"]:
-        return backend_for(kernel, x, y, b).sum_gradients(kernel, x, y, b)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def max_pairs(
-        self,
-        kernel: Kernel,
-        x: Float[Tensor, "*batch n d"],
-        y: Float[Tensor, "*batch m d"],
-        alive: Bool[Tensor, "*batch m"],
-    ) -> Float[Tensor, "*batch n"]:
-        return backend_for(kernel, x, y, alive).max_pairs(kernel, x, y, alive)
-
-
-_UNTRACED = _Untraced()
+    return UNTRACED

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure
 from ddeq.ranks import beside, settled
-from ddeq.reductions.dispatch import backend_for, sum_function
+from ddeq.reductions.dispatch import backend_for
 from ddeq.reductions.exponential import Exponential
+from ddeq.reductions.placement import sum_function
 
 __all__ = ["integrate", "integrate_kernel", "integrate_kernel_gradient", "integrate_pairs", "log_integrate_kernel"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ddeq.autodiff import under_transforms, without_autocast
 from ddeq.kernels import Gaussian
 from ddeq.measures import DiscreteMeasure
-from ddeq.reductions.dispatch import by_rows
 from ddeq.reductions.integrals import against, integrate_kernel
+from ddeq.reductions.placement import by_rows
 
 __all__ = ["local_moments", "local_operators"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from ddeq.autodiff import recompute, under_transforms
 from ddeq.kernels.distances import by_cdist, squared_distances
 from ddeq.measures import DiscreteMeasure, check_mass
-from ddeq.reductions.dispatch import by_rows
 from ddeq.reductions.integrals import against
+from ddeq.reductions.placement import by_rows
 from ddeq.reductions.settings import rows_per_block
 
 __all__ = ["nearest_squared_distance"]

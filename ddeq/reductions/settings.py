@@ -11,10 +11,18 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Generic, TypeVar
 
-import torch
 from torch import Tensor
 
-__all__ = ["Setting", "backend", "block_size", "blocks_are_below", "declare", "rows_per_block", "wanted_backend"]
+__all__ = [
+    "Setting",
+    "backend",
+    "block_size",
+    "blocks_are_below",
+    "declare",
+    "numbers_per_block",
+    "rows_per_block",
+    "wanted_backend",
+]
 
 T = TypeVar("T")
 CACHED = 2**20
@@ -104,6 +112,7 @@ def backend(name: str) -> Setting[str]:
 
     Examples
     --------
+    >>> import torch
     >>> from ddeq.reductions import choose
     >>> with backend("dense"):
     ...     choose(10, 10, torch.device("cpu"))
@@ -140,9 +149,13 @@ def wanted_backend() -> str:
     return _backend.get()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler cannot trace context variables
-def _numbers_per_block() -> int:
+def numbers_per_block() -> int:
+    """The number that `block_size` was given."""
     return _block_size.get()
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler, which cannot trace context variables.
+vars(numbers_per_block)["_dynamo_marked_constant"] = True
 
 
 def rows_per_block(x: Tensor, y: Tensor, width: int, *, cached: bool = False) -> int:
@@ -150,7 +163,7 @@ def rows_per_block(x: Tensor, y: Tensor, width: int, *, cached: bool = False) ->
 
     ``cached``: also within the caches of a CPU.
     """
-    bound: int = _numbers_per_block()
+    bound = numbers_per_block()
     if cached and x.device.type == "cpu":
         bound = min(bound, CACHED)
     return max(1, bound // max(1, x.shape[:-2].numel() * y.shape[-2] * width))
@@ -158,5 +171,4 @@ def rows_per_block(x: Tensor, y: Tensor, width: int, *, cached: bool = False) ->
 
 def blocks_are_below(numbers: int) -> bool:
     """Whether `block_size` allows fewer than ``numbers`` numbers in a block."""
-    bound: int = _numbers_per_block()
-    return bound < numbers
+    return numbers_per_block() < numbers
