@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
+import shutil
 from typing import Any
 
 import torch
@@ -83,7 +85,10 @@ class KeOps(Backend):
         return largest.squeeze(-1)
 
     def _try_out(self, device: torch.device) -> None:
-        """Without a compiler KeOps imports, and fails at its first sum."""
+        """Without a compiler KeOps imports, and fails at the first sum that another process has not compiled before."""
+        compilers = shlex.split(os.environ["CXX"])[:1] if os.environ.get("CXX") else ["g++", "clang++"]
+        if not any(map(shutil.which, compilers)):
+            raise OSError(f"found no C++ compiler ({', '.join(compilers)})")
         x = torch.zeros(2, 1, device=device)
         self.sum_pairs(Gaussian(1.0), x, x, x)
 

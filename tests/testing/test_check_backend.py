@@ -29,8 +29,10 @@ def test_compiled_backends_with_one_kernel(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("keops", marks=KEOPS), pytest.param("compiled", marks=COMPILED)])
-def test_compiled_backends_with_every_kernel(name):
-    check_backend(named(name))
+def test_compiled_backends_with_other_kernels(name):
+    kernels = [Gaussian([0.5, 2.0]) + 0.5 * Riesz(1.5), Polynomial(2)]
+    check_backend(named(name), kernels, dtypes=[torch.float64])
+    check_backend(named(name), [trained()], dtypes=[torch.float32])
 
 
 @pytest.mark.slow
