@@ -182,7 +182,7 @@ def few(x: Tensor, y: Tensor, steps: int, repeats: int, seconds: float) -> list[
     for name, way in list(ways.items()):
         try:
             ends[name] = way()
-        except Exception as error:  # a peer that does not run here is a row that says so
+        except Exception as error:  # noqa: BLE001  # a peer that does not run here is a row that says so
             print(f"{name}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
             del ways[name]
     times = laps(ways, repeats, seconds)
@@ -298,7 +298,7 @@ def many(x: Tensor, y: Tensor, steps: int, repeats: int, seconds: float) -> list
         try:
             warm_up[name]()
             expected = (len(x) / share) ** 2 * timed(warm_up[name])
-        except Exception as error:  # a peer that does not run here is left out
+        except Exception as error:  # noqa: BLE001  # a peer that does not run here is left out
             print(f"{name}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
             continue
         row: dict[str, Any] = {"way": name, "expected seconds": expected}

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 __all__ = ["renamed", "warn"]
 
-INSIDE = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
-"""Folders whose frames are not the user's: those of ddeq and of PyTorch, which calls ddeq in backward."""
+INSIDE = {"ddeq", "torch", "jaxtyping", "beartype"}
+"""Packages whose frames are not the user's: ddeq, PyTorch, which calls ddeq in backward, and run-time shape checks."""
 
 
 def warn(warning: Warning) -> None:
@@ -58,4 +54,4 @@ def renamed(module: str, names: Mapping[str, tuple[str, str]]) -> Callable[[str]
 
 
 def _is_inside(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(INSIDE)
+    return str(frame.f_globals.get("__name__")).split(".")[0] in INSIDE

@@ -1,28 +1,31 @@
-"""What the other rooms ask of automatic differentiation: gradients that are differentiable again, and memory for time."""
+"""Automatic differentiation: gradients that are differentiable again, and recomputation in the place of memory."""
 
 from ddeq.autodiff.derivatives import (
     alias,
     check_recordable,
     forward_levels,
+    forward_mode_is_missing,
     gradient,
     graph_leaves,
     reusable_graphs,
     under_transforms,
 )
-from ddeq.autodiff.inputs import OpenModule, strangers
-from ddeq.autodiff.recompute import autocast_now, recompute, without_autocast
+from ddeq.autodiff.inputs import OpenModule, unseen_leaves
+from ddeq.autodiff.recompute import autocast_now, forward_autocast, recompute, without_autocast
 
 __all__ = [
     "OpenModule",
     "alias",
     "autocast_now",
     "check_recordable",
+    "forward_autocast",
     "forward_levels",
+    "forward_mode_is_missing",
     "gradient",
     "graph_leaves",
     "recompute",
     "reusable_graphs",
-    "strangers",
     "under_transforms",
+    "unseen_leaves",
     "without_autocast",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,18 @@ import torch._functorch.config
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["alias", "check_recordable", "forward_levels", "gradient", "graph_leaves", "under_transforms"]
+__all__ = [
+    "alias",
+    "check_recordable",
+    "forward_levels",
+    "forward_mode_is_missing",
+    "gradient",
+    "graph_leaves",
+    "under_transforms",
+]
+
+LACKS_FORWARD_MODE = re.compile(r"forward[ -](mode|AD)|functorch|torch\.func\b|data pointer|autograd\.Function")
+"""How PyTorch and ddeq say that something cannot run on dual numbers."""
 
 
 def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -23,7 +35,7 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         transformed: Tensor = torch.func.grad(lambda t: f(t).sum())(x)
         return transformed
-    check_recordable("a gradient")
+    check_recordable("the gradient of a functional")
     record = torch.is_grad_enabled()
     with torch.enable_grad():
         y = alias(x, record)
@@ -36,9 +48,14 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def check_recordable(what: str) -> None:
-    """Raise a `RuntimeError` with the remedy if autograd is off for good, although ``what`` needs it."""
+    """Raise a `RuntimeError` under ``torch.inference_mode``, where autograd records nothing and derivatives would be zero."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(f"{what} needs autograd, which torch.inference_mode() forbids; use torch.no_grad()")
+
+
+def forward_mode_is_missing(error: Exception) -> bool:
+    """Whether an error says that an operation has no forward-mode derivative."""
+    return LACKS_FORWARD_MODE.search(str(error)) is not None
 
 
 def alias(x: Tensor, record: bool) -> Tensor:

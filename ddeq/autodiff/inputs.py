@@ -1,4 +1,4 @@
-"""What a result depends on: the tensors of a module laid open, and tensors that enter a function unseen."""
+"""What a result depends on: the tensors of a module, and tensors that enter a function without being arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddeq.autodiff.derivatives import alias, graph_leaves
 
-__all__ = ["OpenModule", "strangers"]
+__all__ = ["OpenModule", "unseen_leaves"]
 
 
 class OpenModule:
@@ -39,7 +39,7 @@ class OpenModule:
         return torch.func.functional_call(self.module, named, args, tie_weights=False)
 
 
-def strangers(function: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, set[Tensor]]:
+def unseen_leaves(function: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, set[Tensor]]:
     """``function(*tensors)``, detached, and the leaves that require grad and take part in it without being among ``tensors``."""
     with torch.enable_grad():
         copies = [alias(t, False) if t.is_floating_point() else t for t in tensors]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_now", "recompute", "without_autocast"]
+__all__ = ["autocast_now", "forward_autocast", "recompute", "without_autocast"]
 
 Outputs = tuple[Tensor, ...]
 
@@ -71,3 +72,8 @@ class _Recompute(torch.autograd.Function):
 
         grads = dict(zip(wanted, recompute(pull_back, *inputs, *cotangents), strict=True))
         return None, *(grads.get(i) for i in range(count))
+
+
+def forward_autocast(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Makes the autocast that holds now on the ``device`` hold again within `without_autocast`; nothing where it is off."""
+    return autocast_now(device) if torch.is_autocast_enabled(device.type) else nullcontext

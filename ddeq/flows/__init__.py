@@ -5,23 +5,25 @@ and returns a `Trajectory`. `equilibrium` flows to rest, and differentiates the 
 """
 
 from ddeq.flows.adaptive import AdaptiveEuler
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.equilibrium import equilibrium
 from ddeq.flows.flow import flow
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.nesterov import Nesterov
 from ddeq.flows.noise import Langevin, Noise, NoiseInjection
-from ddeq.flows.problem import Descent
 from ddeq.flows.proximal import Proximal
-from ddeq.flows.reaction import FisherRao
+from ddeq.flows.reaction import FisherRao, Reaction
 from ddeq.flows.stein import Stein
-from ddeq.flows.steppers import Euler, Heun, Step, Stepper
+from ddeq.flows.steppers import Euler, Heun, Stepper
 from ddeq.flows.trajectory import Trajectory
+from ddeq.iteration import Step
+from ddeq.messages import renamed
 
 __all__ = [
     "AdaptiveEuler",
-    "Descent",
     "Euler",
     "FisherRao",
+    "FunctionalDescent",
     "Geometry",
     "Heun",
     "Langevin",
@@ -29,6 +31,7 @@ __all__ = [
     "Noise",
     "NoiseInjection",
     "Proximal",
+    "Reaction",
     "Stein",
     "Step",
     "Stepper",
@@ -37,3 +40,5 @@ __all__ = [
     "equilibrium",
     "flow",
 ]
+
+__getattr__ = renamed(__name__, {"Descent": ("ddeq.flows.FunctionalDescent", "0.2")})

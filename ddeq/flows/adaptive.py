@@ -8,10 +8,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ddeq.flows.problem import Descent
 from ddeq.flows.schedules import check_schedule, number_at, over_atoms
-from ddeq.flows.steppers import Step
-from ddeq.ranks import beside
+from ddeq.flows.steppers import Stepper
+from ddeq.iteration import Descent, Iterate, Step
 
 __all__ = ["AdaptiveEuler"]
 
@@ -33,7 +32,7 @@ class _State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AdaptiveEuler:
+class AdaptiveEuler(Stepper):
     r"""Explicit Euler steps of a size that is found anew in each step and for each sample; the energy never increases.
 
     The first trial of a step is the one of Barzilai and Borwein,
@@ -66,8 +65,6 @@ class AdaptiveEuler:
     rule: Literal["barzilai_borwein", "armijo"] = "barzilai_borwein"
 
     descends: ClassVar[bool] = True
-    explicit: ClassVar[bool] = True
-    has_momentum: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if callable(self.step_size):
@@ -76,28 +73,28 @@ class AdaptiveEuler:
         if self.rule not in GROWTH:
             raise ValueError(f"rule: expected 'barzilai_borwein' or 'armijo', got {self.rule!r}")
 
-    def init(self, problem: Descent, points: Tensor) -> _State:
-        first = number_at("step_size", self.step_size, 0, batch_shape=points.shape[:-2])
-        tau = torch.as_tensor(first, dtype=points.dtype, device=points.device).expand(points.shape[:-2])
-        tau = beside(tau, points)
-        return _State(tau, points, torch.full_like(points, torch.nan))
+    def init(self, equation: Descent, at: Iterate) -> _State:
+        first = number_at("step_size", self.step_size, 0, batch_shape=tuple(at.norm.shape))
+        tau = torch.as_tensor(first, dtype=at.z.dtype, device=at.z.device).expand(at.norm.shape)
+        return _State(equation.inner.per_sample(tau), at.z, torch.full_like(at.z, torch.nan))
 
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: _State, step: int) -> Step:
+    def step(self, equation: Descent, at: Iterate, state: _State) -> Step:
         with torch.no_grad():
-            tau, energy = self._line_search(problem, points.detach(), velocity.detach(), state)
-        moved = points + over_atoms(tau) * velocity
+            tau, energy = self._line_search(equation, at, state)
+        moved = at.z + over_atoms(tau) * at.residual
         kept = torch.where(tau > 0, tau, state.tau)
-        return Step(moved, _State(kept, points.detach(), velocity.detach()), tau, energy)
+        return Step(moved, _State(kept, at.z.detach(), at.residual.detach()), duration=tau, energy=energy)
 
-    def _line_search(self, problem: Descent, x: Tensor, v: Tensor, state: _State) -> tuple[Tensor, Tensor]:
+    def _line_search(self, equation: Descent, at: Iterate, state: _State) -> tuple[Tensor, Tensor]:
         """Step sizes and energies there, ``(*batch,)`` each."""
-        start = problem.energy(x) if problem.known_energy is None else problem.known_energy.detach()
-        slope = problem.slope(x, v)
+        x, v = at.z.detach(), at.residual.detach()
+        start = equation.energy(x) if at.energy is None else at.energy.detach()
+        slope = equation.slope(x, v)
         rounding = 8.0 * torch.finfo(x.dtype).eps * start.abs()
-        tau, searching = self._first_trial(problem, x, v, state), slope > 0
+        tau, searching = self._first_trial(equation, x, v, state), slope > 0
         found, energy = torch.zeros_like(tau), start
         for trial in range(MOST_TRIALS):
-            reached = problem.energy(x + over_atoms(tau) * v)
+            reached = equation.energy(x + over_atoms(tau) * v)
             promised = SUFFICIENT * tau * slope
             # A decrease that rounding hides need not be seen, an increase is never taken.
             enough = (reached <= start - promised) | ((reached <= start) & (promised <= rounding))
@@ -110,14 +107,14 @@ class AdaptiveEuler:
             tau = torch.where(searching, tau * shortening, tau)
         return found, energy
 
-    def _first_trial(self, problem: Descent, x: Tensor, v: Tensor, state: _State) -> Tensor:
+    def _first_trial(self, equation: Descent, x: Tensor, v: Tensor, state: _State) -> Tensor:
         first = torch.isnan(state.velocity).flatten(state.tau.ndim).any(-1)
         longest = torch.where(first, 1.0, GROWTH[self.rule]) * state.tau
         if self.rule == "armijo":
             return longest
         s, y = x - state.points, state.velocity - v
-        curvature = problem.inner(s, y)
-        trial = problem.inner(s, s) / torch.where(curvature > 0, curvature, 1.0)
+        curvature = equation.inner(s, y)
+        trial = equation.inner(s, s) / torch.where(curvature > 0, curvature, 1.0)
         known = (curvature > 0) & (trial > 0) & torch.isfinite(trial)
         return torch.where(known, trial.minimum(longest), longest)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ddeq.flows.geometries import Geometry, Wasserstein
+from ddeq.flows.geometries import Geometry
 from ddeq.flows.noise import Noise
-from ddeq.flows.reaction import FisherRao
+from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional
 from ddeq.functionals.entropy import split_entropy
@@ -19,7 +19,7 @@ def check_combination(
     stepper: Stepper,
     geometry: Geometry,
     noise: Noise | None,
-    reaction: FisherRao | None,
+    reaction: Reaction | None,
 ) -> None:
     """Raise a `ValueError` that says why, and what to do, unless the parts of a flow make sense together."""
     stepper_name = type(stepper).__name__
@@ -33,7 +33,7 @@ def check_combination(
             raise ValueError(
                 name + f"displaces the points at which velocities are taken, and {stepper_name} follows none; use Euler or Heun"
             )
-    if reaction is not None and reaction.birth_death:
+    if reaction is not None and reaction.jumps:
         if stepper.descends or stepper.has_momentum:
             why = "promises that the energy never rises" if stepper.descends else "remembers how each atom moved"
             raise ValueError(f"reaction: with birth_death atoms jump, and {stepper_name} {why}; use Euler or Heun")
@@ -42,11 +42,11 @@ def check_combination(
 
 
 def _check_entropic_noise(
-    name: str, functional: Functional, stepper: Stepper, geometry: Geometry, reaction: FisherRao | None
+    name: str, functional: Functional, stepper: Stepper, geometry: Geometry, reaction: Reaction | None
 ) -> None:
     if stepper.has_momentum:
         raise ValueError(name + f"adds no entropy to steps with momentum; use Euler or Heun instead of {type(stepper).__name__}")
-    if not isinstance(geometry, Wasserstein):
+    if not geometry.is_wasserstein:
         raise ValueError(
             name + f"adds an entropy in the geometry of Wasserstein, not in {type(geometry).__name__}: there add it to the "
             "functional, KLDivergence(log_density, bandwidth), of which Stein estimates no density"

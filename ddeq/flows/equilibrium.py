@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, cast
+from functools import partial
+from typing import Literal
 
 import torch
-from torch import Tensor
 
+from ddeq.autodiff import check_recordable
 from ddeq.flows.adaptive import AdaptiveEuler
-from ddeq.flows.bound_functional import BoundFunctional
-from ddeq.flows.flow import flow
+from ddeq.flows.combinations import check_combination
+from ddeq.flows.descent import FunctionalDescent
+from ddeq.flows.flow import by_energy
 from ddeq.flows.geometries import Geometry, Wasserstein
-from ddeq.flows.newton import NewtonFinish, Tally
+from ddeq.flows.method import FlowMethod
+from ddeq.flows.newton import NewtonFinish
 from ddeq.flows.stationary import Stationary
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.entropy import split_entropy
-from ddeq.iteration import ConvergenceError, Report, Solution, Status, Stop, implicit_function
-from ddeq.measures import DiscreteMeasure
-from ddeq.ranks import check_in_one_place
+from ddeq.iteration import ConvergenceError, Equation, Implicit, Outcome, Report, Solution, Stop, iterate
+from ddeq.iteration.driver import watched
+from ddeq.measures import DiscreteMeasure, check_mass
 
 __all__ = ["equilibrium"]
 
@@ -79,8 +82,8 @@ def equilibrium(
     Solution
         Where the atoms came to rest, with residual, steps and status of each sample. ``residual`` is the norm of the gradient
         (of the velocity, in another geometry) relative to the start; ``steps`` counts those of flow and Newton's method alike;
-        ``evaluations`` velocities at the steps, and gradients and products with the Hessian of Newton's method, each once for
-        all samples that take part (not energies, nor what happens within a stepper); ``error_bound`` is infinite: a gradient
+        ``evaluations`` velocities, and gradients and products with the Hessian of Newton's method, each once for
+        all samples that take part (not energies); ``error_bound`` is infinite: a gradient
         alone bounds no distance.
 
     Raises
@@ -138,97 +141,74 @@ def equilibrium(
         raise RuntimeError(
             "equilibrium cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
-    _check_options(functional, mu0, geometry, finish, on_failure)
-    check_in_one_place("mu0", mu0.points)
-    stop = stop or Stop(rtol=1e-6 if mu0.dtype == torch.float64 else 1e-4, max_steps=2000)
-    differentiated = torch.is_grad_enabled()
-    if differentiated:
-        if mu0.points.requires_grad:
-            raise ValueError(
-                "mu0: its points require grad, but an equilibrium does not depend on where the flow starts. Use mu0 with "
-                "detached points, mu0.with_points(mu0.points.detach()), or differentiate the steps of ddeq.flow(...)"
-            )
-        BoundFunctional(functional, mu0).watch(mu0.points)
-    tally = Tally()
-    way: Stepper = AdaptiveEuler() if stepper is None else stepper
-    known = isinstance(way, Stepper) and isinstance(stop, Stop)  # else `flow` says what is wrong
-    if known and finish and functional.smoothness < Smoothness.ALMOST_EVERYWHERE:
-        way = cast(Stepper, NewtonFinish(way, stop, tally))  # it promises what the one within it does
-    seen: list[Tensor] = []
-
-    def observe(report: Report) -> None:
-        seen[:] = [*seen, report.residual] if trace else [report.residual]
-        if callback is not None:
-            callback(report)
-
-    with torch.no_grad():
-        trajectory = flow(
-            functional,
-            mu0,
-            stepper=way,
-            geometry=geometry,
-            stop=stop,
-            record=[],
-            callback=observe,
+    stepper = AdaptiveEuler() if stepper is None else stepper
+    _check_options(functional, mu0, stepper, geometry, stop, finish, on_failure)
+    check_recordable("an equilibrium")
+    if torch.is_grad_enabled() and mu0.points.requires_grad:
+        raise ValueError(
+            "mu0: its points require grad, but an equilibrium does not depend on where the flow starts. Use mu0 with "
+            "detached points, mu0.with_points(mu0.points.detach()), or differentiate the steps of ddeq.flow(...)"
         )
-    z, status, steps = trajectory.measure.points.detach(), trajectory.status, trajectory.steps
-    if differentiated:
-        z = _attach(functional, mu0, z, status, geometry, stop.rtol, on_failure)
+    stop = stop or Stop(rtol=1e-6 if mu0.dtype == torch.float64 else 1e-4, max_steps=2000)
+    check_combination(functional, mu0, stepper, geometry, None, None)
+    check_mass("mu0", mu0)
+    way = NewtonFinish(stepper, stop) if finish and functional.smoothness < Smoothness.ALMOST_EVERYWHERE else stepper
+    descent = FunctionalDescent(functional, mu0, geometry)
+
+    def run(equation: Equation, stop: Stop, *, watch: bool = False) -> Outcome:
+        if watch:
+            watched(equation, mu0.points.detach())
+        return iterate(
+            descent,
+            stop,
+            z=mu0.points.detach(),
+            method=FlowMethod(way),
+            patient=True,
+            best=False,
+            metric=partial(by_energy, stop) if stop.metric == "energy" else None,
+            trace=trace,
+            callback=callback,
+        )
+
+    eps = torch.finfo(mu0.dtype).eps
+    rtol = max(0.1 * stop.rtol, 20 * eps) if stop.rtol < 1e-5 else 1e-6
+    equation = Stationary(functional, mu0, conserves_mean=geometry.is_wasserstein, rtol=rtol)
+    outcome = Implicit(on_failure=on_failure).solve(equation, run, stop)
     solution = Solution(
-        measure=mu0.with_points(z),
-        residual=seen[-1],
-        steps=steps,
-        status=status,
-        evaluations=int(steps.max()) + 1 + tally.evaluations if steps.numel() else 0,
-        error_bound=torch.full_like(seen[-1], torch.inf),
-        trace=torch.stack([torch.where(steps >= k, r, torch.nan) for k, r in enumerate(seen)]) if trace else None,
+        measure=mu0.with_points(outcome.value),
+        residual=outcome.residual,
+        steps=outcome.steps,
+        status=outcome.status,
+        evaluations=outcome.evaluations,
+        error_bound=torch.full_like(outcome.residual, torch.inf),
+        trace=outcome.trace,
     )
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(f"the equilibrium was not found: {solution.summary()}", solution)
     return solution
 
 
-def _attach(
-    functional: Functional,
-    mu0: DiscreteMeasure,
-    z: Tensor,
-    status: Tensor,
-    geometry: Geometry,
-    rtol: float,
-    on_failure: Literal["raise", "warn"],
-) -> Tensor:
-    """``z``, the same numbers, as a differentiable function of what enters the functional."""
-    diverged = status == Status.DIVERGED.value
-    keep = None
-    if functional.selectable and mu0.batch_shape and bool(diverged.any()):
-        # Zero times NaN is NaN: where it is known how to leave samples out, those that diverged take no part in backward.
-        keep = (~diverged).unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
-    bound = BoundFunctional(functional, mu0, keep)
-    if not any(t.requires_grad for t in bound.tensors):
-        return z
-    stationary = Stationary(
-        bound,
-        z,
-        mu0.points.detach(),
-        frozen=diverged.unsqueeze(-1) | (mu0.weights.detach() <= 0),
-        status=status,
-        rtol=max(0.1 * rtol, 20 * torch.finfo(z.dtype).eps) if rtol < 1e-5 else 1e-6,
-        conserves_mean=isinstance(geometry, Wasserstein),
-        on_failure=on_failure,
-    )
-    return implicit_function(stationary.equation, stationary, z, *bound.tensors)
-
-
-def _check_options(functional: object, mu0: object, geometry: object, finish: object, on_failure: object) -> None:
-    if not isinstance(functional, Functional):
-        raise ValueError(f"functional: expected a ddeq.Functional, got {type(functional).__name__}")
-    if not isinstance(mu0, DiscreteMeasure):
-        raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(mu0).__name__}")
-    if not isinstance(finish, bool):
-        raise ValueError(f"finish: expected True or False, got {finish!r}")
+def _check_options(
+    functional: object, mu0: object, stepper: object, geometry: object, stop: object, finish: object, on_failure: object
+) -> None:
+    for name, value, kind, wanted in (
+        ("functional", functional, Functional, "a ddeq.Functional"),
+        ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure"),
+        ("stepper", stepper, Stepper, "a stepper such as AdaptiveEuler()"),
+        ("geometry", geometry, Geometry, "Wasserstein() or Stein(kernel)"),
+        ("stop", stop, Stop | None, "a Stop such as Stop(rtol=1e-6)"),
+        ("finish", finish, bool, "True or False"),
+    ):
+        if not isinstance(value, kind):
+            seen = type(value).__name__ if name in ("functional", "mu0") else repr(value)
+            raise ValueError(f"{name}: expected {wanted}, got {seen}")
+    if isinstance(stop, Stop) and stop.metric not in (None, "energy"):
+        raise ValueError(f"stop: expected the metric None (the gradient) or 'energy' for a flow, got {stop.metric!r}")
     if on_failure not in ("raise", "warn"):
         raise ValueError(f"on_failure: expected 'raise' or 'warn', got {on_failure!r}")
-    if not isinstance(geometry, Wasserstein):
+    assert isinstance(geometry, Geometry)
+    assert isinstance(functional, Functional)
+    if geometry.replaces_entropy:
         share = split_entropy(functional)[1]
         if not (isinstance(share, float) and share == 0.0):
             raise ValueError(

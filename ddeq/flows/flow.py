@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ddeq.autodiff import check_recordable
+from ddeq.draws import Draws
 from ddeq.flows.combinations import check_combination
+from ddeq.flows.descent import FunctionalDescent, ReactingDescent
 from ddeq.flows.geometries import Geometry, Wasserstein
-from ddeq.flows.noise import Draws, Noise
-from ddeq.flows.problem import Descent
-from ddeq.flows.process import FlowProcess, Memory
-from ddeq.flows.reaction import FisherRao
+from ddeq.flows.method import FlowMethod
+from ddeq.flows.noise import Noise
+from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Euler, Stepper
-from ddeq.flows.trajectory import Record, Recorder, Remains, Trajectory, memory_tensors, with_memory
+from ddeq.flows.trajectory import Record, Recorder, Remains, Trajectory
 from ddeq.functionals.base import Functional
-from ddeq.iteration import Outcome, Report, Stop, iterate
+from ddeq.iteration import Adjoint, Iterate, Measured, Outcome, Report, Stop, Unrolled, iterate
+from ddeq.iteration.method import state_tensors
 from ddeq.measures import DiscreteMeasure, check_mass
-from ddeq.ranks import whole
 
-__all__ = ["flow"]
+__all__ = ["by_energy", "flow"]
 
 STEPS = 500
 """Steps of a flow where the caller says neither how many nor when to stop."""
@@ -36,9 +38,10 @@ def flow(
     steps: int | None = None,
     geometry: Geometry = Wasserstein(),
     noise: Noise | None = None,
-    reaction: FisherRao | None = None,
+    reaction: Reaction | None = None,
     *,
     stop: Stop | None = None,
+    adjoint: Adjoint = Unrolled(),
     record: int | Iterable[int] | None = None,
     generator: torch.Generator | None = None,
     callback: Callable[[Report], object] | None = None,
@@ -69,10 +72,13 @@ def flow(
     reaction
         `FisherRao`: mass moves between atoms.
     stop
-        Stop a sample when its residual is at most ``rtol``; then it stands still, and leaves the computation where the functional
-        is `selectable <Functional.selectable>`. The residual is the norm of the velocity, with a reaction the root of the
-        dissipation of both, divided by ``atol / rtol`` plus the one at the start. With ``metric="energy"`` it is by how much the
+        Stop a sample when its residual is at most ``rtol``; then it is frozen, and removed from the computation where the
+        functional is `selectable <Functional.selectable>`. The residual is the norm of the velocity, with a reaction the root of
+        the dissipation of both, divided by ``atol / rtol`` plus the one at the start. With ``metric="energy"`` it is by how much the
         energy changes in a step, divided by ``atol / rtol`` plus the energy.
+    adjoint
+        What autograd keeps of the steps: with `Unrolled`, all of it; with ``Unrolled(checkpoint=True)``, the iterates alone,
+        whose velocities are evaluated again in backward.
     record
         Record every so many steps, or at the given ones; default: such that there are about a hundred records. The start
         and the end are always recorded.
@@ -123,58 +129,91 @@ def flow(
     (tensor([1.0000, 0.5000, 0.2500]), tensor([0.0000, 0.5000, 1.0000]))
     """
     before, mu0 = (mu0, mu0.measure) if isinstance(mu0, Trajectory) else (None, mu0)
-    _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, stop, generator)
+    _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, stop, adjoint, generator)
     check_combination(functional, mu0, stepper, geometry, noise, reaction)
+    check_recordable("a flow")
     if stop is not None or reaction is not None:
         check_mass("mu0", mu0)
     remains = _remains(before)
     first = remains.taken
     limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else steps)
-    problem = Descent(functional, mu0, geometry)
-    draws = _draws(noise, reaction, generator, remains, mu0)
-    process = FlowProcess(problem, stepper, noise=noise, reaction=reaction, stop=stop, draws=draws, first=first)
-    process.shared.scale = remains.scale
-    memory = stepper.init(problem, mu0.points)
-    if before is not None:
-        memory = with_memory(memory, remains.memory, mu0.points)
+    equation = _descent(functional, mu0, geometry, reaction, stop)
+    method = FlowMethod(stepper, noise, reaction)
+    watches_energy = stop is not None and stop.metric == "energy"
     recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
 
-    def look(value: Tensor) -> Record:
-        mu = process.measure(value)
-        return Record(mu, whole(functional(mu)), whole(process.dissipation(mu)))
+    def look(value: Tensor, step: int, norm: Tensor) -> Record:
+        mu = equation.measure(value)
+        everywhere = equation.inner.everywhere
+        return Record(mu, everywhere(functional(mu)), everywhere(_dissipation(equation, method, mu, step, norm)))
 
     def observe(report: Report) -> None:
-        if recorder.wants(first + report.step):
-            recorder.record(first + report.step, look(report.value))
+        step = first + report.step
+        if recorder.wants(step):
+            recorder.record(step, look(report.value, step, report.norm))
         if callback is not None and (stop is not None or report.step < limits.max_steps):
             callback(report)
 
-    outcome = iterate(
-        process,
-        process.pack(mu0),
-        Memory(memory, None, None),
-        stop=limits,
-        batch_shape=mu0.batch_shape,
+    run = partial(
+        iterate,
+        z=equation.pack(mu0),
+        method=method,
         converging=stop is not None,
         patient=True,
         best=False,
-        last=True,
-        still=noise is None and (reaction is None or not reaction.birth_death) and not stepper.has_momentum,
-        removable=bool(mu0.batch_shape) and _selectable(functional, reaction),
+        metric=partial(by_energy, limits) if watches_energy else None,
         callback=observe,
         progress=progress,
+        draw=_draws(method, generator, remains, mu0),
+        first=first,
+        state=remains.memory,
+        scale=remains.scale,
     )
+    outcome = adjoint.solve(equation, run, limits)
     end = int(outcome.steps.max()) if outcome.steps.numel() else 0
-    recorder.finish(first + end, look(outcome.value))
-    steps_taken = whole(outcome.steps)
-    clock = _clock([whole(t) for t in process.shared.durations[:end]], steps_taken, mu0, before)
+    recorder.finish(first + end, look(outcome.value, first + end, outcome.norm))
+    clock = _clock(outcome.durations[:end], outcome.steps, mu0, before)
     left = Remains(
         taken=first + end,
-        memory=_whole_memory(outcome, stepper, problem, process),
-        scale=process.shared.scale,
-        generator_state=process.shared.generator_state,
+        memory=_whole_state(outcome, method, equation),
+        scale=remains.scale if stop is None or watches_energy else outcome.scale,
+        generator_state=outcome.generator_state,
     )
-    return recorder.trajectory(clock, first, whole(outcome.status), steps_taken, left)
+    return recorder.trajectory(clock, first, outcome.status, outcome.steps, left)
+
+
+def _descent(
+    functional: Functional, mu0: DiscreteMeasure, geometry: Geometry, reaction: Reaction | None, stop: Stop | None
+) -> FunctionalDescent:
+    if reaction is None:
+        return FunctionalDescent(functional, mu0, geometry, shardable=True)
+    if reaction.jumps:
+        of_reaction = reaction.functional
+        equation = FunctionalDescent(functional, mu0, geometry, shardable=True)
+        equation.removable = equation.removable and (of_reaction is None or of_reaction.selectable)
+        return equation
+    counts = stop is not None and stop.metric is None
+    return ReactingDescent(functional, mu0, geometry, reaction=reaction, counts_reaction=counts, shardable=True)
+
+
+def by_energy(stop: Stop, equation: FunctionalDescent, at: Iterate) -> Measured:
+    """By how much the energy has changed in the last step."""
+    with torch.no_grad():
+        energy = equation.energy(at.z.detach()) if at.energy is None else at.energy
+        before = None if at.previous is None else at.previous.energy
+        change = (torch.full_like(energy, torch.inf) if before is None else before - energy).abs()
+        change = torch.where(torch.isfinite(at.norm), change, torch.nan)
+        return Measured(change / (energy.abs() + stop.atol / stop.rtol), change, energy)
+
+
+def _dissipation(equation: FunctionalDescent, method: FlowMethod, mu: DiscreteMeasure, step: int, norm: Tensor) -> Tensor:
+    """Rate at which geometry and reaction lower the energy at ``mu``, where the last residual had that ``norm``."""
+    with torch.no_grad():
+        known = method.noise is None and equation.geometry.is_wasserstein and bool(norm.isfinite().all())
+        rate = norm.square() if known else equation.geometry.dissipation(equation.functional, mu)
+        if method.reaction is None or (known and equation.counts_reaction):
+            return rate
+        return rate + method.reaction.dissipation(equation, mu, step)
 
 
 def _check_options(
@@ -186,6 +225,7 @@ def _check_options(
     noise: object,
     reaction: object,
     stop: Stop | None,
+    adjoint: object,
     generator: object,
 ) -> None:
     if steps is not None and stop is not None:
@@ -197,19 +237,20 @@ def _check_options(
         ("stepper", stepper, Stepper, "a stepper such as Euler(step_size=0.1)"),
         ("geometry", geometry, Geometry, "Wasserstein() or Stein(kernel)"),
         ("noise", noise, Noise | None, "Langevin(temperature), NoiseInjection(schedule) or None"),
-        ("reaction", reaction, FisherRao | None, "FisherRao(rate) or None"),
+        ("reaction", reaction, Reaction | None, "FisherRao(rate) or None"),
+        ("adjoint", adjoint, Adjoint, "Unrolled() or Unrolled(checkpoint=True)"),
         ("generator", generator, torch.Generator | None, "a torch.Generator or None"),
     ):
-        if not isinstance(value, kind) or isinstance(value, type):
+        if not isinstance(value, kind):
             seen = type(value).__name__ if name in ("functional", "mu0") else repr(value)
             raise ValueError(f"{name}: expected {wanted}, got {seen}")
+    if isinstance(adjoint, Adjoint) and not adjoint.records:
+        raise ValueError(
+            f"adjoint: expected Unrolled() or another one that records the steps of a flow, got {adjoint!r}; a stationary "
+            "measure is differentiated by ddeq.flows.equilibrium"
+        )
     if stop is not None and stop.metric not in (None, "energy"):
         raise ValueError(f"stop: expected the metric None (the gradient) or 'energy' for a flow, got {stop.metric!r}")
-
-
-def _selectable(functional: Functional, reaction: FisherRao | None) -> bool:
-    other = None if reaction is None else reaction.functional
-    return functional.selectable and (other is None or other.selectable)
 
 
 def _remains(before: Trajectory | None) -> Remains:
@@ -220,10 +261,8 @@ def _remains(before: Trajectory | None) -> Remains:
     return before.remains
 
 
-def _draws(
-    noise: Noise | None, reaction: FisherRao | None, generator: torch.Generator | None, remains: Remains, mu0: DiscreteMeasure
-) -> Draws | None:
-    if noise is None and (reaction is None or not reaction.birth_death):
+def _draws(method: FlowMethod, generator: torch.Generator | None, remains: Remains, mu0: DiscreteMeasure) -> Draws | None:
+    if not method.is_random:
         return None
     if generator is None:
         generator = torch.Generator()
@@ -234,27 +273,28 @@ def _draws(
     return Draws(generator, mu0.points)
 
 
-def _clock(durations: list[Tensor], steps: Tensor, mu0: DiscreteMeasure, before: Trajectory | None) -> Tensor:
+def _clock(durations: list[float | Tensor], steps: Tensor, mu0: DiscreteMeasure, before: Trajectory | None) -> Tensor:
     """The time after each step, that at the start first: ``(steps + 1,)``, or with the batch behind."""
     start = torch.zeros((), dtype=mu0.dtype, device=mu0.device) if before is None else before.times[-1]
     if not durations:
         return start.unsqueeze(0)
-    times = torch.stack(torch.broadcast_tensors(start, *durations)[1:])
-    if times.ndim > 1:  # time stands still with a sample
+    given = [torch.as_tensor(t, dtype=mu0.dtype, device=mu0.device) for t in durations]
+    times = torch.stack(torch.broadcast_tensors(start, *given)[1:])
+    if times.ndim > 1:  # the time of a sample that has finished stops
         number = torch.arange(len(times), device=times.device)
         times = torch.where(number.reshape(-1, *(1,) * steps.ndim) < steps, times, 0.0)
     return start + torch.cat([torch.zeros_like(times[:1]), times.cumsum(0)])
 
 
-def _whole_memory(outcome: Outcome, stepper: Stepper, problem: Descent, process: FlowProcess) -> tuple[Tensor, ...]:
-    """The tensors of the stepper's state for all samples; those that left the flow begin anew where they ended."""
-    left = memory_tensors(outcome.memory.stepper)
-    rows = problem.like.batch_shape[0] if problem.like.batch_shape else 1
-    if len(outcome.left) == rows:
+def _whole_state(outcome: Outcome, method: FlowMethod, equation: FunctionalDescent) -> tuple[Tensor, ...]:
+    """The tensors of the stepper's state for all samples; those that were removed begin anew where they ended."""
+    left, shape = state_tensors(outcome.state), equation.inner.batch_shape
+    if not left or len(outcome.left) == (shape[0] if shape else 1):
         return left
-    mu = process.measure(outcome.value).detach()
-    fresh = memory_tensors(stepper.init(replace(problem, like=mu), mu.points))
-    return tuple(whole.index_copy(0, outcome.left, t) for whole, t in zip(fresh, left, strict=True))
+    z, norm = outcome.value.detach(), outcome.absolute
+    end = Iterate(z, torch.zeros_like(equation.measure(z).points), norm, outcome.scale, 0)
+    fresh = state_tensors(method.init(equation, end))
+    return tuple(all_.index_copy(0, outcome.left, t) for all_, t in zip(fresh, left, strict=True))
 
 
 def _steps_to_record(record: int | Iterable[int] | None, first: int, last: int) -> set[int] | range:

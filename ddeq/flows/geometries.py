@@ -2,53 +2,85 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.functionals.base import Functional
+from ddeq.iteration import InnerProduct
+from ddeq.iteration.method import check_declarations
 from ddeq.measures import DiscreteMeasure
-from ddeq.ranks import settled
 
-__all__ = ["Geometry", "Wasserstein", "inner"]
+__all__ = ["Geometry", "Wasserstein"]
 
 
-@runtime_checkable
-class Geometry(Protocol):
-    """A metric on measures. It turns the Wasserstein gradient into a velocity; a frozen set of options.
+class Geometry(ABC):
+    r"""A metric on measures, which turns the Wasserstein gradient into a velocity; a frozen set of options.
 
-    A new geometry is a class with these methods.
+    To write one: a frozen dataclass with `mobility`, the self-adjoint positive semidefinite operator :math:`C_\mu` on
+    :math:`L^2(\mu)` in :math:`v = -C_\mu \nabla_W F(\mu)`. `velocity` and `dissipation` follow; override `velocity` where it is
+    known at other points than the atoms too. `ddeq.testing.check_geometry` holds a geometry to these laws.
     """
+
+    is_wasserstein: ClassVar[bool] = False
+    """Whether velocities are minus Wasserstein gradients, so that the mobility is the identity. A subclass that changes
+    one of the methods and does not declare it anew is taken not to be."""
+    replaces_entropy: ClassVar[bool] = False
+    """Whether the entropy in a functional is descended without an estimate of the density, and so to another measure than the
+    one at which its Wasserstein gradient vanishes."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_declarations(cls, Geometry)
+        changed = {"velocity", "mobility", "dissipation"} & cls.__dict__.keys()
+        if changed and "is_wasserstein" not in cls.__dict__:
+            cls.is_wasserstein = False
+
+    @abstractmethod
+    def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
+        r"""The operator :math:`C_\mu` at the atoms of ``mu``: takes minus a Wasserstein gradient to the velocity.
+
+        Self-adjoint and positive semidefinite in :math:`L^2(\mu)`.
+        """
 
     def velocity(
         self, functional: Functional, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
-        """Velocity of steepest descent of ``functional`` at ``mu``, at the points ``x`` (default: the atoms)."""
-        ...
+        """Velocity of steepest descent of ``functional`` at ``mu``, at the points ``x`` (default: the atoms).
 
-    def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
-        r"""What takes minus a Wasserstein gradient at the atoms of ``mu`` to the velocity; self-adjoint in :math:`L^2(\mu)`."""
-        ...
+        Raises
+        ------
+        ValueError
+            If ``x`` is given and the geometry does not define velocities elsewhere than at the atoms.
+        """
+        if x is not None:
+            raise ValueError(
+                f"x: {type(self).__name__} knows velocities at the atoms alone, by its `mobility`; for NoiseInjection it must "
+                "define `velocity(functional, mu, x)`"
+            )
+        return self.mobility(mu)(-functional.wasserstein_gradient(mu))
 
     def dissipation(self, functional: Functional, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         """Rate at which ``functional`` falls along its flow at ``mu``: the squared norm of the velocity in this geometry."""
-        ...
+        return -InnerProduct.of(mu.points, mu.weights)(functional.wasserstein_gradient(mu), self.velocity(functional, mu))
 
 
 @dataclass(frozen=True)
-class Wasserstein:
+class Wasserstein(Geometry):
     r"""The geometry of optimal transport: velocity :math:`-\nabla_W F(\mu)`.
 
-    The energy falls at the rate :math:`|\nabla_W F(\mu)|^2_{L^2(\mu)}` (T10).
+    The energy falls at the rate :math:`|\nabla_W F(\mu)|^2_{L^2(\mu)}` (dissipation, T10).
 
     References
     ----------
     :cite:t:`jordan1998variational`; :cite:t:`ambrosio2008gradient`.
     """
+
+    is_wasserstein: ClassVar[bool] = True
 
     def velocity(
         self, functional: Functional, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
@@ -60,9 +92,4 @@ class Wasserstein:
 
     def dissipation(self, functional: Functional, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         velocity = self.velocity(functional, mu)
-        return inner(mu, velocity, velocity)
-
-
-def inner(mu: DiscreteMeasure, a: Float[Tensor, "*batch n d"], b: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-    r""":math:`\langle a, b\rangle_{L^2(\mu)} = \sum_i w_i\, a_i \cdot b_i`, whatever the fields are at atoms of mass zero."""
-    return settled((mu.weights * torch.where(mu.support(), (a * b).sum(-1), 0.0)).sum(-1))
+        return InnerProduct.of(mu.points, mu.weights)(velocity, velocity)

@@ -8,9 +8,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ddeq.flows.problem import Descent
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
-from ddeq.flows.steppers import Step
+from ddeq.flows.steppers import Stepper
+from ddeq.iteration import Iterate, Step
 
 __all__ = ["Nesterov"]
 
@@ -23,7 +24,7 @@ class _State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Nesterov:
+class Nesterov(Stepper):
     r"""Nesterov's accelerated steps, with restarts.
 
     .. math:: z_{k+1} = x_k + \tau v(x_k), \qquad x_{k+1} = z_{k+1} + \tfrac{j}{j + 3} (z_{k+1} - z_k),
@@ -58,22 +59,21 @@ class Nesterov:
     step_size: Schedule = 0.1
     restart: bool = True
 
-    descends: ClassVar[bool] = False
-    explicit: ClassVar[bool] = True
     has_momentum: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)
 
-    def init(self, problem: Descent, points: Tensor) -> _State:
-        return _State(points, points.new_zeros(points.shape[:-2]))
+    def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
+        return _State(at.z, torch.zeros_like(at.norm))
 
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: _State, step: int) -> Step:
-        tau = problem.number("step_size", self.step_size, step)
-        reached = points + over_atoms(tau) * velocity
+    def step(self, equation: FunctionalDescent, at: Iterate, state: _State) -> Step:
+        tau = equation.number("step_size", self.step_size, at.step)
+        reached = at.z + over_atoms(tau) * at.residual
         moved = reached - state.before
         since = state.since
         if self.restart:
-            since = torch.where(problem.inner(velocity.detach(), moved.detach()) < 0, 0.0, since)
+            uphill = equation.inner(at.residual.detach(), moved.detach()).detach() < 0
+            since = torch.where(uphill, 0.0, since)
         points = reached + over_atoms(since / (since + 3.0)) * moved
-        return Step(points, _State(reached, since + 1.0), tau**0.5)
+        return Step(points, _State(reached, since + 1.0), duration=tau**0.5)

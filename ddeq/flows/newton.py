@@ -1,20 +1,20 @@
-"""`NewtonFinish`: steps of Newton's method where a flow has come near to rest, and the flow's own elsewhere."""
+"""`NewtonFinish`: Newton's method where a flow is close to a stationary measure, and the flow's own steps elsewhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from ddeq.flows.geometries import Wasserstein
-from ddeq.flows.problem import Descent
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.quadratic_model import QuadraticModel
-from ddeq.flows.steppers import Step, Stepper
+from ddeq.flows.steppers import Stepper
 from ddeq.flows.symmetries import Place, find_symmetries, generic_field
-from ddeq.iteration import Stop
+from ddeq.iteration import Iterate, Step, Stop
 
 __all__ = ["NewtonFinish"]
 
@@ -27,7 +27,7 @@ LATE = 200
 LONGEST = 400
 """Most steps of the flow between two attempts."""
 COST = 2
-"""Steps of the flow before the next attempt, for each product that one in vain took."""
+"""Steps of the flow before the next attempt, for each product of a failed one."""
 BUDGET = 10
 """Most products with it in all, for each step that the stop allows."""
 SHIFTS = 6
@@ -42,8 +42,6 @@ class _State(NamedTuple):
     stepper: Any
     fresh: Any
     """The state of the stepper at the start."""
-    scale: Tensor
-    """The norm of the first velocity, ``(*batch,)``; NaN before."""
     wait: Tensor
     """Steps of the flow until the next attempt, ``(*batch,)``."""
     pause: Tensor
@@ -52,6 +50,8 @@ class _State(NamedTuple):
     """Products so far, ``(*batch,)``."""
     over: Tensor
     """Whether neither flow nor attempt moves the sample, ``(*batch,)``."""
+    possible: bool
+    """Whether no operation is known to lack second derivatives in torch."""
 
 
 class _Attempt(NamedTuple):
@@ -61,25 +61,30 @@ class _Attempt(NamedTuple):
     energy: Tensor
     products: Tensor
     """``(*batch,)``"""
+    evaluations: int = 0
+    """Gradients, and products with the Hessian, on the batch."""
+    possible: bool = True
+    """Whether the functional has second derivatives in torch."""
+
+    def joined_with(self, other: _Attempt, joined: Callable[[Tensor, Tensor], Tensor]) -> _Attempt:
+        """What is known of other samples put among these."""
+        return _Attempt(
+            joined(self.accepted, other.accepted),
+            joined(self.points, other.points),
+            joined(self.energy, other.energy),
+            joined(self.products, other.products),
+            self.evaluations + other.evaluations,
+            other.possible,
+        )
 
 
 class _NotTwiceDifferentiable(Exception):
     """Of an operation in a functional that has no second derivative in torch."""
 
 
-@dataclass
-class Tally:
-    """What steps of Newton's method have cost."""
-
-    evaluations: int = 0
-    """Gradients, and products with the Hessian, of all samples that were tried together."""
-    possible: bool = True
-    """Whether the functional has second derivatives in torch."""
-
-
 @dataclass(frozen=True)
-class NewtonFinish:
-    r"""A stepper whose step is one of Newton's method wherever that brings a sample closer to rest, else that of another stepper.
+class NewtonFinish(Stepper):
+    r"""A stepper whose step is one of Newton's method where that helps a sample to converge, else that of another stepper.
 
     With :math:`H` the Hessian of the functional in :math:`L^2(\mu)`, rigid motions that leave the functional as it is projected
     out (T16), at most 64 products give an orthonormal basis of the Krylov space of the gradient :math:`g` (Lanczos), in which
@@ -94,20 +99,20 @@ class NewtonFinish:
     - the energy falls by a tenth of what the quadratic model promises, or
     - that is less than energies scatter when points are shaken in their last digits, the energy does not rise by more, no
       :math:`\theta_i` is negative, the gradient becomes smaller, and the mean slope along the step is negative;
-    - and it does not come to rest, to the tolerance, if some :math:`\theta_i` is negative: no flow ends with such a step.
+    - and it does not converge, to the tolerance, if some :math:`\theta_i` is negative: no flow ends with such a step.
 
     So the energy never rises but for rounding, and where the last step ends is no saddle that the gradient before could see.
 
     An attempt is made once the velocity is a tenth of that at the start and 20 steps of the flow are done, or 200; again at once
-    if it helped, ever later if not; and where the flow is stuck. Each sample is judged by itself. Atoms that coincide move
-    together, those of mass zero stay.
+    if it helped, after longer and longer pauses if not; and where the flow is stuck. Each sample is judged by itself. Atoms that
+    coincide move together, those of mass zero stay.
 
     Parameters
     ----------
     flow
         The other stepper.
     stop
-        When samples have come to rest.
+        When samples have converged.
 
     References
     ----------
@@ -116,44 +121,33 @@ class NewtonFinish:
 
     flow: Stepper
     stop: Stop
-    tally: Tally = field(default_factory=Tally, compare=False)
 
-    @property
-    def descends(self) -> bool:
-        return self.flow.descends
+    def __post_init__(self) -> None:
+        for capability in ("descends", "explicit", "has_momentum"):  # those of the stepper within
+            object.__setattr__(self, capability, getattr(self.flow, capability))
 
-    @property
-    def explicit(self) -> bool:
-        return self.flow.explicit
+    def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
+        state = self.flow.init(equation, at)
+        none = torch.zeros_like(at.norm)
+        return _State(state, state, none + FIRST, none + FIRST, none, none > 0, True)
 
-    @property
-    def has_momentum(self) -> bool:
-        return self.flow.has_momentum
-
-    def init(self, problem: Descent, points: Tensor) -> _State:
-        state = self.flow.init(problem, points)
-        none = points.new_zeros(points.shape[:-2])
-        return _State(state, state, none + torch.nan, none + FIRST, none + FIRST, none, none > 0)
-
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: _State, step: int) -> Step:
-        norm = problem.inner(velocity, velocity).sqrt()
-        scale = torch.where(torch.isnan(state.scale), norm, state.scale)
-        least = self.stop.rtol * scale + self.stop.atol
-        restless = torch.isfinite(norm) & (norm > least)
-        able = restless & ~state.over & (state.products < BUDGET * self.stop.max_steps)
+    def step(self, equation: FunctionalDescent, at: Iterate, state: _State) -> Step:
+        norm, points = at.norm, at.z
+        scale = at.size - self.stop.atol / self.stop.rtol  # the norm at the start
+        least = self.stop.rtol * at.size
+        unfinished = torch.isfinite(norm) & (norm > least)
+        able = unfinished & ~state.over & (state.products < BUDGET * self.stop.max_steps)
         due = able & (state.wait <= 0) & ((norm <= NEAR * scale) | (state.wait <= FIRST - LATE))
-        attempt = self._attempt(problem, points, norm / scale, least, due)
+        attempt = self._attempt(equation, points, norm / scale, least, due, state.possible)
         accepted, over = attempt.accepted, state.over
-        if bool((accepted | ~restless).all()):
-            taken = Step(points, state.stepper, torch.zeros_like(norm))
+        if bool((accepted | ~unfinished).all()):
+            taken = Step(points, state.stepper, duration=torch.zeros_like(norm))
         else:
-            taken = self.flow.step(problem, points, velocity, state.stepper, step)
+            taken = self.flow.step(equation, at, state.stepper)
             if not self.has_momentum:
-                still = restless & ~accepted & (taken.points == points).flatten(norm.ndim).all(-1)
-                again = self._attempt(problem, points, norm / scale, least, still & able & ~due)
-                attempt = _Attempt(
-                    *(torch.where(_like(again.products > 0, b), b, a) for a, b in zip(attempt, again, strict=True))
-                )
+                still = unfinished & ~accepted & (taken.z == points).flatten(norm.ndim).all(-1)
+                again = self._attempt(equation, points, norm / scale, least, still & able & ~due, attempt.possible)
+                attempt = _merged(attempt, again)
                 accepted = attempt.accepted
                 over = over | (still & ~accepted)
         tried = attempt.products > 0
@@ -165,40 +159,43 @@ class NewtonFinish:
         if inner is not None:
             inner = pytree.tree_map(lambda a, b: torch.where(_like(accepted, a), a, b), instead, inner)
         energy = attempt.energy if bool(accepted.all()) else taken.energy
+        duration = torch.as_tensor(taken.duration, dtype=norm.dtype, device=norm.device)
         return Step(
-            torch.where(_like(accepted, points), attempt.points, taken.points),
-            _State(inner, state.fresh, scale, wait, pause, state.products + attempt.products, over),
-            torch.where(accepted, 0.0, torch.as_tensor(taken.duration, dtype=norm.dtype, device=norm.device)),
-            energy if energy is None else torch.where(accepted, attempt.energy, energy),
+            torch.where(_like(accepted, points), attempt.points, taken.z),
+            _State(inner, state.fresh, wait, pause, state.products + attempt.products, over, attempt.possible),
+            evaluations=taken.evaluations + attempt.evaluations,
+            duration=torch.where(accepted, 0.0, duration),
+            energy=energy if energy is None else torch.where(accepted, attempt.energy, energy),
         )
 
-    def _attempt(self, problem: Descent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor) -> _Attempt:
+    def _attempt(
+        self, equation: FunctionalDescent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor, possible: bool
+    ) -> _Attempt:
         """A step of the samples that are due; the others are left out of the computation where it is known how."""
         nothing = torch.zeros_like(residual)
-        none = _Attempt(torch.zeros_like(due), points, nothing, nothing)
-        if not self.tally.possible or not bool(due.any()):
+        none = _Attempt(torch.zeros_like(due), points, nothing, nothing, possible=possible)
+        if not possible or not bool(due.any()):
             return none
         try:
-            if not (problem.functional.selectable and residual.ndim):
-                return self._newton(problem, points, residual, least, due)
+            if not equation.removable:
+                return self._newton(equation, points, residual, least, due)
             rows = due.unsqueeze(-1).flatten(1).any(-1).nonzero().squeeze(-1)
-            functional = problem.functional.select(rows, problem.like.batch_shape)
-            part = replace(problem, functional=functional, like=problem.like[rows], known_energy=None, displacement=None)
-            found = self._newton(part, points[rows], residual[rows], least[rows], due[rows])
+            found = self._newton(equation.rows(rows), points[rows], residual[rows], least[rows], due[rows])
         except _NotTwiceDifferentiable:
-            self.tally.possible = False
-            return none
-        return _Attempt(*(a.index_copy(0, rows, b) for a, b in zip(none, found, strict=True)))
+            return none._replace(possible=False)
+        return none.joined_with(found, lambda a, b: a.index_copy(0, rows, b))
 
     @torch.no_grad()
-    def _newton(self, problem: Descent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor) -> _Attempt:
-        functional, like, eps = problem.functional, problem.like, torch.finfo(points.dtype).eps
+    def _newton(self, equation: FunctionalDescent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor) -> _Attempt:
+        functional, like, inner = equation.functional, equation.like, equation.inner
+        eps = torch.finfo(points.dtype).eps
         alive = like.support().unsqueeze(-1)
         masses = torch.where(alive, like.weights.unsqueeze(-1), 1.0)
+        count = [0]  # of what is evaluated in this attempt
 
         def gradient(z: Tensor) -> Tensor:
-            self.tally.evaluations += 1
-            return torch.where(alive, functional.wasserstein_gradient(like.with_points(z)), 0.0)
+            count[0] += 1
+            return -equation.force(z)
 
         with torch.enable_grad():
             z = points.detach().requires_grad_()
@@ -212,7 +209,7 @@ class NewtonFinish:
             return together(symmetries.without(field))
 
         def hessian(x: Tensor) -> Tensor:
-            self.tally.evaluations += 1
+            count[0] += 1
             if not g.requires_grad:
                 return torch.zeros_like(x)
             try:
@@ -223,13 +220,13 @@ class NewtonFinish:
                 raise
             return admissible(torch.where(alive, image / masses, 0.0))
 
-        size = problem.inner(force, force).sqrt()
+        size = inner.norm(force)
         due = due & torch.isfinite(size) & (size > 0)
         right = torch.where(_like(due, force), admissible(force), 0.0)
         model = QuadraticModel.of(hessian, right, like.weights.unsqueeze(-1), residual.clamp(1e-6, 1e-2))
         open_ = due & model.sound
-        start = problem.energy(points)
-        noise = self._noise(problem, place, start)
+        start = equation.energy(points)
+        noise = self._noise(equation, place, start)
         accepted, moved, energy = torch.zeros_like(due), points, start
         shift, following = torch.zeros_like(size), None
         for _ in range(SHIFTS):
@@ -237,37 +234,40 @@ class NewtonFinish:
                 break
             x, promised = model.step(shift)
             if following is None:
-                length = problem.inner(x, x).sqrt()
+                length = inner.norm(x)
                 following = size / torch.where(length > 0, length, 1.0)
             there = points + torch.where(_like(open_, x) & alive, together(x), 0.0)
-            slope, reached = gradient(there), problem.energy(there)
-            left = problem.inner(slope, slope).sqrt()
-            fits = open_ & torch.isfinite(left) & (model.convex | (self._speed(problem, there, left) > least))
+            slope, reached = gradient(there), equation.energy(there)
+            left = inner.norm(slope)
+            fits = open_ & torch.isfinite(left) & (model.convex | (self._speed(equation, there, left) > least))
             taken = fits & (reached <= start - torch.maximum(SHARE * promised, noise))
             blind = fits & model.convex & (SHARE * promised <= noise)
-            taken = taken | (blind & (reached <= start + noise) & (left < size) & (problem.inner(slope + force, x) <= 0))
+            taken = taken | (blind & (reached <= start + noise) & (left < size) & (inner(slope + force, x) <= 0))
             accepted, open_ = accepted | taken, open_ & ~taken
             moved, energy = torch.where(_like(taken, there), there, moved), torch.where(taken, reached, energy)
             shift, following = following, 8.0 * following
-        return _Attempt(accepted, moved, energy, torch.where(due, model.products, 0.0))
+        return _Attempt(accepted, moved, energy, torch.where(due, model.products, 0.0), count[0])
 
     @staticmethod
-    def _speed(problem: Descent, points: Tensor, norm: Tensor) -> Tensor:
+    def _speed(equation: FunctionalDescent, points: Tensor, norm: Tensor) -> Tensor:
         """Norm of the velocity at points where that of the gradient is known, ``(*batch,)``."""
-        if isinstance(problem.geometry, Wasserstein):
-            return norm
-        velocity = problem.velocity(points)
-        return problem.inner(velocity, velocity).sqrt()
+        return norm if equation.geometry.is_wasserstein else equation.inner.norm(equation.residual(points))
 
     @staticmethod
-    def _noise(problem: Descent, place: Place, start: Tensor) -> Tensor:
+    def _noise(equation: FunctionalDescent, place: Place, start: Tensor) -> Tensor:
         """By how much energies scatter, ``(*batch,)``, seen by shaking the points in their last digits."""
         eps = torch.finfo(start.dtype).eps
         scatter = torch.zeros_like(start)
         for k in range(SHAKES):
             shaken = place.points + 2 * eps * generic_field(place, k).sign() * place.points.abs()
-            scatter = torch.maximum(scatter, (problem.energy(shaken) - start).abs())
-        return 2 * scatter + (4 * eps + problem.functional.tolerance) * start.abs()
+            scatter = torch.maximum(scatter, (equation.energy(shaken) - start).abs())
+        return 2 * scatter + (4 * eps + equation.functional.tolerance) * start.abs()
+
+
+def _merged(first: _Attempt, second: _Attempt) -> _Attempt:
+    """Two attempts of different samples as one."""
+    tried = second.products > 0
+    return first.joined_with(second, lambda a, b: torch.where(_like(tried, b), b, a))
 
 
 @dataclass(frozen=True)

@@ -2,69 +2,60 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ddeq.draws import normal, uniform
-from ddeq.flows.problem import Descent
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
+from ddeq.iteration.method import check_declarations
 
-__all__ = ["Draws", "Langevin", "Noise", "NoiseInjection"]
-
-
-class Draws:
-    """Random fields for all samples of a batch, so that none depends on which others are left."""
-
-    def __init__(self, generator: torch.Generator, like: Tensor) -> None:
-        self.generator, self._like = generator, like
-
-    def normal(self) -> Tensor:
-        """Standard normal vectors at all atoms, ``(*batch, n, d)``."""
-        return self._drawn(normal, tuple(self._like.shape))
-
-    def uniform(self) -> Tensor:
-        """Two numbers in [0, 1) for each atom, ``(*batch, n, 2)``."""
-        return self._drawn(uniform, (*self._like.shape[:-1], 2))
-
-    def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-        return draw(shape, self._like, self.generator)
+__all__ = ["Langevin", "Noise", "NoiseInjection"]
 
 
-@runtime_checkable
-class Noise(Protocol):
-    """A frozen set of options that moves atoms at random."""
+class Noise(ABC):  # noqa: B024  # one of two methods, not a given one, must be defined
+    """A frozen set of options that moves atoms at random.
 
-    stands_for_entropy: ClassVar[bool]
+    To write one: a frozen dataclass with one of the two methods, or both. Numbers are drawn by ``draw`` alone, so that a flow
+    with a generator can be repeated. `ddeq.testing.check_noise` holds a noise to what the library relies on.
+    """
+
+    stands_for_entropy: ClassVar[bool] = False
     """Whether it adds a multiple of the entropy to the functional, in law."""
 
-    def displacement(self, problem: Descent, draw: Callable[[], Tensor], step: int) -> Tensor | None:
-        """By how much the points are displaced at which the velocity of a step is taken, ``(*batch, n, d)``, or None.
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_declarations(cls, Noise)
+        if cls.displacement is Noise.displacement and cls.kick is Noise.kick:
+            raise TypeError(f"{cls.__name__}: expected a noise to define displacement or kick")
+
+    def displacement(self, equation: FunctionalDescent, draw: Callable[[], Tensor], step: int) -> Tensor | None:
+        """By how much the points are displaced at which the velocity of a step is taken, ``(*batch, n, d)``; None: not at all.
 
         Parameters
         ----------
-        problem
+        equation
             The flow.
         draw
             Gives standard normal numbers ``(*batch, n, d)``, others at each call.
         step
             Number of the step.
         """
-        ...
+        return None
 
-    def kick(self, problem: Descent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> Tensor | None:
-        """By how much the atoms move after a step that took the time ``duration``, ``(*batch, n, d)``, or None.
+    def kick(self, equation: FunctionalDescent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> Tensor | None:
+        """By how much the atoms move after a step that took the time ``duration``, ``(*batch, n, d)``; None: not at all.
 
-        ``problem``, ``draw`` and ``step`` as in `displacement`.
+        ``equation``, ``draw`` and ``step`` as in `displacement`.
         """
-        ...
+        return None
 
 
 @dataclass(frozen=True)
-class Langevin:
+class Langevin(Noise):
     r"""Langevin noise: :math:`\sqrt{2 b \tau}\, \xi_i` after each step of length :math:`\tau`, standard normal :math:`\xi_i`.
 
     In law, as the number of atoms grows and the steps shrink, this is the flow of :math:`F` plus :math:`b` times the entropy
@@ -93,16 +84,13 @@ class Langevin:
     def __post_init__(self) -> None:
         check_schedule("temperature", self.temperature, zero=True)
 
-    def displacement(self, problem: Descent, draw: Callable[[], Tensor], step: int) -> None:
-        return None
-
-    def kick(self, problem: Descent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> Tensor:
-        temperature = problem.number("temperature", self.temperature, step, zero=True)
+    def kick(self, equation: FunctionalDescent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> Tensor:
+        temperature = equation.number("temperature", self.temperature, step, zero=True)
         return over_atoms((2.0 * temperature * duration) ** 0.5) * draw()
 
 
 @dataclass(frozen=True)
-class NoiseInjection:
+class NoiseInjection(Noise):
     r"""Velocities taken at randomly displaced points: :math:`v(x_i + \beta_k \xi_i)`, standard normal :math:`\xi_i`.
 
     The measure, and so the velocity field, stays as it is; only where each atom asks for its velocity is random. An atom that
@@ -126,13 +114,8 @@ class NoiseInjection:
 
     schedule: Schedule = 1.0
 
-    stands_for_entropy: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         check_schedule("schedule", self.schedule, zero=True)
 
-    def displacement(self, problem: Descent, draw: Callable[[], Tensor], step: int) -> Tensor:
-        return over_atoms(problem.number("schedule", self.schedule, step, zero=True)) * draw()
-
-    def kick(self, problem: Descent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> None:
-        return None
+    def displacement(self, equation: FunctionalDescent, draw: Callable[[], Tensor], step: int) -> Tensor:
+        return over_atoms(equation.number("schedule", self.schedule, step, zero=True)) * draw()

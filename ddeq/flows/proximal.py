@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ddeq.flows.adaptive import AdaptiveEuler
-from ddeq.flows.bound_functional import BoundFunctional
-from ddeq.flows.geometries import Wasserstein
-from ddeq.flows.problem import Descent
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
-from ddeq.flows.steppers import Step
+from ddeq.flows.steppers import Stepper
 from ddeq.iteration import (
+    AdjointWarning,
     ConvergenceWarning,
-    Evaluation,
+    Descent,
+    Equation,
+    Implicit,
+    InnerProblemWarning,
+    InnerProduct,
+    Iterate,
+    LinearAnswer,
+    LinearSolver,
+    Method,
     Outcome,
-    Process,
+    Sizes,
     Status,
+    Step,
     Stop,
-    implicit_function,
     iterate,
     minimal_residual,
 )
-from ddeq.iteration.massless import farthest, held_back
+from ddeq.iteration.driver import watched
 from ddeq.measures import DiscreteMeasure
+from ddeq.messages import warn
 
 __all__ = ["Proximal"]
 
@@ -42,7 +49,7 @@ class _State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Proximal:
+class Proximal(Stepper):
     r"""Proximal (JKO) steps, :math:`\mu_{k+1} = \arg\min_\nu F(\nu) + \frac{1}{2\tau} W_2^2(\mu_k, \nu)`, of order one.
 
     The implicit Euler step: the energy never increases, however long the step. Atoms stay coupled to themselves,
@@ -81,154 +88,154 @@ class Proximal:
 
     descends: ClassVar[bool] = True
     explicit: ClassVar[bool] = False
-    has_momentum: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)
         if not isinstance(self.inner, Stop | None) or (self.inner is not None and self.inner.metric is not None):
             raise ValueError(f"inner: expected a Stop such as Stop(rtol=1e-6) without a metric, or None, got {self.inner!r}")
 
-    def init(self, problem: Descent, points: Tensor) -> _State:
+    def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
         if torch.is_grad_enabled():
-            BoundFunctional(problem.functional, problem.like).watch(points)
-        return _State(torch.zeros_like(points))
+            watched(_ProximalStep.at(equation, at.z, 1.0), at.z.detach())
+        return _State(torch.zeros_like(at.residual))
 
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: _State, step: int) -> Step:
-        tau = problem.number("step_size", self.step_size, step)
-        stop = self.inner or Stop(rtol=1e-6 if points.dtype == torch.float64 else 1e-3, max_steps=500)
+    def step(self, equation: FunctionalDescent, at: Iterate, state: _State) -> Step:
+        tau = equation.number("step_size", self.step_size, at.step)
+        stop = self.inner or Stop(rtol=1e-6 if at.z.dtype == torch.float64 else 1e-3, max_steps=500)
         time = over_atoms(tau)
-        with torch.no_grad():
-            start = problem.measure(points.detach())
-            movement = _Movement(
-                problem.functional, start, problem.geometry, time=time, mobility=problem.geometry.mobility(start)
+        movement = _Movement(equation, at.z.detach(), time, stop.rtol)
+
+        def run(of: Equation, stop: Stop, *, watch: bool = False) -> Outcome:
+            outcome = movement.minimised(time * state.force, stop)
+            _warn_of(outcome, stop)
+            solved = torch.full_like(outcome.status, Status.CONVERGED.value)  # else is said already
+            return replace(outcome, value=movement.measure(outcome.value).points, status=solved, state=outcome.value / time)
+
+        conditions = _ProximalStep.at(equation, at.z, time)
+        if not equation.geometry.is_wasserstein and torch.is_grad_enabled() and any(t.requires_grad for t in conditions.tensors):
+            raise ValueError(
+                "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein only, "
+                f"not in {equation.geometry!r}; flow under torch.no_grad(), or take an explicit stepper"
             )
-            outcome = _solve(movement, time * state.force, stop)
-            moved = movement.measure(outcome.value)
-            energy = problem.functional(moved)
-        _report(outcome, stop)
-        end = _attach(problem, points, time, moved.points)
-        return Step(end, _State(outcome.value / time), tau, energy)
+        outcome = Implicit().solve(conditions, run, stop)
+        with torch.no_grad():
+            energy = equation.energy(outcome.value.detach())
+        return Step(outcome.value, _State(outcome.state), evaluations=outcome.evaluations, duration=tau, energy=energy)
 
 
 @dataclass(frozen=True)
+class _InMobility(InnerProduct):
+    r"""The inner product :math:`\langle a, C b\rangle_{L^2(\mu)}` for the mobility :math:`C` of a geometry."""
+
+    mobility: Callable[[Tensor], Tensor] = torch.positive
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return super().__call__(a, self.mobility(b))
+
+    def norms(self, *fields: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self(f.detach(), f.detach()).clamp_min(0.0).sqrt() for f in fields)
+
+
 class _Movement(Descent):
-    r"""The inner problem of a step from ``like``: minimise :math:`F(x + C a) + \langle a, C a\rangle / (2 \tau)` over :math:`a`.
+    r"""The inner problem of a step: minimise :math:`F(x + C a) + \langle a, C a\rangle / (2 \tau)` over :math:`a`.
 
     :math:`C` is the mobility of the geometry, the identity for the one of Wasserstein, so that ``a`` is the movement there.
     """
 
-    time: float | Tensor = 1.0
-    mobility: Callable[[Tensor], Tensor] = torch.positive
+    shardable = True
+    inner: _InMobility
 
-    def measure(self, points: Tensor) -> DiscreteMeasure:
-        return self.like.with_points(self.like.points + self.mobility(points))
+    def __init__(self, of: FunctionalDescent, points: Tensor, time: float | Tensor, rtol: float) -> None:
+        self._of, self._time, self._rtol = of, time, rtol
+        self._start = of.measure(points)
+        mobility = of.geometry.mobility(self._start)
+        weights = of.like.weights.detach()
+        self.inner = _InMobility(weights, limit=InnerProduct.of(points, weights).limit, mobility=mobility)
+        self._size = torch.zeros_like(weights[..., 0])
 
-    def velocity(self, points: Tensor) -> Tensor:
-        return -self.functional.wasserstein_gradient(self.measure(points)) - points / self.time
+    def measure(self, z: Tensor) -> DiscreteMeasure:
+        """Where the atoms are after the movement ``z``."""
+        return self._start.with_points(self._start.points + self.inner.mobility(z))
 
-    def energy(self, points: Tensor) -> Tensor:
-        return super().energy(points) + 0.5 * self.inner(points, points / self.time)
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        return -self._of.functional.wasserstein_gradient(self.measure(z)) - z / self._time
 
-    def slope(self, points: Tensor, velocity: Tensor) -> Tensor:
-        return self.inner(velocity, velocity)
+    def energy(self, z: Tensor) -> Tensor:
+        return self._of.functional(self.measure(z)) + 0.5 * self.inner(z, z / self._time)
 
-    def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        return super().inner(a, self.mobility(b))
+    def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
+        size = self._size
+        if previous is not None and previous.energy is not None:
+            # What a smaller gradient can still gain is hidden by rounding of the energy.
+            time = self._time[..., 0, 0] if isinstance(self._time, Tensor) else self._time
+            hidden = 16.0 * torch.finfo(z.dtype).eps * previous.energy.abs() / time
+            size = size.maximum(hidden.sqrt() / self._rtol)
+        return Sizes(self.inner.norm(residual), size)
 
-
-def _solve(problem: _Movement, guess: Tensor, stop: Stop) -> Outcome:
-    """The minimiser, from the guess where it is better than no movement."""
-    still = torch.zeros_like(guess)
-    better = problem.energy(guess) <= problem.energy(still)
-    first = torch.where(better[..., None, None], guess, still)
-    force = problem.velocity(still)
-    process = _Minimisation(problem, problem.inner(force, force).sqrt() + stop.atol / stop.rtol, stop.rtol)
-    stepper = process.stepper.init(problem, first)
-    return iterate(
-        process, first, (stepper, None), stop=stop, batch_shape=problem.like.batch_shape, patient=True, best=False, still=True
-    )
-
-
-class _Minimisation(Process):
-    """Adaptive descent of the inner problem, as the loop sees it."""
-
-    def __init__(self, problem: _Movement, scale: Tensor, rtol: float) -> None:
-        self._problem, self._scale, self._rtol = problem, scale, rtol
-        self._time = problem.time[..., 0, 0] if isinstance(problem.time, Tensor) else problem.time
-        self._limit = farthest(problem.like.points, problem.like.weights)
-        self.stepper = AdaptiveEuler(self._time)
-
-    def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
-        velocity = held_back(self._problem.velocity(value), 0.0, self._problem.like.weights, self._limit)
-        norm = self._problem.inner(velocity, velocity).clamp_min(0.0).sqrt()
-        scale = self._scale
-        if memory[1] is not None:  # what a smaller gradient can still gain is hidden by rounding of the energy
-            hidden = 16.0 * torch.finfo(norm.dtype).eps * memory[1].abs() / self._time
-            scale = scale.maximum(hidden.sqrt() / self._rtol)
-        nothing = 0.0 * norm
-        return Evaluation(norm / scale, norm, nothing, nothing, velocity), memory
-
-    def advance(self, value: Tensor, memory: Any, found: Tensor, step: int) -> tuple[Tensor, Any]:
-        state, energy = memory
-        problem = replace(self._problem, known_energy=energy)
-        moved = self.stepper.step(problem, value, found, state, step)
-        return held_back(moved.points, value, problem.like.weights, self._limit), (moved.state, moved.energy)
-
-    def select(self, keep: Tensor) -> _Minimisation:
-        raise AssertionError("the inner problems of all samples are solved together")
+    @torch.no_grad()
+    def minimised(self, guess: Tensor, stop: Stop) -> Outcome:
+        """The minimiser, from the guess where it is better than no movement."""
+        still = torch.zeros_like(guess)
+        better = self.energy(guess) <= self.energy(still)
+        self._size = self.inner.norm(self.residual(still))
+        time = self._time[..., 0, 0] if isinstance(self._time, Tensor) else self._time
+        first = torch.where(better[..., None, None], guess, still)
+        method = cast("Method[_Movement]", AdaptiveEuler(time))  # which steps on any descent
+        return iterate(self, stop, z=first, method=method, patient=True, best=False)
 
 
-def _report(outcome: Outcome, stop: Stop) -> None:
-    failed = outcome.status != Status.CONVERGED.value
-    if bool(failed.any()):
-        warnings.warn(
-            f"Proximal: the inner problems of {int(failed.sum())} of {failed.numel()} samples were not solved (largest relative "
-            f"residual {float(outcome.residual[failed].max()):.1e}, wanted {stop.rtol:.1e}); where the functional has a "
-            "kink its gradient does not vanish; else take shorter steps, or another inner=Stop(...)",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-
-
-def _attach(problem: Descent, x: Tensor, time: float | Tensor, y: Tensor) -> Tensor:
-    r""":math:`y`, the same numbers, as the solution of :math:`y - x + \tau \nabla_W F(y) = 0` as a function of what enters it.
+class _ProximalStep(Equation):
+    r""":math:`x - y + \tau v(y) = 0`, the conditions of a step in the geometry of Wasserstein; :math:`v` is the velocity.
 
     Atoms of mass zero follow their start, by convention, and influence no other.
     """
-    bound = BoundFunctional(problem.functional, problem.like)
-    step = torch.as_tensor(time, dtype=x.dtype, device=x.device)
-    tensors = [x, step, *bound.tensors]
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return y
-    if not isinstance(problem.geometry, Wasserstein):
-        raise ValueError(
-            "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein only, not "
-            f"in {problem.geometry!r}; flow under torch.no_grad(), or take an explicit stepper"
-        )
-    live = problem.like.support().unsqueeze(-1)
 
-    def equation(y: Tensor, x: Tensor, step: Tensor, *rest: Tensor) -> Tensor:
-        return y - x + torch.where(live, step * bound.gradient_of(y, *rest), 0.0)
+    shardable = True
 
-    return implicit_function(equation, _LinearSolve(problem.like.weights.detach()), y, *tensors)
+    def __init__(self, descent: FunctionalDescent, tensors: tuple[Tensor, ...]) -> None:
+        self._descent, self.tensors = descent, tensors
+        self.inner = InnerProduct(descent.like.weights.detach())
+
+    @classmethod
+    def at(cls, descent: FunctionalDescent, x: Tensor, time: float | Tensor) -> _ProximalStep:
+        step = torch.as_tensor(time, dtype=x.dtype, device=x.device)
+        return cls(descent, (x, step, *descent.tensors))
+
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        x, step, *rest = tensors or self.tensors
+        live = self._descent.like.support().unsqueeze(-1)
+        return x - z + torch.where(live, step * self._descent.residual(z, *rest), 0.0)
+
+    def linear_solver(self, z: Tensor, status: Tensor) -> LinearSolver:
+        return _ProximalSolver(self.inner.weights)
+
+    def unseen(self, shapes: str) -> str:
+        return self._descent.unseen(shapes)
 
 
-class _LinearSolve:
-    r""":math:`A u + b = 0` for :math:`A = I + \tau H`, self-adjoint in :math:`L^2(\mu)`, or for its transpose on cotangents."""
+class _ProximalSolver(LinearSolver):
+    r""":math:`A u + b = 0` for :math:`A = -(I + \tau H)`, self-adjoint in :math:`L^2(\mu)`, or its transpose on cotangents."""
 
     def __init__(self, weights: Tensor) -> None:
         self._weights, self._mass = weights.unsqueeze(-1), torch.where(weights > 0, weights, 1.0).unsqueeze(-1)
 
-    def __call__(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> Tensor:
+    def solve(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> LinearAnswer:
         rtol = RTOL.get(b.dtype, 1e-8)
         mass = self._mass if dual else torch.ones_like(self._mass)
         solution = minimal_residual(lambda u: operator(u * mass) / mass, -b / mass, weights=self._weights, dims=2, rtol=rtol)
         failed = ~solution.converged
+        failures: tuple[ConvergenceWarning, ...] = ()
         if bool(failed.any()):
-            warnings.warn(
-                f"Proximal: the derivatives of {int(failed.sum())} of {failed.numel()} samples were not solved for (largest "
-                f"relative residual {float(solution.residual.max()):.1e}, wanted {rtol:.0e}); take shorter steps",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return torch.where(self._weights > 0, solution.x * mass, -b)
+            text = "Proximal: the derivatives of some steps were not solved for; take shorter steps"
+            failures = (AdjointWarning(text, failed=failed, residual=solution.residual, wanted=rtol),)
+        return LinearAnswer(torch.where(self._weights > 0, solution.x * mass, b), failures)
+
+
+def _warn_of(outcome: Outcome, stop: Stop) -> None:
+    failed = outcome.status != Status.CONVERGED.value
+    if bool(failed.any()):
+        text = (
+            "Proximal: the inner problems of some samples were not solved; where the functional has a kink its gradient does not "
+            "vanish; else take shorter steps, or another inner=Stop(...)"
+        )
+        warn(InnerProblemWarning(text, failed=failed, residual=outcome.residual, wanted=stop.rtol))

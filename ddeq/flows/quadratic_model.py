@@ -55,7 +55,7 @@ class QuadraticModel:
         basis = b.new_zeros((most, *b.shape))
         v = unit / torch.where(running, length, 1.0)[..., None, None]
         diagonal: list[Tensor] = []
-        beside: list[Tensor] = []
+        off_diagonal: list[Tensor] = []
         products = torch.zeros_like(length)
         for k in range(most):
             basis[k] = torch.where(running[..., None, None], v, 0.0)
@@ -66,18 +66,18 @@ class QuadraticModel:
             for _ in range(2):
                 y = y - (inner(known, y)[..., None, None] * known).sum(0)
             beta = inner(y, y).clamp_min(0).sqrt()
-            norm = torch.stack(diagonal + beside).abs().amax(0)
+            norm = torch.stack(diagonal + off_diagonal).abs().amax(0)
             running = running & (beta > eps ** (2 / 3) * norm) & torch.isfinite(beta)  # else it is rounding
             if k % 4 == 3 or k == most - 1:
-                running = running & (_last_coordinate(diagonal, beside, products) * beta > rtol)
+                running = running & (_last_coordinate(diagonal, off_diagonal, products) * beta > rtol)
             if k == most - 1 or not bool(running.any()):
                 break
-            beside.append(torch.where(running, beta, 0.0))
+            off_diagonal.append(torch.where(running, beta, 0.0))
             v = y / torch.where(running, beta, 1.0)[..., None, None]
-        values, vectors = _eigen(diagonal, beside, products)
+        values, vectors = _eigen(diagonal, off_diagonal, products)
         cutoff = eps ** (2 / 3) * values.abs().amax(-1, keepdim=True)
         seen = values.abs() > cutoff
-        finite = torch.isfinite(torch.stack(diagonal + beside)).all(0)
+        finite = torch.isfinite(torch.stack(diagonal + off_diagonal)).all(0)
         return cls(
             basis=basis[: len(diagonal)],
             values=torch.where(seen, values, torch.inf),
@@ -100,7 +100,7 @@ class QuadraticModel:
         return x, falls.to(self.size) * self.size.square()
 
 
-def _eigen(diagonal: list[Tensor], beside: list[Tensor], count: Tensor) -> tuple[Tensor, Tensor]:
+def _eigen(diagonal: list[Tensor], off_diagonal: list[Tensor], count: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and vectors of the first ``count`` rows of tridiagonal matrices, in double precision.
 
     Further rows are filled such that they are decoupled, and neither the largest nor negative.
@@ -110,16 +110,16 @@ def _eigen(diagonal: list[Tensor], beside: list[Tensor], count: Tensor) -> tuple
     a = torch.where(rows < count.unsqueeze(-1), a, a.abs().amax(-1, keepdim=True))
     matrix = torch.diag_embed(a)
     if a.shape[-1] > 1:
-        b = torch.stack(beside[: a.shape[-1] - 1], -1).double()
+        b = torch.stack(off_diagonal[: a.shape[-1] - 1], -1).double()
         matrix = matrix + torch.diag_embed(b, 1) + torch.diag_embed(b, -1)
     usable = torch.isfinite(matrix).all(-1).all(-1)
     values, vectors = torch.linalg.eigh(torch.where(usable[..., None, None], matrix, 0.0))
     return values, vectors
 
 
-def _last_coordinate(diagonal: list[Tensor], beside: list[Tensor], count: Tensor) -> Tensor:
+def _last_coordinate(diagonal: list[Tensor], off_diagonal: list[Tensor], count: Tensor) -> Tensor:
     """Size of the last coordinate of the unshifted step for a unit vector, ``(*batch,)``: times beta, what it leaves."""
-    values, vectors = _eigen(diagonal, beside, count)
+    values, vectors = _eigen(diagonal, off_diagonal, count)
     least = torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
     along = torch.where(values.abs() > least, vectors[..., 0, :] / torch.where(values.abs() > least, values.abs(), 1.0), 0.0)
     last = (count.long() - 1).clamp_min(0).unsqueeze(-1)

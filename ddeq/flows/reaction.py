@@ -2,23 +2,71 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ddeq.flows.problem import Descent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate
 
-__all__ = ["FisherRao"]
+if TYPE_CHECKING:
+    from ddeq.flows.descent import FunctionalDescent
+
+__all__ = ["FisherRao", "Reaction", "jump"]
+
+
+class Reaction(ABC):
+    """A frozen set of options that moves mass between the atoms.
+
+    To write one: a frozen dataclass with `react` and `dissipation`. `ddeq.testing.check_reaction` holds a reaction to what the
+    library relies on.
+    """
+
+    functional: Functional | None = None
+    """The energy whose first variation moves the masses; None: that of the flow."""
+
+    @property
+    def jumps(self) -> bool:
+        """Whether weights stay, and atoms jump at random such that the expected measure has the weights that `react` gives."""
+        return False
+
+    @abstractmethod
+    def react(self, equation: FunctionalDescent, mu: DiscreteMeasure, duration: float | Tensor, step: int) -> Tensor:
+        """The weights of ``mu`` after the reaction, ``(*batch, n)``: non-negative, and zero where they were.
+
+        Parameters
+        ----------
+        equation
+            The flow that the reaction is part of.
+        mu
+            The measures, after their atoms have moved.
+        duration
+            The time that the step took.
+        step
+            Number of the step, at which a schedule of the rate is evaluated.
+        """
+
+    @abstractmethod
+    def dissipation(self, equation: FunctionalDescent, mu: DiscreteMeasure, step: int) -> Tensor:
+        """Rate at which the energy falls by the reaction, ``(*batch,)``; ``equation``, ``mu`` and ``step`` as in `react`."""
+
+    def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Reaction:
+        """The reaction of the entries ``keep`` of a batch of shape ``batch_shape``."""
+        return self
+
+    def energy(self, equation: FunctionalDescent) -> Functional:
+        """The functional whose first variation moves the masses."""
+        return equation.functional if self.functional is None else self.functional
 
 
 @dataclass(frozen=True)
-class FisherRao:
+class FisherRao(Reaction):
     r"""The Fisher-Rao reaction: mass moves from atoms where the first variation is large to those where it is small.
 
     .. math:: \dot w_i = -r\, w_i \Big(\frac{\delta F}{\delta\mu}(x_i) - m\Big), \qquad
@@ -63,43 +111,30 @@ class FisherRao:
         if not isinstance(self.functional, Functional | None):
             raise ValueError(f"functional: expected a ddeq.Functional or None, got {self.functional!r}")
 
-    def react(self, problem: Descent, mu: DiscreteMeasure, duration: float | Tensor, step: int) -> Tensor:
-        """The weights of ``mu`` after the reaction, ``(*batch, n)``.
+    @property
+    def jumps(self) -> bool:
+        return self.birth_death
 
-        Parameters
-        ----------
-        problem
-            The flow that the reaction is part of.
-        mu
-            The measures, after their atoms have moved.
-        duration
-            The time that the step took.
-        step
-            Number of the step, at which a schedule of the rate is evaluated.
-        """
-        rate = problem.number("rate", self.rate, step, zero=True)
+    def react(self, equation: FunctionalDescent, mu: DiscreteMeasure, duration: float | Tensor, step: int) -> Tensor:
+        rate = equation.number("rate", self.rate, step, zero=True)
         live, w = mu.support(), mu.weights
-        variation = self._functional(problem).first_variation(mu)
+        variation = self.energy(equation).first_variation(mu)
         least = torch.where(live, variation, torch.inf).amin(-1, keepdim=True)
         exponent = torch.where(live, least - variation, 0.0)  # at most zero: no exponential overflows
         grown = w * (over_atoms(rate * duration, 1) * exponent).exp()
         return grown * (mu.mass().unsqueeze(-1) / grown.sum(-1, keepdim=True))
 
-    def dissipation(self, problem: Descent, mu: DiscreteMeasure, step: int) -> Tensor:
+    def dissipation(self, equation: FunctionalDescent, mu: DiscreteMeasure, step: int) -> Tensor:
         r"""Rate :math:`r \int (\delta F/\delta\mu - m)^2 \,\mathrm d\mu` at which the energy falls, ``(*batch,)``.
 
-        ``problem``, ``mu`` and ``step`` as in `react`.
+        ``equation``, ``mu`` and ``step`` as in `react`.
         """
-        variation = torch.where(mu.support(), self._functional(problem).first_variation(mu), 0.0)
+        variation = torch.where(mu.support(), self.energy(equation).first_variation(mu), 0.0)
         centred = variation - (integrate(variation, mu) / mu.mass()).unsqueeze(-1)
-        return problem.number("rate", self.rate, step, zero=True) * integrate(centred.square(), mu)
+        return equation.number("rate", self.rate, step, zero=True) * integrate(centred.square(), mu)
 
-    def select(self, keep: Tensor, batch_shape: tuple[int, ...]) -> FisherRao:
-        """The reaction of the entries ``keep`` of a batch of shape ``batch_shape``."""
+    def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> FisherRao:
         return self if self.functional is None else replace(self, functional=self.functional.select(keep, batch_shape))
-
-    def _functional(self, problem: Descent) -> Functional:
-        return problem.functional if self.functional is None else self.functional
 
 
 def jump(mu: DiscreteMeasure, weights: Tensor, draw: Callable[[], Tensor]) -> DiscreteMeasure:

@@ -1,25 +1,35 @@
-"""The linear equations behind the derivative of a stationary measure, and whether their answers mean anything (T16)."""
+"""Stationary measures as an equation, and the linear equations of their derivatives with a judgement of the answers (T16)."""
 
 from __future__ import annotations
 
-import warnings
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ddeq.flows.bound_functional import BoundFunctional
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.symmetries import Place, Symmetries, find_symmetries, generic_field
-from ddeq.functionals.base import Smoothness
-from ddeq.iteration import ConvergenceError, ConvergenceWarning, LeastSquares, Status, minimal_residual
+from ddeq.functionals.base import Functional, Smoothness
+from ddeq.iteration import (
+    ConvergenceWarning,
+    Equation,
+    LeastSquares,
+    LinearAnswer,
+    LinearSolver,
+    Status,
+    SymmetryWarning,
+    UntrustedDerivativeWarning,
+    minimal_residual,
+)
+from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Stationary"]
 
 TRUST = 0.1
-"""Relative residual that a solution may have where Newton's method would move the atoms; else they are too far from rest."""
+"""Relative residual that a solution may have where Newton's method would move the atoms; else they are not stationary."""
 SHARP = 0.1
 """Relative difference between a small change of the gradient and what its derivative says, from which there is a kink."""
 PUSHED = 1e-2
@@ -30,65 +40,87 @@ ROUNDS = 3
 Operator = Callable[[Tensor], Tensor]
 
 
-class Stationary:
-    """Solves :math:`H x + b = 0` for the Hessian of a functional at atoms at rest, where that has an answer.
+class Stationary(Equation):
+    r"""The atoms at which the Wasserstein gradient of a functional vanishes, whatever the geometry of the flow.
+
+    At atoms of mass zero the residual is zero, and the derivative of their places, by convention.
 
     Parameters
     ----------
-    bound
+    functional
         The functional.
-    points
-        The atoms at rest.
-    start
-        Where they came from.
-    frozen
-        Atoms that do not count: of mass zero, or of measures that diverged.
-    status
-        How the flow ended; of those that did not converge nothing is asked, and a warning given.
-    rtol
-        Relative residual of the equations.
+    mu0
+        Where the atoms started; their weights and marks stay.
     conserves_mean
         Whether the flow keeps the mean where it can.
-    on_failure
-        Whether an equation without an answer is an error, or a warning and a derivative of zero.
+    rtol
+        Relative residual of the linear equations.
     """
 
-    def __init__(
-        self,
-        bound: BoundFunctional,
-        points: Tensor,
-        start: Tensor,
-        frozen: Tensor,
-        status: Tensor,
-        *,
-        rtol: float,
-        conserves_mean: bool,
-        on_failure: Literal["raise", "warn"],
-    ) -> None:
-        self._bound, self._points, self._start, self._status = bound, points, start, status
-        self._frozen = frozen.unsqueeze(-1)
-        # Zero times NaN is NaN: of those that diverged the gradient is taken where it is more likely to be finite.
-        self._held = torch.where((status == Status.DIVERGED.value)[..., None, None], start, points)
-        self._rtol, self._conserves_mean, self._on_failure = rtol, conserves_mean, on_failure
-        self._tensors = [t.detach() for t in bound.tensors]
-        self._asked = [i for i, t in enumerate(bound.tensors) if t.requires_grad]
-        weights = bound.mu.weights.detach()
-        self._scale = torch.where(frozen, 1.0, weights).unsqueeze(-1)
-        self._weights = torch.where(frozen, 0.0, weights)
+    name = "flows"
+    remedy = "take more steps, another stepper or a larger rtol in stop=Stop(...)"
 
-    def equation(self, points: Tensor, *tensors: Tensor) -> Tensor:
-        """The gradient; zero at atoms that do not count, wherever they are moved: their derivative is zero."""
-        g = self._bound.gradient_of(torch.where(self._frozen, self._held, points), *tensors)
-        return torch.where(self._frozen, points - self._points, g)
+    def __init__(self, functional: Functional, mu0: DiscreteMeasure, *, conserves_mean: bool, rtol: float) -> None:
+        self.descent = FunctionalDescent(functional, mu0.with_points(mu0.points.detach()))
+        self.tensors = self.descent.tensors
+        self.inner = self.descent.inner
+        self.removable = self.descent.removable
+        self.conserves_mean, self.rtol = conserves_mean, rtol
 
-    def __call__(self, operator: Operator, b: Tensor, dual: bool) -> Tensor:
-        """Minus the solution; if ``dual``, of cotangents, which carry the masses of their atoms."""
+    @property
+    def start(self) -> Tensor:
+        """Where the atoms started."""
+        return self.descent.like.points
+
+    @property
+    def frozen(self) -> Tensor:
+        """Atoms that do not count, because their mass is zero, ``(*batch, n, 1)``."""
+        return (self.descent.like.weights.detach() <= 0).unsqueeze(-1)
+
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        return torch.where(self.frozen, z.detach() - z, self.descent.residual(z, *tensors))
+
+    def linear_solver(self, z: Tensor, status: Tensor) -> LinearSolver:
+        return _StationarySolver(self, z, status)
+
+    def rows(self, keep: Tensor) -> Stationary:
+        chosen = copy.copy(self)
+        chosen.descent = self.descent.rows(keep)
+        chosen.tensors, chosen.inner = chosen.descent.tensors, chosen.descent.inner
+        return chosen
+
+    def unseen(self, shapes: str) -> str:
+        return self.descent.unseen(shapes)
+
+
+class _StationarySolver(LinearSolver):
+    r"""Solves :math:`A x + b = 0` for minus the Hessian :math:`H` at a stationary measure, where that has an answer.
+
+    Parameters
+    ----------
+    equation
+        What was solved.
+    points
+        The atoms of the stationary measure.
+    status
+        How each flow ended; of those that did not converge nothing is asked.
+    """
+
+    def __init__(self, equation: Stationary, points: Tensor, status: Tensor) -> None:
+        self._equation, self._points, self._status = equation, points, status
+        # Of samples that diverged and could not be left out nothing is known.
+        self._frozen = equation.frozen | (status == Status.DIVERGED.value)[..., None, None]
+        self._rtol, self._functional = equation.rtol, equation.descent.functional
+        self._tensors = [t.detach() for t in equation.tensors]
+        self._asked = [i for i, t in enumerate(equation.tensors) if t.requires_grad]
+        weights = equation.descent.like.weights.detach()
+        self._scale = torch.where(self._frozen, 1.0, weights.unsqueeze(-1))
+        self._weights = torch.where(self._frozen.squeeze(-1), 0.0, weights)
+
+    def solve(self, operator: Operator, b: Tensor, dual: bool) -> LinearAnswer:
+        # With H in the place of A: H x = b, or of cotangents, which carry the masses of their atoms.
         scale = self._scale
-        if dual:
-            self._announce()
-            wanted = -b / scale
-        else:
-            wanted = -b
+        wanted = b / scale if dual else b
         right = torch.where(self._frozen, 0.0, wanted)
         certificate, place = self._certificate, self._place
         symmetries = certificate.symmetries
@@ -97,7 +129,7 @@ class Stationary:
 
         def hessian(x: Tensor) -> Tensor:
             image = operator(x * scale) / scale if dual else operator(x)
-            return symmetries.without(torch.where(self._frozen, 0.0, image))
+            return symmetries.without(torch.where(self._frozen, 0.0, -image))
 
         x, rest, solved = self._solve(hessian, right, self._rtol)
         # Of a loss that is flat but for its part along the symmetries, rounding is left: no equation to judge.
@@ -116,27 +148,26 @@ class Stationary:
             unsolved=~accepted & ~flat & asked,
             moving=~(shifted <= TRUST) & asked,
         )
-        refused = self._judge(failures, residual)
-        if dual:
-            self._look_at_symmetries(whole, size)
+        refused, failed = self._judged(failures, residual)
+        notices = self._along_symmetries(whole, size) if dual else ()
         x = torch.where(refused | ~(norm > 0), 0.0, x)
         x = torch.where(torch.isfinite(norm), x, torch.nan)
         x = torch.where(self._frozen, wanted, x)
-        return x * scale if dual else x
+        return LinearAnswer(x * scale if dual else x, failed, notices)
 
     @cached_property
     def _place(self) -> Place:
-        return Place.of(self._points, self._weights, self._start)
+        return Place.of(self._points, self._weights, self._equation.start)
 
     def _gradient(self, points: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.where(self._frozen, 0.0, self.equation(points, *self._tensors))
+            return torch.where(self._frozen, 0.0, -self._equation.residual(points, *self._tensors))
 
     def _hessian(self, points: Tensor) -> Operator:
         """Products with the Hessian at ``points``, as a map of fields; atoms that do not count are left alone."""
         with torch.enable_grad():
             z = points.detach().requires_grad_()
-            g = self.equation(z, *self._tensors)
+            g = -self._equation.residual(z, *self._tensors)
 
         def product(x: Tensor) -> Tensor:
             x = torch.where(self._frozen, 0.0, x)
@@ -166,7 +197,7 @@ class Stationary:
     @cached_property
     def _symmetries(self) -> Symmetries:
         eps = torch.finfo(self._points.dtype).eps
-        tolerance = 10 * (eps ** (2 / 3) + self._bound.functional.tolerance)
+        tolerance = 10 * (eps ** (2 / 3) + self._functional.tolerance)
         return find_symmetries(self._gradient, self._place, tolerance)
 
     @property
@@ -233,7 +264,7 @@ class Stationary:
     def _pushes(self, kernel: Tensor, generic: Tensor) -> bool:
         with torch.enable_grad():
             tensors = [t.detach().requires_grad_() if i in self._asked else t for i, t in enumerate(self._tensors)]
-            g = self.equation(self._points, *tensors)
+            g = -self._equation.residual(self._points, *tensors)
             asked = [tensors[i] for i in self._asked]
             slopes, usual = (
                 torch.autograd.grad(g, asked, field * self._scale, retain_graph=True, materialize_grads=True)
@@ -243,61 +274,39 @@ class Stationary:
             )
         return any(bool(a.norm() > PUSHED * b.norm()) for a, b in zip(slopes, usual, strict=True))
 
-    def _judge(self, failures: _Failures, residual: Tensor) -> Tensor:
-        """Raise or warn of equations without an answer; returns those whose derivative is set to zero."""
+    def _judged(self, failures: _Failures, residual: Tensor) -> tuple[Tensor, tuple[ConvergenceWarning, ...]]:
+        """The samples whose derivative is set to zero, and what is to be said of equations without an answer."""
         judged = (self._status == Status.CONVERGED.value)[..., None, None]
-        broken = [(reason, judged & failed) for reason, failed in failures.reasons(self._bound.functional.smoothness)]
+        broken = [(reason, judged & failed) for reason, failed in failures.reasons(self._functional.smoothness)]
         failed = torch.stack([b for _, b in broken]).any(0)
+        found: tuple[ConvergenceWarning, ...] = ()
         if bool(failed.any()):
-            numbers = failed.flatten().nonzero().flatten().tolist()
-            which = "" if failed.numel() == 1 else f" (numbers {', '.join(map(str, numbers[:8]))}{', ...' * (len(numbers) > 8)})"
-            largest = float(torch.where(failed, residual, 0.0).max())
-            message = (
-                f"{len(numbers)} of {failed.numel()} equilibria{which} have no derivative that can be trusted (largest relative "
-                f"residual {largest:.1e}, wanted {self._rtol:.1e}): " + "; ".join(reason for reason, b in broken if bool(b.any()))
+            text = (
+                "some equilibria have no derivative that can be trusted: "
+                + "; ".join(reason for reason, b in broken if bool(b.any()))
+                + ". Their derivatives are set to zero, or, where only the solve failed, are the best ones found"
             )
-            if self._on_failure == "raise":
-                raise ConvergenceError(f"{message}. on_failure='warn' takes zero for them and goes on")
-            warnings.warn(
-                f"{message}. Their derivatives are set to zero, or, where only the solve failed, are the best ones found",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return failures.kinked | (
+            found = (UntrustedDerivativeWarning(text, failed=failed, residual=residual, wanted=self._rtol),)
+        refused = failures.kinked | (
             judged & (failures.untrue | failures.flat | failures.pushed | failures.moving) & ~failures.unsolved
         )
+        return refused, found
 
-    def _announce(self) -> None:
-        total = self._status.numel()
-        failed = int(((self._status == Status.MAX_STEPS.value) | (self._status == Status.STAGNATED.value)).sum())
-        diverged = int((self._status == Status.DIVERGED.value).sum())
-        if failed:
-            warnings.warn(
-                f"{failed} of {total} flows did not come to rest; their derivatives are taken where they are, and are zero where "
-                "the gradient of the functional jumps. More steps, another stepper or a larger rtol in stop=Stop(...) may help",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        if diverged:
-            warnings.warn(
-                f"{diverged} of {total} flows diverged; their derivatives are set to zero", ConvergenceWarning, stacklevel=2
-            )
-
-    def _look_at_symmetries(self, right: Tensor, size: Tensor) -> None:
-        """Warn where the loss depends on what a symmetric functional leaves open, and no law of the flow says what it is."""
-        symmetries = self._symmetries
+    def _along_symmetries(self, right: Tensor, size: Tensor) -> tuple[ConvergenceWarning, ...]:
+        """A warning where the loss depends on what a symmetric functional leaves open, and no law of the flow says what it is."""
+        symmetries, conserves_mean = self._symmetries, self._equation.conserves_mean
         along = symmetries.part(right)
-        if self._conserves_mean:
+        if conserves_mean:
             along = along - symmetries.part(right, translations=True)
         asks = self._place.norm(along) > 10 * torch.finfo(right.dtype).eps ** 0.5 * size
-        if bool(asks.any()):
-            kind = "rotations" if self._conserves_mean else "translations or rotations"
-            warnings.warn(
-                f"{int(asks.sum())} of {asks.numel()} losses have a slope along {kind} that leave the functional as it is: the "
-                "equilibrium is not determined there, and the derivative is that of one which does not move along them",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
+        if not bool(asks.any()):
+            return ()
+        kind = "rotations" if conserves_mean else "translations or rotations"
+        text = (
+            f"some losses have a slope along {kind} that leave the functional as it is: the "
+            "equilibrium is not determined there, and the derivative is that of one which does not move along them"
+        )
+        return (SymmetryWarning(text, failed=asks),)
 
 
 @dataclass(frozen=True)
@@ -348,8 +357,8 @@ class _Failures:
                 self.pushed,
             ),
             (
-                "the atoms are too far from rest, by the curvature there: the equations change before they get there. Take a "
-                "smaller rtol in stop=Stop(...); if that does not help, the minimum is degenerate",
+                "the atoms are too far from stationary, by the curvature there: the equations change before they get there. Take "
+                "a smaller rtol in stop=Stop(...); if that does not help, the minimum is degenerate",
                 self.moving,
             ),
             (

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.autodiff import gradient
-from ddeq.flows.geometries import inner
+from ddeq.flows.geometries import Geometry
 from ddeq.flows.schedules import over_atoms
 from ddeq.functionals.base import Functional
 from ddeq.functionals.entropy import split_entropy
@@ -25,7 +26,7 @@ __all__ = ["Stein"]
 
 
 @dataclass(frozen=True)
-class Stein:
+class Stein(Geometry):
     r"""The geometry of Stein variational gradient descent: the velocity lies in the Hilbert space of a kernel.
 
     .. math:: v(x) = -\int k(x, y)\, \nabla_W F(\mu)(y) \,\mathrm d\mu(y) .
@@ -62,6 +63,8 @@ class Stein:
 
     kernel: Kernel | Callable[[Bandwidth], Kernel] = Gaussian
 
+    replaces_entropy: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel) and not (callable(self.kernel) and isinstance(self.kernel(1.0), Kernel)):
             raise ValueError(f"kernel: expected a kernel, or a function from a bandwidth to one, got {self.kernel!r}")
@@ -86,7 +89,7 @@ class Stein:
         kernel = self.kernel_for(mu)
         rest, share = split_entropy(functional)
         if _is_zero(share) or not (kernel.is_radial and kernel.smooth_on_the_diagonal):
-            return -inner(mu, functional.wasserstein_gradient(mu), self.velocity(functional, mu))
+            return super().dissipation(functional, mu)
         # The squared norm is that of the Stein kernel whose score is -grad G / c: it needs no density.
         force = torch.zeros_like(mu.points) if rest is None else rest.wasserstein_gradient(mu)
         scored = mu.with_marks(None).with_points(torch.cat([mu.points, -force / over_atoms(share)], -1))

@@ -3,80 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
-from torch import Tensor
-
-from ddeq.flows.problem import Descent
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
+from ddeq.iteration import Iterate, Method, Step
+from ddeq.iteration.method import check_declarations
 
-__all__ = ["Euler", "Heun", "Step", "Stepper"]
-
-
-class Step(NamedTuple):
-    """What a step of a `Stepper` gives."""
-
-    points: Tensor
-    """Where the atoms are now, ``(*batch, n, d)``."""
-    state: Any
-    """What the stepper remembers: a pytree of tensors ``(*batch, ...)``, or None."""
-    duration: float | Tensor
-    """The time that the step took, one for all or one for each sample ``(*batch,)``."""
-    energy: Tensor | None = None
-    """The energy at ``points``, ``(*batch,)``, where the stepper knows it."""
+__all__ = ["Euler", "Heun", "Stepper"]
 
 
-@runtime_checkable
-class Stepper(Protocol):
-    """A frozen set of options with pure ``init`` and ``step``.
+class Stepper(Method[FunctionalDescent]):
+    """How a flow moves in one step of time: a `Method` on the descent of a functional by moving points.
 
-    A new stepper is such a class, and says with the three flags below what it goes together with.
+    To write one: a frozen dataclass with `init` and `step`. ``at.z`` are the points, ``at.residual`` is their velocity,
+    ``equation.residual(z)`` that elsewhere; a step says by ``duration`` how much time it took. The class attributes say what it
+    goes together with. `ddeq.testing.check_stepper` holds a stepper to what the library relies on.
     """
 
-    descends: ClassVar[bool]
+    descends: ClassVar[bool] = False
     """Whether it promises that no step raises the energy, whatever the step size."""
-    explicit: ClassVar[bool]
+    explicit: ClassVar[bool] = True
     """Whether it follows the velocity that it is given."""
-    has_momentum: ClassVar[bool]
+    has_momentum: ClassVar[bool] = False
     """Whether atoms keep moving when the velocity is zero."""
 
-    def init(self, problem: Descent, points: Tensor) -> Any:
-        """The state before the first step of ``problem`` from ``points``: a pytree of tensors ``(*batch, ...)``, or None."""
-        ...
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_declarations(cls, Stepper)
 
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: Any, step: int) -> Step:
-        r"""One step.
-
-        Parameters
-        ----------
-        problem
-            What is descended: it gives velocities and energies elsewhere, and the inner product of :math:`L^2(\mu)`.
-        points
-            Where the atoms are, ``(*batch, n, d)``.
-        velocity
-            The velocity there.
-        state
-            What the last step, or `init`, gave to remember.
-        step
-            Number of the step.
-        """
-        ...
+    @property
+    def ends_when_still(self) -> bool:
+        return not self.has_momentum
 
 
 @dataclass(frozen=True)
-class _Explicit:
+class _Explicit(Stepper):
     """Steps of a given size along the velocity, without memory."""
 
     step_size: Schedule = 0.1
 
-    descends: ClassVar[bool] = False
-    explicit: ClassVar[bool] = True
-    has_momentum: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)
 
-    def init(self, problem: Descent, points: Tensor) -> None:
+    def init(self, equation: FunctionalDescent, at: Iterate) -> None:
         return None
 
 
@@ -101,9 +71,9 @@ class Euler(_Explicit):
     :cite:t:`arbel2019maximum`, as descent of an energy on measures.
     """
 
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> Step:
-        tau = problem.number("step_size", self.step_size, step)
-        return Step(points + over_atoms(tau) * velocity, state, tau)
+    def step(self, equation: FunctionalDescent, at: Iterate, state: None) -> Step:
+        tau = equation.number("step_size", self.step_size, at.step)
+        return Step(at.z + over_atoms(tau) * at.residual, None, duration=tau)
 
 
 @dataclass(frozen=True)
@@ -127,7 +97,7 @@ class Heun(_Explicit):
     :cite:t:`hairer1993solving`, section II.1.
     """
 
-    def step(self, problem: Descent, points: Tensor, velocity: Tensor, state: None, step: int) -> Step:
-        tau = problem.number("step_size", self.step_size, step)
-        predicted = points + over_atoms(tau) * velocity
-        return Step(points + 0.5 * over_atoms(tau) * (velocity + problem.velocity(predicted)), state, tau)
+    def step(self, equation: FunctionalDescent, at: Iterate, state: None) -> Step:
+        tau = equation.number("step_size", self.step_size, at.step)
+        predicted = equation.residual(at.z + over_atoms(tau) * at.residual)
+        return Step(at.z + 0.5 * over_atoms(tau) * (at.residual + predicted), None, evaluations=1, duration=tau)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddeq.held import copied
 from ddeq.iteration import Status
 from ddeq.measures import DiscreteMeasure, unchecked
-from ddeq.ranks import beside, write
+from ddeq.ranks import write
 
 __all__ = ["Recorder", "Remains", "Trajectory"]
 
@@ -185,34 +185,3 @@ def _with_end(before: Trajectory, status: Tensor, steps: Tensor, remains: Remain
     """A flow that went on for no step at all."""
     measures, times, energies = before.measures, before.times, before.energies
     return Trajectory(measures, times, energies, status, before.steps + steps, before.dissipation, remains)
-
-
-def memory_tensors(memory: Any) -> tuple[Tensor, ...]:
-    """The tensors of a stepper's state, detached."""
-    return tuple(t.detach() for t in pytree.tree_leaves(memory) if isinstance(t, Tensor))
-
-
-def with_memory(memory: Any, tensors: tuple[Tensor, ...], like: Tensor) -> Any:
-    """A stepper's state with the tensors of another.
-
-    Raises
-    ------
-    ValueError
-        If they are not of the same number and shapes: another stepper left them.
-    """
-    leaves, spec = pytree.tree_flatten(memory)
-    own = [t for t in leaves if isinstance(t, Tensor)]
-    shapes = [[tuple(t.shape) for t in some] for some in (own, tensors)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"stepper: expected the one that the trajectory was made with, whose state has shapes {shapes[1]}, got {shapes[0]}"
-        )
-    given = iter(tensors)
-    return pytree.tree_unflatten(
-        [_beside(next(given).to(like.device), like) if isinstance(t, Tensor) else t for t in leaves], spec
-    )
-
-
-def _beside(t: Tensor, like: Tensor) -> Tensor:
-    """What a stepper keeps, for each sample or for each atom, beside the points."""
-    return beside(t, like, atoms=t.ndim == like.ndim)

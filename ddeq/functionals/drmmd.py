@@ -39,7 +39,7 @@ class DrMMD(RegularizedDivergence):
 
     Warns
     -----
-    ConvergenceWarning
+    InnerProblemWarning
         If the system was not solved to rounding; the message gives the residual.
 
     Notes

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddeq.iteration import ConvergenceWarning
+from ddeq.iteration import InnerProblemWarning
+from ddeq.messages import warn
 
 __all__ = ["Forest", "Plan", "nearest", "solve"]
 
@@ -40,7 +41,7 @@ def solve(x: Numbers, a: Numbers, y: Numbers, b: Numbers, max_steps: int) -> Pla
 
     Warns
     -----
-    ConvergenceWarning
+    InnerProblemWarning
         If the solver ends before it has reached the optimum.
     """
     for name in ("PYKEOPS_VERBOSE", "KEOPS_VERBOSE"):  # POT imports KeOps where it is installed, which prints
@@ -58,12 +59,11 @@ def solve(x: Numbers, a: Numbers, y: Numbers, b: Numbers, max_steps: int) -> Pla
     u = (cost - v).min(1)
     if log["warning"] is not None:
         gap = 1.0 - (p @ u + q @ v) / (plan * cost).sum().clip(np.finfo(float).tiny)
-        warnings.warn(
-            f"Wasserstein: the linear program of {len(p)} x {len(q)} atoms was not solved within {max_steps} steps "
-            f"({plan.sum():.3g} of the mass is transported, relative duality gap {gap:.1e}); take a larger max_steps",
-            ConvergenceWarning,
-            stacklevel=2,
+        text = (
+            "Wasserstein: a linear program was not solved within its steps, and not all mass is transported optimally "
+            "(residual: the relative duality gap); take a larger max_steps"
         )
+        warn(InnerProblemWarning(text, residual=abs(float(gap))))
     mean = p @ u
     source, target = np.zeros(len(x)), np.zeros(len(y))
     source[i], target[j] = u - mean, v + mean

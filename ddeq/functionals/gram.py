@@ -12,17 +12,16 @@ the matrix stays within `ddeq.reductions.block_size`, and solved by conjugate gr
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddeq.iteration import ConvergenceWarning
-from ddeq.iteration.krylov import conjugate_gradients
+from ddeq.iteration import InnerProblemWarning, conjugate_gradients
 from ddeq.kernels import Kernel
 from ddeq.measures import unchecked
+from ddeq.messages import warn
 from ddeq.reductions import integrate_kernel
 from ddeq.reductions.settings import blocks_are_below
 
@@ -105,7 +104,7 @@ class RegularizedSystem:
 
         Warns
         -----
-        ConvergenceWarning
+        InnerProblemWarning
             If an equation does not hold to rounding after all; the message gives the residual.
         """
         if not bool(right.any()):
@@ -125,13 +124,11 @@ class RegularizedSystem:
                 break
         failed = least > ACCEPT * eps
         if bool(failed.any()):
-            warnings.warn(
-                f"{int(failed.sum())} of {failed.numel()} regularised kernel systems were not solved: largest relative residual "
-                f"{float(least.max()):.1e}, wanted {AIM * eps:.1e}. Take a larger regularization than "
-                f"{float(self.regularization.min()):.1e}, or a larger ddeq.reductions.block_size, with which they are factorised",
-                ConvergenceWarning,
-                stacklevel=2,
+            text = (
+                "some regularised kernel systems were not solved: take a larger regularization, or a larger "
+                "ddeq.reductions.block_size, with which they are factorised"
             )
+            warn(InnerProblemWarning(text, failed=failed, residual=least, wanted=AIM * eps))
         return best
 
     def _product(self, x: Tensor, transposed: bool) -> Tensor:

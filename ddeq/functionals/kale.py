@@ -40,7 +40,7 @@ class KALE(RegularizedDivergence):
 
     Warns
     -----
-    ConvergenceWarning
+    InnerProblemWarning
         If the maximum was not found to rounding; the message gives the residual.
 
     Notes

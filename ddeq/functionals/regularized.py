@@ -10,7 +10,7 @@ from ddeq.autodiff import under_transforms
 from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import envelope
-from ddeq.functionals.regularized_solver import Equation
+from ddeq.functionals.regularized_solver import DualEquation
 from ddeq.held import store
 from ddeq.kernels import Kernel
 from ddeq.kernels.base import positive, shown
@@ -54,7 +54,7 @@ class RegularizedDivergence(Discrepancy):
 
     Warns
     -----
-    ConvergenceWarning
+    InnerProblemWarning
         If the problem was not solved to rounding; the message gives the residual, and the best iterate is used.
     """
 
@@ -135,5 +135,5 @@ class RegularizedDivergence(Discrepancy):
         """The target, the values ``u`` at its atoms, differentiable, and the regularisation, in the batch shape of ``mu``."""
         nu, regularization = self._target_for(mu), self._regularization_for(mu)
         right = integrate_kernel(self.kernel, nu.points, mu)
-        u = Equation(self, self.kernel, nu, right, regularization.unsqueeze(-1)).solution()
+        u = DualEquation(self, self.kernel, nu, right, regularization.unsqueeze(-1)).solution()
         return nu, u, regularization

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ddeq.autodiff import under_transforms
+from ddeq.autodiff import OpenModule, under_transforms
 from ddeq.functionals.gram import Gram, RegularizedSystem
-from ddeq.iteration import ConvergenceWarning, Evaluation, Status, Stop, implicit_function, iterate
+from ddeq.iteration import (
+    Equation,
+    Implicit,
+    InnerProblemWarning,
+    InnerProduct,
+    Iterate,
+    LinearAnswer,
+    LinearSolver,
+    Method,
+    Outcome,
+    Sizes,
+    Status,
+    Step,
+    Stop,
+    iterate,
+)
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.messages import warn
 from ddeq.reductions import integrate_kernel
 
-__all__ = ["Equation", "Penalty"]
+__all__ = ["DualEquation", "Penalty"]
 
 MOST_STEPS = 200
 """Newton steps. A handful is usual; more than a hundred occur where the regularisation is 1e-6 and the kernel wide."""
+STOP = Stop(max_steps=MOST_STEPS, atol=0.0)
 MOST_HALVINGS = 60
 """How often a Newton step is halved at most."""
 LIFTS = 3
@@ -43,46 +60,59 @@ class Penalty(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Equation:
-    """``regularization * u + int k(., y) density(u(y)) dnu(y) = right`` at the atoms of ``nu``."""
+class DualEquation(Equation):
+    """``right - regularization * u - int k(., y) density(u(y)) dnu(y) = 0`` at the atoms of ``nu``.
 
-    divergence: Penalty
-    kernel: Kernel
-    nu: DiscreteMeasure
-    right: Tensor
-    regularization: Tensor
+    Parameters
+    ----------
+    divergence
+        What the density costs.
+    kernel, nu
+        The kernel, and the measure at whose atoms ``u`` is sought.
+    right
+        The right-hand side, ``(*batch, m)``.
+    regularization
+        ``(*batch, 1)``.
+    """
+
+    name = "dual problems"
+
+    def __init__(self, divergence: Penalty, kernel: Kernel, nu: DiscreteMeasure, right: Tensor, regularization: Tensor) -> None:
+        self.divergence, self.kernel, self.nu, self.right, self.regularization = divergence, kernel, nu, right, regularization
+        self.inner = InnerProduct(nu.weights.detach(), dims=1)
+        self.gram: Gram | None = None
+        self._product = OpenModule(_Product(kernel))
+        self.tensors = (regularization, right, nu.weights, nu.points, *self._product.tensors)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its steps depend on what they find
     def solution(self) -> Tensor:
         """``u``, as a differentiable function of all that enters."""
-        nu, kernel, still = self.nu, self.kernel, (self.nu.weights, self.right, self.regularization)
+        nu, still = self.nu, (self.nu.weights, self.right, self.regularization)
         if under_transforms():
-            matrix = kernel(nu.points, nu.points)
+            matrix = self.kernel(nu.points, nu.points)
             u: Tensor = _Root.apply(self.divergence, matrix.detach(), *(t.detach() for t in still))  # type: ignore[no-untyped-call]
             return self._lifted(u, matrix)
-        gram = Gram.of(kernel, nu.points)
-        with torch.no_grad():
-            u = _newton(_Newton(self.divergence, gram, *(t.detach() for t in still)))
-        product = _Product(kernel)
-        held = {name: t for name, t in [*product.named_parameters(), *product.named_buffers()] if t.requires_grad}
-        tensors = (self.regularization, self.right, nu.weights, nu.points, *held.values())
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-            return u
-        _check_captures_nothing(product, held, nu)
-        divergence = self.divergence
+        self.gram = Gram.of(self.kernel, nu.points)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors):
+            _check_captures_nothing(self._product, nu)
+        return Implicit().solve(self, self._run, STOP).value
 
-        def equation(u: Tensor, regularization: Tensor, right: Tensor, weights: Tensor, points: Tensor, *own: Tensor) -> Tensor:
-            masses = weights * divergence.density(u)
-            image: Tensor = torch.func.functional_call(product, dict(zip(held, own, strict=True)), (points, masses))
-            return regularization * u + image - right
+    def _run(self, equation: Equation, stop: Stop, *, watch: bool = False) -> Outcome:
+        assert self.gram is not None
+        still = (t.detach() for t in (self.nu.weights, self.right, self.regularization))
+        outcome = _solved(_DensityEquation(self.divergence, self.gram, *still))
+        # What it did not reach it has said already.
+        return replace(outcome, status=torch.full_like(outcome.status, Status.CONVERGED.value))
 
-        system = RegularizedSystem(gram, nu.weights * divergence.slope(u), self.regularization)
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        regularization, right, weights, points, *own = tensors or self.tensors
+        image: Tensor = self._product(own, points, weights * self.divergence.density(z))
+        return right - regularization * z - image
 
-        def solve(operator: object, b: Tensor, dual: bool) -> Tensor:
-            return system.solve(-b, transposed=dual)
-
-        return implicit_function(equation, solve, u, *tensors)
+    def linear_solver(self, z: Tensor, status: Tensor) -> LinearSolver:
+        assert self.gram is not None
+        weights = self.nu.weights.detach()
+        return _Factorised(RegularizedSystem(self.gram, weights * self.divergence.slope(z), self.regularization))
 
     def _lifted(self, u: Tensor, matrix: Tensor) -> Tensor:
         """Newton steps from a solution: they change no value and give it its derivatives."""
@@ -106,87 +136,102 @@ class _Product(nn.Module):
         return integrate_kernel(self.kernel, points, unchecked(points, masses))
 
 
-def _check_captures_nothing(product: _Product, held: dict[str, Tensor], nu: DiscreteMeasure) -> None:
-    """The implicit rule sees what it is given: a tensor that enters otherwise would get a wrong gradient in silence."""
+def _check_captures_nothing(product: OpenModule, nu: DiscreteMeasure) -> None:
+    """A `ValueError` if a tensor that requires grad enters the kernel and is neither a parameter nor a buffer of it."""
     with torch.enable_grad():
-        still = {name: t.detach() for name, t in held.items()}
-        first: Tensor = torch.func.functional_call(product, still, (nu.points[..., :1, :].detach(), nu.weights[..., :1].detach()))
+        still = [t.detach() for t in product.tensors]
+        first: Tensor = product(still, nu.points[..., :1, :].detach(), nu.weights[..., :1].detach())
     if first.requires_grad:
         raise ValueError("kernel: a tensor that requires grad enters it and is neither a parameter nor a buffer; register it")
 
 
+class _Factorised(LinearSolver):
+    """The linear equations of derivatives, by the factorisation of the regularised system."""
+
+    def __init__(self, system: RegularizedSystem) -> None:
+        self._system = system
+
+    def solve(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> LinearAnswer:
+        return LinearAnswer(self._system.solve(b, transposed=dual))
+
+
+class _DensityEquation(Equation):
+    """The equation without derivatives, its kernel as a Gram matrix."""
+
+    def __init__(self, divergence: Penalty, gram: Gram, weights: Tensor, right: Tensor, regularization: Tensor) -> None:
+        self.divergence, self.gram, self.weights, self.right = divergence, gram, weights, right
+        self.regularization = regularization
+        self.inner = InnerProduct(weights, dims=1)
+        self.removable = right.ndim > 1 and gram.matrix is not None
+
+    def masses(self, z: Tensor) -> Tensor:
+        """What the density of ``z`` makes of the weights."""
+        return self.weights * self.divergence.density(z)
+
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        return self.right - self.regularization * z - self.gram.product(self.masses(z))
+
+    def uncertain(self, z: Tensor) -> Tensor:
+        """Masses, the rounding of the value in the density included."""
+        return self.masses(z).abs() + (self.weights * self.divergence.slope(z) * z).abs()
+
+    def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
+        # Relative to what is added up in the residual.
+        size = ((self.regularization * z).abs() + self.gram.product(self.uncertain(z)) + self.right.abs()).amax(-1)
+        return Sizes(residual.abs().amax(-1), torch.where(size > 0, size, 1.0))
+
+    def objective(self, z: Tensor) -> Tensor:
+        """What the density of ``z`` costs, but for a constant."""
+        masses = self.masses(z)
+        distance = masses * (self.gram.product(masses) / 2 - self.right) / self.regularization
+        return (distance + self.weights * self.divergence.penalty(z)).sum(-1)
+
+    def rows(self, keep: Tensor) -> _DensityEquation:
+        tensors = (t[keep] for t in (self.weights, self.right, self.regularization))
+        return _DensityEquation(self.divergence, self.gram.select(keep), *tensors)
+
+
 @dataclass(frozen=True)
-class _Newton:
+class _Newton(Method[_DensityEquation]):
     """Newton's method, damped so that the dual objective, a convex function of the density, falls."""
 
-    divergence: Penalty
-    gram: Gram
-    weights: Tensor
-    right: Tensor
-    regularization: Tensor
+    def init(self, equation: _DensityEquation, at: Iterate) -> None:
+        return None
 
-    def evaluate(self, value: Tensor, memory: Any) -> tuple[Evaluation, Any]:
-        masses = self.weights * self.divergence.density(value)
-        image = self.gram.product(masses)
-        defect = self.regularization * value + image - self.right
-        # Of what is added up, the rounding of the value in the density included.
-        uncertain = masses.abs() + (self.weights * self.divergence.slope(value) * value).abs()
-        size = ((self.regularization * value).abs() + self.gram.product(uncertain) + self.right.abs()).amax(-1)
-        noise = size * uncertain.sum(-1) / self.regularization.squeeze(-1)
-        absolute = defect.abs().amax(-1)
-        residual = absolute / torch.where(size > 0, size, 1.0)
-        nothing = 0.0 * residual
-        return Evaluation(residual, absolute, nothing, nothing, (defect, masses, image, noise)), memory
-
-    def advance(self, value: Tensor, memory: Any, found: Any, step: int) -> tuple[Tensor, Any]:
-        defect, masses, image, noise = found
-        system = RegularizedSystem(self.gram, self.weights * self.divergence.slope(value), self.regularization)
-        direction = -system.solve(defect)
-        objective = self._objective(value, masses, image)
-        slope = (system.density * defect * direction).sum(-1) / self.regularization.squeeze(-1)
-        slack = 10 * torch.finfo(value.dtype).eps * (noise + objective.abs())
+    def step(self, equation: _DensityEquation, at: Iterate, state: None) -> Step:
+        z, regularization = at.z, equation.regularization
+        system = RegularizedSystem(equation.gram, equation.weights * equation.divergence.slope(z), regularization)
+        direction = system.solve(at.residual)
+        objective = equation.objective(z)
+        noise = at.size * equation.uncertain(z).sum(-1) / regularization.squeeze(-1)
+        slope = -(system.density * at.residual * direction).sum(-1) / regularization.squeeze(-1)
+        slack = 10 * torch.finfo(z.dtype).eps * (noise + objective.abs())
         length = torch.ones_like(objective)
-        proposal = value + direction
+        proposal = z + direction
         for _ in range(MOST_HALVINGS):
-            masses = self.weights * self.divergence.density(proposal)
-            reached = self._objective(proposal, masses, self.gram.product(masses))
-            enough = reached <= objective + 1e-4 * length * slope + slack
+            enough = equation.objective(proposal) <= objective + 1e-4 * length * slope + slack
             if bool(enough.all()):
                 break
             length = torch.where(enough, length, 0.5 * length)
-            proposal = value + length.unsqueeze(-1) * direction
-        return proposal, memory
-
-    def select(self, keep: Tensor) -> _Newton:
-        tensors = (t[keep] for t in (self.weights, self.right, self.regularization))
-        return _Newton(self.divergence, self.gram.select(keep), *tensors)
-
-    def _objective(self, value: Tensor, masses: Tensor, image: Tensor) -> Tensor:
-        """What the density of ``value`` costs, but for a constant."""
-        distance = masses * (image / 2 - self.right) / self.regularization
-        return (distance + self.weights * self.divergence.penalty(value)).sum(-1)
+            proposal = z + length.unsqueeze(-1) * direction
+        return Step(proposal, None)
 
 
-def _newton(problem: _Newton) -> Tensor:
-    right = problem.right
+@torch.no_grad()
+def _solved(equation: _DensityEquation) -> Outcome:
+    right = equation.right
     eps = torch.finfo(right.dtype).eps
-    stop = Stop(rtol=eps * (8 + right.shape[-1] ** 0.5), max_steps=MOST_STEPS)
-    removable = right.ndim > 1 and problem.gram.matrix is not None
+    stop = replace(STOP, rtol=eps * (8 + right.shape[-1] ** 0.5))
     # While the density is far from its own the residual may rise for long: patience.
-    outcome = iterate(
-        problem, torch.zeros_like(right), (), stop=stop, batch_shape=right.shape[:-1], patient=True, removable=removable
-    )
-    failed = (outcome.status != Status.CONVERGED) & (outcome.residual > 1e4 * eps)
+    outcome = iterate(equation, stop, z=torch.zeros_like(right), method=_Newton(), patient=True)
+    failed = (outcome.status != Status.CONVERGED.value) & (outcome.residual > 1e4 * eps)
     if bool(failed.any()):
-        warnings.warn(
-            f"{type(problem.divergence).__name__}: {int(failed.sum())} of {failed.numel()} problems were not solved within "
-            f"{MOST_STEPS} Newton steps (largest relative residual {float(outcome.residual[failed].max()):.1e}, wanted "
-            f"{stop.rtol:.1e}); the best iterate is used. Take a larger regularization than "
-            f"{float(problem.regularization.min()):.1e}, or a narrower kernel",
-            ConvergenceWarning,
-            stacklevel=2,
+        text = (
+            f"{type(equation.divergence).__name__}: some problems were not solved within {MOST_STEPS} Newton steps; the best "
+            "iterate is used. Take a larger regularization, or a narrower kernel"
         )
-    return outcome.value
+        warn(InnerProblemWarning(text, failed=failed, residual=outcome.residual, wanted=stop.rtol))
+    return outcome
 
 
 class _Root(torch.autograd.Function):
@@ -194,7 +239,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def forward(divergence: Penalty, matrix: Tensor, weights: Tensor, right: Tensor, regularization: Tensor) -> Tensor:
-        return _newton(_Newton(divergence, Gram.stored(matrix), weights, right, regularization))
+        return _solved(_DensityEquation(divergence, Gram.stored(matrix), weights, right, regularization)).value
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -55,7 +55,7 @@ class SinkhornDivergence(Discrepancy):
 
     Warns
     -----
-    ConvergenceWarning
+    InnerProblemWarning
         If a solve did not reach its tolerance; the message gives the residual. `status` says it for each sample.
 
     Notes

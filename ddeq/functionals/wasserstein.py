@@ -50,7 +50,7 @@ class Wasserstein(Discrepancy):
 
     Warns
     -----
-    ConvergenceWarning
+    InnerProblemWarning
         If the linear program is not solved to the optimum; with the duality gap.
 
     Notes

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ConvergenceError", "ConvergenceWarning", "Status", "Stop"]
+__all__ = ["Status", "Stop"]
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,8 @@ class Status(enum.IntEnum):
     MAX_STEPS = 1
     """All steps were taken and the residual is still above the tolerance."""
     DIVERGED = 2
-    """The iterates became NaN, infinite, or larger than anything that belongs to the problem."""
+    """The iterates became NaN, infinite, or far larger than they were at the start."""
     STAGNATED = 3
     """The residual has stopped falling above the tolerance."""
     COMPLETED = 4
-    """All steps asked for were done, and nothing was to converge."""
-
-
-class ConvergenceWarning(UserWarning):
-    """A solve did not converge; the message says by how much and what may help."""
-
-
-class ConvergenceError(RuntimeError):
-    """A solve did not converge and the caller wanted an exception: ``message``; ``solution`` is what was found, or None."""
-
-    def __init__(self, message: str, solution: Any = None) -> None:
-        super().__init__(message)
-        self.solution = solution
+    """All steps were taken, as asked for without a stop."""

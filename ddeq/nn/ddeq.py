@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +12,14 @@ from torch.utils._pytree import tree_map_only
 from ddeq.autodiff import without_autocast
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.messages import warn
 from ddeq.nn.dropout import draw_masks
 from ddeq.nn.reference import Reference
-from ddeq.solvers import Anderson, Implicit, Solution, Solver, fixed_point, jacobian_penalty
-from ddeq.solvers.adjoints import Adjoint
+from ddeq.solvers import Adjoint, Anderson, Implicit, Solution, Solver, fixed_point, jacobian_penalty
 
 __all__ = ["DDEQ", "CollapseWarning"]
 
-STRANGERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+NOT_OF_ONE_MEASURE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
 """Layers that are not functions of one measure: they draw anew in each evaluation, or look at the rest of the batch."""
 
 
@@ -79,7 +78,7 @@ class DDEQ(nn.Module):
     ) -> None:
         super().__init__()
         for name, layer in cell.named_modules():
-            if (isinstance(layer, STRANGERS) and getattr(layer, "p", 1.0) > 0) or (
+            if (isinstance(layer, NOT_OF_ONE_MEASURE) and getattr(layer, "p", 1.0) > 0) or (
                 isinstance(layer, WITH_DROPOUT) and layer.dropout > 0
             ):
                 raise ValueError(
@@ -87,12 +86,11 @@ class DDEQ(nn.Module):
                     "ddeq.nn.Dropout (one mask for all atoms and evaluations) or nn.LayerNorm"
                 )
         if reference.mark_dim == 0:
-            warnings.warn(
+            text = (
                 "the reference has no marks: where the cell contracts, all atoms of the equilibrium lie in one point. "
-                "Give the reference and the cell a mark_dim, or watch ddeq.nn.effective_support",
-                CollapseWarning,
-                stacklevel=2,
+                "Give the reference and the cell a mark_dim, or watch ddeq.nn.effective_support"
             )
+            warn(CollapseWarning(text))
         self.encoder, self.cell, self.reference = encoder, cell, reference
         self.solver, self.stop, self.adjoint = solver, stop, adjoint
 

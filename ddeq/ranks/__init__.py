@@ -1,4 +1,4 @@
-"""Tensors that are spread over the ranks of a process group, as PyTorch's DTensors: to know them, and to place others beside."""
+"""Tensors that are spread over the ranks of a process group, as PyTorch's DTensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["beside", "check_in_one_place", "is_sharded", "settled", "whole", "write"]
+__all__ = ["all_true", "check_not_sharded", "gathered", "is_sharded", "placed_like", "summed", "write"]
 
 
 def is_sharded(*tensors: Tensor | None) -> bool:
@@ -19,8 +19,8 @@ def is_sharded(*tensors: Tensor | None) -> bool:
     return distributed is not None and any(isinstance(t, distributed.DTensor) for t in tensors)
 
 
-def beside(t: Tensor, like: Tensor, *, atoms: bool = False) -> Tensor:
-    """``t``, which all ranks have, placed beside ``like``, which may be spread over ranks: whole, or its ``atoms`` likewise."""
+def placed_like(t: Tensor, like: Tensor, *, atoms: bool = False) -> Tensor:
+    """``t``, which all ranks have, as a DTensor if ``like`` is one: replicated, or split along its ``atoms`` as ``like`` is."""
     if not is_sharded(like) or is_sharded(t):
         return t
     from torch.distributed.tensor import Replicate
@@ -31,8 +31,8 @@ def beside(t: Tensor, like: Tensor, *, atoms: bool = False) -> Tensor:
     return united(t, spread.device_mesh, Replicate(), spread.placements[0] if atoms else Replicate())
 
 
-def whole(t: Tensor) -> Tensor:
-    """A tensor as every rank has it; one that is spread over ranks is gathered. Each rank must do the same with it."""
+def gathered(t: Tensor) -> Tensor:
+    """A plain tensor with all entries, on every rank; collective where ``t`` is spread over ranks."""
     if not is_sharded(t):
         return t
     from torch.distributed.tensor import Replicate
@@ -42,8 +42,8 @@ def whole(t: Tensor) -> Tensor:
     return local(t, t.device_mesh, Replicate(), Replicate())  # type: ignore[attr-defined]
 
 
-def settled(t: Tensor) -> Tensor:
-    """``t``, added up where ranks have terms of a sum: of such a tensor PyTorch reads a rank's own term as if it were the sum."""
+def summed(t: Tensor) -> Tensor:
+    """``t``, added up over ranks where each has a term of a sum: PyTorch reads a rank's own term as if it were the sum."""
     if not is_sharded(t) or not any(place.is_partial() for place in t.placements):  # type: ignore[attr-defined]
         return t
     from torch.distributed.tensor import Replicate
@@ -52,6 +52,11 @@ def settled(t: Tensor) -> Tensor:
 
     mesh = t.device_mesh  # type: ignore[attr-defined]
     return united(local(t, mesh, Replicate(), Replicate()), mesh, Replicate(), Replicate())
+
+
+def all_true(mask: Tensor) -> bool:
+    """Whether a mask is true everywhere, on all ranks."""
+    return bool(gathered(mask).all())
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor | None]) -> None:
@@ -63,17 +68,20 @@ def write(path: str | Path, tensors: Mapping[str, Tensor | None]) -> None:
 
     given = {name: t.detach() for name, t in tensors.items() if t is not None}
     meshes = [t.device_mesh for t in given.values() if is_sharded(t)]  # type: ignore[attr-defined]
-    found = {name: whole(t) for name, t in given.items()}
+    found = {name: gathered(t) for name, t in given.items()}
     if not meshes or meshes[0].get_local_rank() == 0:
         save_file({name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in found.items()}, path)
 
 
-def check_in_one_place(name: str, *tensors: Tensor) -> None:
+def check_not_sharded(name: str, *tensors: Tensor) -> None:
     """Raise a `ValueError` about the argument ``name`` if its ``tensors`` are spread over ranks."""
     if is_sharded(*tensors):
         raise ValueError(f"{name}: expected all atoms in one place, got some on each rank; take ddeq.reductions.gather({name})")
 
 
 def _dtensors() -> Any:
-    """PyTorch's module, if somebody has imported it: it is slow to import, and of use to few."""
+    """PyTorch's module, if it has been imported: importing it is slow."""
     return sys.modules.get("torch.distributed.tensor")
+
+
+beside, whole, settled, check_in_one_place = placed_like, gathered, summed, check_not_sharded

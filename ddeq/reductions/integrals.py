@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure
-from ddeq.ranks import beside, settled
+from ddeq.ranks import placed_like, summed
 from ddeq.reductions.dispatch import backend_for
 from ddeq.reductions.exponential import Exponential
 from ddeq.reductions.placement import sum_function
@@ -31,7 +31,7 @@ def integrate(values: Float[Tensor, "*batch n"], mu: DiscreteMeasure) -> Float[T
     if values.shape[-1:] != (mu.n,):
         raise ValueError(f"values: expected one per atom, shape {(*mu.batch_shape, mu.n)}, got {tuple(values.shape)}")
     massless = (mu.weights == 0) & ~torch.isfinite(values)
-    return settled((mu.weights * torch.where(massless, 0.0, values)).sum(-1))
+    return summed((mu.weights * torch.where(massless, 0.0, values)).sum(-1))
 
 
 def integrate_kernel(
@@ -113,7 +113,7 @@ def log_integrate_kernel(
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
     mu = against(x, mu)
-    x = beside(x, mu.points)
+    x = placed_like(x, mu.points)
     g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)
     exponential, y = Exponential(kernel, mu.dim), torch.cat([mu.points, g.unsqueeze(-1)], -1)
     start, alive = torch.cat([x, torch.zeros_like(x[..., :1])], -1).detach(), mu.support()

@@ -1,29 +1,43 @@
 """Fixed points of maps on measures.
 
-`fixed_point` puts a map, a solver and an adjoint together, none of which knows the others, and returns a `Solution`.
-Solvers see points and the inner product of L2(mu); adjoints say how gradients flow; diagnostics tell what a map is like.
+`fixed_point` states the equation of a map, runs a solver on it as an adjoint wants, and returns a `Solution`. Solvers see
+iterates, residuals and the inner product of L2(mu); adjoints say how gradients flow; diagnostics tell how a map behaves
+near a measure. Solvers and adjoints are those of `ddeq.iteration`; `ParticleFlow`, which needs functionals, is here.
 """
 
-from ddeq.iteration import Solution, Status, Stop
-from ddeq.solvers.adjoints import Adjoint, AdjointReport, Implicit, OneStep, Phantom, Unrolled
-from ddeq.solvers.anderson import Anderson
-from ddeq.solvers.auto import Auto
-from ddeq.solvers.broyden import Broyden
+from ddeq.iteration import (
+    Adjoint,
+    AdjointReport,
+    Anderson,
+    AttachedAdjoint,
+    Auto,
+    Broyden,
+    Implicit,
+    NewtonKrylov,
+    OneStep,
+    Phantom,
+    Picard,
+    Solution,
+    Solver,
+    Status,
+    Stop,
+    Unrolled,
+)
+from ddeq.messages import renamed
 from ddeq.solvers.diagnostics import effective_support, jacobian_penalty, spectral_radius
 from ddeq.solvers.fixed_point import fixed_point
-from ddeq.solvers.newton_krylov import NewtonKrylov
+from ddeq.solvers.map_equation import MapEquation
 from ddeq.solvers.particle_flow import ParticleFlow
-from ddeq.solvers.picard import Picard
-from ddeq.solvers.problem import FixedPoint, Solver
 
 __all__ = [
     "Adjoint",
     "AdjointReport",
     "Anderson",
+    "AttachedAdjoint",
     "Auto",
     "Broyden",
-    "FixedPoint",
     "Implicit",
+    "MapEquation",
     "NewtonKrylov",
     "OneStep",
     "ParticleFlow",
@@ -39,3 +53,5 @@ __all__ = [
     "jacobian_penalty",
     "spectral_radius",
 ]
+
+__getattr__ = renamed(__name__, {"FixedPoint": ("ddeq.solvers.MapEquation", "0.2")})

@@ -1,24 +1,33 @@
-"""`fixed_point`: the driver of solvers and adjoints."""
+"""`fixed_point`: fixed points of maps on measures, differentiable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddeq.autodiff import reusable_graphs, without_autocast
-from ddeq.iteration import ConvergenceError, Outcome, Report, Solution, Stop, iterate
-from ddeq.iteration.massless import farthest, held_back
+from ddeq.autodiff import reusable_graphs
+from ddeq.iteration import (
+    Adjoint,
+    Anderson,
+    ConvergenceError,
+    Implicit,
+    Iterate,
+    Outcome,
+    Report,
+    Solution,
+    Solver,
+    Stop,
+    iterate,
+)
+from ddeq.iteration.samples import Measured
 from ddeq.measures import DiscreteMeasure, check_mass, middle
-from ddeq.ranks import check_in_one_place
-from ddeq.solvers.adjoints import Adjoint, Implicit, Unrolled, attach
-from ddeq.solvers.anderson import Anderson
-from ddeq.solvers.bound_map import BoundMap, Map
-from ddeq.solvers.metric import check_metric
-from ddeq.solvers.problem import FixedPoint, FixedPointIteration, Solver
+from ddeq.ranks import check_not_sharded
+from ddeq.solvers.map_equation import Map, MapEquation
+from ddeq.solvers.metric import check_metric, relative_discrepancy
 
 __all__ = ["fixed_point"]
 
@@ -52,7 +61,7 @@ def fixed_point(
         What the map takes besides; any pytrees.
     in_dims
         Which dimension of the tensors in ``args`` is the first one of the batch, as in ``torch.vmap`` (None: it carries no
-        batch). Given this, samples that have finished leave the computation.
+        batch). Given this, samples that have finished are removed from the computation.
     solver
         How to step: `Picard`, `Anderson`, `Broyden`, `NewtonKrylov`, `ParticleFlow`; or `Auto`, which chooses.
     stop
@@ -112,44 +121,24 @@ def fixed_point(
             "fixed_point cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
     _check_options(map, mu0, solver, stop, adjoint)
-    check_in_one_place("mu0", mu0.points)
-    bound = BoundMap(map, mu0, args, in_dims)
-    unrolled = isinstance(adjoint, Unrolled) and torch.is_grad_enabled()
-    if isinstance(adjoint, Unrolled) and adjoint.steps is not None:
-        stop = replace(stop, max_steps=adjoint.steps)
-    if isinstance(adjoint, Unrolled) and adjoint.checkpoint and unrolled:
-        bound = bound.recomputed()
-    watched = torch.is_grad_enabled() and not unrolled
-    if watched and mu0.points.requires_grad:
-        raise ValueError(
-            "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "
-            "detached points, mu0.with_points(mu0.points.detach()), or differentiate the solve with adjoint=Unrolled()"
-        )
-    with torch.set_grad_enabled(unrolled), without_autocast(mu0.device), reusable_graphs():  # the map itself runs as it was bound
-        checked = _CheckedAtFirst(bound, "watch" if watched or bound.recomputes else "compare")
-        limit = farthest(mu0.points, mu0.weights)
-        start = held_back(mu0.points, middle(mu0), mu0.weights, limit)
-        problem = FixedPoint(checked, mu0.weights, mu0, limit=limit)
-        iteration = FixedPointIteration(problem, solver, stop)
-        outcome = iterate(
-            iteration,
-            start,
-            iteration.start(start),
-            stop=stop,
-            batch_shape=mu0.batch_shape,
-            removable=bound.removable and getattr(solver, "selectable", True),
-            trace=trace,
-            callback=callback,
-        )
-    z = outcome.value
-    if watched and any(t.requires_grad for t in bound.tensors):
-        z = attach(adjoint, bound, z, outcome.status, stop)
+    check_not_sharded("mu0", mu0.points)
+    equation = MapEquation(map, mu0, args, in_dims)
+    run = partial(
+        iterate,
+        z=equation.inner.bounded(mu0.points, middle(mu0)),
+        method=solver,
+        metric=None if stop.metric is None else partial(_by_metric, stop),
+        trace=trace,
+        callback=callback,
+    )
+    with reusable_graphs():
+        outcome = adjoint.solve(equation, run, stop)
     solution = Solution(
-        measure=mu0.with_points(z),
-        residual=outcome.residual.detach(),
+        measure=mu0.with_points(outcome.value),
+        residual=outcome.residual,
         steps=outcome.steps,
         status=outcome.status,
-        evaluations=problem.counter.count,
+        evaluations=outcome.evaluations,
         error_bound=_error_bound(outcome, getattr(map, "lipschitz", None), stop),
         trace=outcome.trace,
         args=args,
@@ -160,36 +149,28 @@ def fixed_point(
     return solution
 
 
+def _by_metric(stop: Stop, equation: MapEquation, at: Iterate) -> Measured:
+    """The residual by the discrepancy of the stop between the measure and its image."""
+    mu, image = equation.measure(at.z.detach()), equation.measure((at.z + at.residual).detach())
+    return Measured(relative_discrepancy(stop.metric, mu, image, stop.atol / stop.rtol), at.norm)
+
+
 def _used(solver: Solver, outcome: Outcome) -> dict[str, Tensor]:
-    """Steps with each method of a solver that has several, else with the one."""
-    methods = getattr(solver, "methods", (type(solver).__name__,))
-    counts = outcome.note.unbind(-1) if outcome.note.shape[-1] else (outcome.steps,)
-    return dict(zip(methods, counts, strict=True))
+    """Steps with each part of a solver that has several, else with the one."""
+    if solver.parts:
+        return dict(zip(solver.parts, outcome.note.unbind(-1), strict=True))
+    return {type(solver).__name__: outcome.steps}
 
 
 def _error_bound(outcome: Outcome, lipschitz: Any, stop: Stop) -> Tensor:
-    """A bound where the map declares its Lipschitz constant, else an estimate from the growth that was seen (T8)."""
+    """A bound where the map declares its Lipschitz constant, else an estimate from the growth seen (error bounds, T8)."""
     absolute, growth = outcome.absolute, outcome.growth
     if lipschitz is None:
-        known = (growth > 0) & (growth < 1) & (stop.metric is None)  # which asks whether atoms have kept their places
+        known = (growth > 0) & (growth < 1) & (stop.metric is None)  # a metric does not see whether atoms have kept their places
     else:
         growth = torch.as_tensor(lipschitz).detach().to(absolute).expand_as(absolute)
         known = growth < 1
     return torch.where(known, absolute / torch.where(known, 1.0 - growth, 1.0), torch.inf)
-
-
-class _CheckedAtFirst:
-    """A bound map whose first image is checked: what holds there holds later."""
-
-    def __init__(self, bound: BoundMap, check: Literal["watch", "compare", "done"]) -> None:
-        self._bound, self._check = bound, check
-
-    def image(self, z: Tensor) -> Tensor:
-        check, self._check = self._check, "done"
-        return self._bound.watched_image(z) if check == "watch" else self._bound.image(z, compare=check == "compare")
-
-    def select(self, keep: Tensor) -> _CheckedAtFirst:
-        return type(self)(self._bound.select(keep), "done")
 
 
 def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, adjoint: Adjoint) -> None:
@@ -204,8 +185,17 @@ def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, a
         ("stop", stop, Stop, "Stop(rtol=1e-4)"),
         ("adjoint", adjoint, Adjoint, "Implicit()"),
     ):
-        if not isinstance(value, kind) or isinstance(value, type):
+        if not isinstance(value, kind):
             raise ValueError(f"{name}: expected an instance such as {example}, got {value!r}")
     check_mass("mu0", mu0)
     if stop.metric is not None:
         check_metric(stop.metric, mu0)
+    if torch.is_grad_enabled() and adjoint.records and not solver.differentiable:
+        raise ValueError(
+            f"solver: autograd cannot record the steps of {type(solver).__name__}; use adjoint=Implicit(), or another solver"
+        )
+    if torch.is_grad_enabled() and not adjoint.records and mu0.points.requires_grad:
+        raise ValueError(
+            "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "
+            "detached points, mu0.with_points(mu0.points.detach()), or differentiate the solve with adjoint=Unrolled()"
+        )

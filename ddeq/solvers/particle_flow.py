@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from torch import Tensor
 
-from ddeq.flows.problem import Descent
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import check_schedule, number_at
 from ddeq.flows.steppers import Euler, Stepper
 from ddeq.functionals.base import Functional
 from ddeq.functionals.discrepancy import DiscrepancyLike, against
 from ddeq.functionals.fixed_point import FixedPointDiscrepancy
 from ddeq.functionals.mmd import MMD
+from ddeq.iteration import Equation, Iterate, Solver, Step
 from ddeq.measures import DiscreteMeasure
-from ddeq.solvers.problem import FixedPoint
+from ddeq.solvers.map_equation import MapEquation
 
 __all__ = ["ParticleFlow"]
 
@@ -28,7 +29,7 @@ class _State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ParticleFlow:
+class ParticleFlow(Solver):
     r"""Wasserstein gradient flow of the discrepancy :math:`G(\mu) = D(\mu, \Phi(\mu))` between a measure and its image.
 
     Parameters
@@ -68,8 +69,8 @@ class ParticleFlow:
     target: Literal["moving", "frozen"] = "moving"
     bandwidth: float | Callable[[int], float] | None = None
 
-    selectable: ClassVar[bool] = False
-    """Discrepancy and stepper may hold something for each sample, so that none may be left out."""
+    removable: ClassVar[bool] = False  # discrepancy and stepper may hold something for each sample
+    needs_measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.target not in ("moving", "frozen"):
@@ -81,19 +82,35 @@ class ParticleFlow:
         if self.bandwidth is not None:
             check_schedule("bandwidth", self.bandwidth)
 
-    def init(self, problem: FixedPoint, z: Tensor) -> _State:
-        moving = FixedPointDiscrepancy(problem.map, self._discrepancy(0))
-        return _State(0, self.stepper.init(Descent(moving, problem.measure(z)), z))
+    def init(self, equation: Equation, at: Iterate) -> _State:
+        moving = replace(self, target="moving")  # which evaluates nothing yet
+        return _State(0, self.stepper.init(moving._descent(equation, at, 0)[0], at))
 
-    def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: _State) -> tuple[Tensor, _State]:
-        mu, discrepancy = problem.measure(z), self._discrepancy(state.step)
+    def step(self, equation: Equation, at: Iterate, state: _State) -> Step:
+        descent, calls = self._descent(equation, at, state.step)
+        here = Iterate(at.z, descent.residual(at.z), at.norm, at.size, state.step)
+        moved = self.stepper.step(descent, here, state.stepper)
+        return Step(moved.z, _State(state.step + 1, moved.state), evaluations=len(calls))
+
+    def _descent(self, equation: Equation, at: Iterate, step: int) -> tuple[FunctionalDescent, list[DiscreteMeasure]]:
+        """What a step descends: the discrepancy from the image, which moves with the measure or is held fixed.
+
+        Also the measures at which the map is evaluated in it, a list that grows.
+        """
+        if not isinstance(equation, MapEquation):
+            raise ValueError("solver: this problem is not one on measures; take Picard, Anderson or another point solver")
+        calls: list[DiscreteMeasure] = []
+
+        def image(mu: DiscreteMeasure) -> DiscreteMeasure:
+            calls.append(mu)
+            return equation.image(mu)
+
+        discrepancy = self._discrepancy(step)
         if self.target == "moving":
-            functional: Functional = FixedPointDiscrepancy(problem.map, discrepancy)
+            functional: Functional = FixedPointDiscrepancy(image, discrepancy)
         else:
-            functional = against(discrepancy, problem.measure(image))
-        descent = Descent(functional, mu)
-        moved = self.stepper.step(descent, z, descent.velocity(z), state.stepper, state.step)
-        return moved.points, _State(state.step + 1, moved.state)
+            functional = against(discrepancy, equation.measure(at.z + at.residual))
+        return FunctionalDescent(functional, equation.measure(at.z)), calls
 
     def _discrepancy(self, step: int) -> DiscrepancyLike:
         """The discrepancy at a step: with the bandwidth that it has then."""

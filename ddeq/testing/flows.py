@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddeq.flows import FisherRao, flow
-from ddeq.flows.noise import Draws
+from ddeq.draws import Draws
+from ddeq.flows import Reaction, flow
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.testing.close import assert_close
@@ -44,7 +44,7 @@ def check_flow(
         Saying which law broke, with numbers.
     """
     reaction = options.get("reaction")
-    random = options.get("noise") is not None or (isinstance(reaction, FisherRao) and reaction.birth_death)
+    random = options.get("noise") is not None or (isinstance(reaction, Reaction) and reaction.jumps)
 
     def end(mu: DiscreteMeasure) -> DiscreteMeasure:
         seeded = {"generator": torch.Generator().manual_seed(0)} if random else {}

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
-from ddeq.solvers import Anderson, Implicit, Solution, Solver, fixed_point
-from ddeq.solvers.adjoints import Adjoint
+from ddeq.solvers import Adjoint, Anderson, Implicit, Solution, Solver, fixed_point
 from ddeq.solvers.metric import relative_discrepancy
 
 __all__ = ["check_implicit_gradient", "check_solution"]

@@ -7,7 +7,7 @@ from landscapes import DOUBLE, cloud, deviation, normal_quantiles, quadratic
 from ddeq import DiscreteMeasure, flow
 from ddeq.flows import Proximal, Stein
 from ddeq.functionals import MMD, Entropy, KLDivergence, PotentialEnergy, Wasserstein
-from ddeq.iteration import ConvergenceWarning, Stop
+from ddeq.iteration import InnerProblemWarning, Stop
 from ddeq.kernels import Gaussian
 from ddeq.testing import assert_close
 from proofs_checks.test_t15_proximal_steps import jko_entropy_standard_deviation, proximal_quadratic
@@ -88,8 +88,9 @@ def test_each_step_pays_for_its_movement():
 
 
 def test_an_inner_problem_that_is_not_solved_says_so():
-    with pytest.warns(ConvergenceWarning, match="inner problems of 1 of 1 samples"):
+    with pytest.warns(InnerProblemWarning, match="inner problems of some samples") as caught:
         flow(quadratic(), cloud(3), stepper=Proximal(1.0, inner=Stop(rtol=1e-12, max_steps=0)), steps=1)
+    assert (caught[0].message.failed, caught[0].message.total) == (1, 1)
 
 
 def test_step_sizes_for_each_sample():

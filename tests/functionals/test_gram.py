@@ -5,7 +5,7 @@ import torch
 
 from ddeq.functionals import gram
 from ddeq.functionals.gram import Gram, RegularizedSystem
-from ddeq.iteration import ConvergenceWarning
+from ddeq.iteration import InnerProblemWarning
 from ddeq.kernels import Gaussian, RadialKernel
 from ddeq.reductions import block_size
 from ddeq.testing import assert_close
@@ -64,8 +64,10 @@ def test_zero_right_hand_sides_and_zero_masses():
 def test_without_enough_products_it_warns_with_the_residual_and_a_remedy(monkeypatch):
     monkeypatch.setattr(gram, "MOST_PRODUCTS", 1)
     _, density, solver = system(NOT_STORED)
-    with pytest.warns(ConvergenceWarning, match=r"of 2 .* residual .*regularization than 5.0e-02.*block_size"):
+    with pytest.warns(InnerProblemWarning, match=r"larger regularization.*block_size") as caught:
         assert torch.isfinite(solver.solve(torch.randn_like(density))).all()
+    assert caught[0].message.total == 2
+    assert caught[0].message.residual > caught[0].message.wanted > 0
 
 
 class Negative(RadialKernel):

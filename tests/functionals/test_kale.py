@@ -13,7 +13,7 @@ from torch import nn
 from ddeq import DiscreteMeasure
 from ddeq.functionals import MMD, regularized_solver
 from ddeq.functionals.kale import KALE
-from ddeq.iteration import ConvergenceWarning
+from ddeq.iteration import InnerProblemWarning, Stop
 from ddeq.kernels import IMQ, Gaussian, Laplace, Riesz
 from ddeq.testing import assert_close, check_functional
 from ddeq.testing.functionals import check_first_variation, check_gradient, check_value
@@ -211,10 +211,12 @@ def test_it_holds_the_regularisation_as_modules_do():
 
 
 def test_without_enough_steps_it_warns_with_the_residual_and_a_remedy(monkeypatch):
-    monkeypatch.setattr(regularized_solver, "MOST_STEPS", 1)
+    monkeypatch.setattr(regularized_solver, "STOP", Stop(max_steps=1, atol=0.0))
     F = KALE(TARGET, Gaussian(1.0), 0.01)
-    with pytest.warns(ConvergenceWarning, match=r"KALE: 1 of 1 .* residual .*larger regularization than 1.0e-02"):
+    with pytest.warns(InnerProblemWarning, match=r"KALE: some problems .*larger regularization") as caught:
         assert torch.isfinite(F(measure(3)))
+    assert (caught[0].message.failed, caught[0].message.total) == (1, 1)
+    assert caught[0].message.residual > caught[0].message.wanted > 0
 
 
 class Capturing(Gaussian):

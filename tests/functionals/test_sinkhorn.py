@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from ddeq import ConvergenceWarning, DiscreteMeasure
 from ddeq.functionals import MMD, SinkhornDivergence, sinkhorn_solver
-from ddeq.iteration import Status, Stop
+from ddeq.iteration import InnerProblemWarning, Status, Stop
 from ddeq.kernels import Kernel
 from ddeq.testing import assert_close, check_functional
 from ddeq.testing.strategies import measures
@@ -187,8 +187,10 @@ def test_gradients_far_from_the_origin():
 
 def test_a_solve_that_is_not_given_enough_steps_says_so():
     F = SinkhornDivergence(NU, blur=0.01, stop=Stop(rtol=1e-12, max_steps=1))
-    with pytest.warns(ConvergenceWarning, match=r"Sinkhorn: 1 of 1 .*largest is"):
+    with pytest.warns(InnerProblemWarning, match=r"Sinkhorn: .* did not reach") as caught:
         F(MU)
+    assert (caught[0].message.failed, caught[0].message.wanted) == (1, 1e-12)
+    assert caught[0].message.residual > 1e-12
     assert F.status.item() == Status.MAX_STEPS
     F = SinkhornDivergence(NU, blur=0.1)
     with warnings.catch_warnings():

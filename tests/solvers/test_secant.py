@@ -6,31 +6,36 @@ import torch.utils._pytree as pytree
 from maps import mean_field, random_matrix
 
 from ddeq import DiscreteMeasure, fixed_point
-from ddeq.solvers import Anderson, Broyden, FixedPoint, Stop
+from ddeq.iteration import Iterate
+from ddeq.solvers import Anderson, Broyden, MapEquation, Status, Stop
 from ddeq.testing import assert_close
-
-
-class Tanh:
-    """A map of six coordinates in three atoms."""
-
-    def __init__(self, seed=0):
-        self.matrix = random_matrix(0.9, 6, seed=seed)
-
-    def image(self, z):
-        return torch.tanh(z.flatten(-2) @ self.matrix.mT + 0.3).reshape(z.shape)
-
-    def select(self, keep):
-        raise AssertionError("no sample leaves")
-
 
 WEIGHTS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 
 
+def image(z, seed=0):
+    """A map of six coordinates in three atoms."""
+    return torch.tanh(z.flatten(-2) @ random_matrix(0.9, 6, seed=seed).mT + 0.3).reshape(z.shape)
+
+
+def problem(weights=WEIGHTS, dim=2):
+    points = torch.zeros(len(weights), dim, dtype=torch.float64)
+    return MapEquation(lambda mu: mu.push_forward(image), DiscreteMeasure(points, weights))
+
+
+def at(equation, z, residual, step=0, previous=None):
+    norm = equation.inner.norm(residual)
+    return Iterate(z, residual, norm, torch.ones_like(norm), step, previous=previous)
+
+
 def iterates(solver, steps):
-    problem, z = FixedPoint(Tanh(), WEIGHTS), torch.zeros(3, 2, dtype=torch.float64)
-    state, path = solver.init(problem, z), [z]
-    for _ in range(steps):
-        z, state = solver.step(problem, z, problem.image(z), state)
+    equation, z = problem(), torch.zeros(3, 2, dtype=torch.float64)
+    here = at(equation, z, equation.residual(z))
+    state, path = solver.init(equation, here), [z]
+    for step in range(steps):
+        taken = solver.step(equation, here, state)
+        z, state = taken.z, taken.state
+        here = at(equation, z, equation.residual(z), step + 1, here)
         path.append(z)
     return torch.stack(path).flatten(-2), state
 
@@ -39,7 +44,7 @@ METRIC = torch.diag(WEIGHTS.repeat_interleave(2))
 
 
 def residuals(path):
-    return torch.stack([Tanh().image(z.reshape(3, 2)).flatten() for z in path]) - path
+    return torch.stack([image(z.reshape(3, 2)).flatten() for z in path]) - path
 
 
 @pytest.mark.theorem("T9")
@@ -62,7 +67,7 @@ def test_broyden_in_compact_form_is_broyden(damping):
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 @torch.no_grad()
 def test_anderson_is_anderson(kind, damping):
-    """With the last two differences, after the ring has gone round."""
+    """With the last two differences, after the first ones were dropped."""
     path, _ = iterates(Anderson(2, damping=damping, kind=kind, ridge=0.0), 6)
     r, beta = residuals(path), 1 - damping
     for k in range(2, 6):
@@ -78,7 +83,30 @@ def test_what_is_kept_does_not_grow_with_the_steps(solver):
     def size(state):
         return sum(t.numel() for t in pytree.tree_leaves(state) if isinstance(t, torch.Tensor))
 
-    assert len({size(iterates(solver, steps)[1]) for steps in (1, 5, 60)}) == 1
+    few, *full = (size(iterates(solver, steps)[1]) for steps in (1, 5, 23, 60))
+    assert few < full[0]
+    assert len(set(full)) == 1
+
+
+@pytest.mark.parametrize("solver", [Anderson(3), Anderson(3, kind="I"), Broyden(3)], ids=repr)
+@torch.no_grad()
+def test_a_step_repeated_from_an_earlier_state_gives_the_same(solver):
+    """A history is never written over: not by the steps that follow, not by other steps from the same state."""
+    equation, z = problem(), torch.zeros(3, 2, dtype=torch.float64)
+    here = at(equation, z, equation.residual(z))
+    state, steps = solver.init(equation, here), []
+    for step in range(12):
+        before = [t.clone() for t in pytree.tree_leaves(state) if isinstance(t, torch.Tensor)]
+        taken = solver.step(equation, here, state)
+        steps.append((here, state, before, taken.z))
+        state = taken.state
+        here = at(equation, taken.z, equation.residual(taken.z), step + 1, here)
+    for here, state, before, z in steps:
+        elsewhere = at(equation, here.z + 1.0, here.residual - 0.3)
+        solver.step(equation, elsewhere, state)
+        assert torch.equal(solver.step(equation, here, state).z, z)
+        after = [t for t in pytree.tree_leaves(state) if isinstance(t, torch.Tensor)]
+        assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 def test_derivatives_of_the_steps_are_recorded():
@@ -102,25 +130,30 @@ class TestSafeguards:
     def test_an_explosion_sends_a_sample_back_to_its_best_iterate(self):
         """The second image is a hundred times worse than allowed: the third iterate is half a plain step from the first."""
         z0, z1 = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-        problem = FixedPoint(Tanh(), torch.ones(1, dtype=torch.float64))
+        equation = problem(torch.ones(1, dtype=torch.float64), 1)
         for solver in (Anderson(), Anderson(kind="I"), Broyden()):
             with torch.no_grad():
-                first, state = solver.step(problem, z0, z1, solver.init(problem, z0))
-                assert first.item() == 1.0
+                start = at(equation, z0, z1 - z0)
+                first = solver.step(equation, start, solver.init(equation, start))
+                assert first.z.item() == 1.0
+                state = first.state
                 for bad, expected in ((1e3, 0.5), (torch.nan, 0.25), (torch.inf, 0.125)):
-                    back, state = solver.step(problem, first, torch.full_like(z0, bad), state)
-                    assert back.item() == expected
-                again, state = solver.step(problem, back, back + 0.1, state)  # better: all is forgiven, and the secant is used
-                assert state.retreats.item() == 0
-                assert again.item() == pytest.approx(0.125 + 0.1 * 0.125 / 0.9, rel=1e-6)
+                    back = solver.step(equation, at(equation, first.z, torch.full_like(z0, bad) - first.z), state)
+                    state = back.state
+                    assert back.z.item() == expected
+                # Better: the returns are forgotten, and the secant is used.
+                again = solver.step(equation, at(equation, back.z, torch.full_like(z0, 0.1)), state)
+                assert again.state.returns.item() == 0
+                assert again.z.item() == pytest.approx(0.125 + 0.1 * 0.125 / 0.9, rel=1e-6)
 
     def test_a_sample_whose_image_is_never_finite_again_has_diverged(self):
-        problem = FixedPoint(Tanh(), torch.ones(1, dtype=torch.float64))
-        z, solver = torch.zeros(1, 1, dtype=torch.float64), Anderson()
+        equation, z, solver = problem(torch.ones(1, dtype=torch.float64), 1), torch.zeros(1, 1, dtype=torch.float64), Anderson()
         with torch.no_grad():
-            z, state = solver.step(problem, z, z + 1, solver.init(problem, z))
-            finite = []
+            start = at(equation, z, torch.ones_like(z))
+            taken = solver.step(equation, start, solver.init(equation, start))
+            ended = []
             for _ in range(12):
-                after, state = solver.step(problem, z, z * torch.nan, state)
-                finite.append(bool(torch.isfinite(after)))
-        assert finite == [True] * 10 + [False] * 2
+                taken = solver.step(equation, at(equation, taken.z, taken.z * torch.nan), taken.state)
+                assert torch.isfinite(taken.z)
+                ended.append(taken.status.item() == Status.DIVERGED)
+        assert ended == [False] * 10 + [True] * 2

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
-from ddeq.solvers.problem import FixedPoint
-from ddeq.solvers.secant import History, check_secant_options, secant_start, secant_step
+from ddeq.iteration.equation import Equation
+from ddeq.iteration.method import Iterate, Solver, Step
+from ddeq.iteration.secant import History, check_secant_options, secant_start, secant_step
 
 __all__ = ["Anderson"]
 
 
 @dataclass(frozen=True)
-class Anderson:
+class Anderson(Solver):
     r"""Anderson's acceleration in :math:`L^2(\mu)`, of type II or I, safeguarded.
 
     With residuals :math:`r_k = \Phi(z_k) - z_k` and the differences :math:`\Delta z_j, \Delta r_j` of the last ``memory``
@@ -68,16 +67,17 @@ class Anderson:
     ridge: float | None = None
     restart: float = 100.0
 
-    retreats: ClassVar[bool] = True
-    """What is not finite, or too large, is left to `step`, which goes back."""
+    recovers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_secant_options(self.memory, self.damping, self.ridge, self.restart)
         if self.kind not in ("II", "I"):
             raise ValueError(f"kind: expected 'II' or 'I', got {self.kind!r}")
 
-    def init(self, problem: FixedPoint, z: Tensor) -> History:
-        return secant_start(z, self.memory)
+    def init(self, equation: Equation, at: Iterate) -> History:
+        return secant_start(at)
 
-    def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: History) -> tuple[Tensor, History]:
-        return secant_step(problem, z, image, state, self.kind, self.damping, self.ridge, self.restart)
+    def step(self, equation: Equation, at: Iterate, state: History) -> Step:
+        return secant_step(
+            equation, at, state, self.kind, memory=self.memory, damping=self.damping, ridge=self.ridge, restart=self.restart
+        )

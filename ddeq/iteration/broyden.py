@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from ddeq.solvers.problem import FixedPoint
-from ddeq.solvers.secant import History, check_secant_options, secant_start, secant_step
+from ddeq.iteration.equation import Equation
+from ddeq.iteration.method import Iterate, Solver, Step
+from ddeq.iteration.secant import History, check_secant_options, secant_start, secant_step
 
 __all__ = ["Broyden"]
 
 
 @dataclass(frozen=True)
-class Broyden:
+class Broyden(Solver):
     r"""Broyden's good method for :math:`g(z) = \Phi(z) - z = 0` in :math:`L^2(\mu)`, safeguarded, at constant memory.
 
     .. math:: z_{k+1} = z_k - B_k^{-1} g(z_k), \qquad
@@ -49,14 +48,15 @@ class Broyden:
     damping: float = 0.0
     restart: float = 100.0
 
-    retreats: ClassVar[bool] = True
-    """What is not finite, or too large, is left to `step`, which goes back."""
+    recovers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_secant_options(self.memory, self.damping, None, self.restart)
 
-    def init(self, problem: FixedPoint, z: Tensor) -> History:
-        return secant_start(z, self.memory)
+    def init(self, equation: Equation, at: Iterate) -> History:
+        return secant_start(at)
 
-    def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: History) -> tuple[Tensor, History]:
-        return secant_step(problem, z, image, state, "Broyden", self.damping, None, self.restart)
+    def step(self, equation: Equation, at: Iterate, state: History) -> Step:
+        return secant_step(
+            equation, at, state, "Broyden", memory=self.memory, damping=self.damping, ridge=None, restart=self.restart
+        )

@@ -6,24 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from ddeq.functionals.wasserstein import Wasserstein
-from ddeq.solvers.problem import FixedPoint
+from ddeq.iteration.equation import Equation
+from ddeq.iteration.method import Iterate, Solver, Step
 
 __all__ = ["Picard"]
 
 
 @dataclass(frozen=True)
-class Picard:
+class Picard(Solver):
     r"""Damped fixed-point iteration, :math:`z_{k+1} = (1 - a) \Phi(z_k) + a z_k` (Krasnoselskii and Mann).
 
     Converges at rate :math:`a + (1 - a) L` if the map is an :math:`L`-contraction (T8); cycles on rotations, where
     `Anderson` does not.
 
     With ``coupling="optimal"`` an atom is averaged not with its own image but with what the optimal coupling of
-    :math:`\mu_k` and :math:`\Phi(\mu_k)` sends it to: the step moves along the geodesic between the two measures, and stands
-    still where they agree. That is for maps whose fixed point is one as a measure only (T4): their images are the same
+    :math:`\mu_k` and :math:`\Phi(\mu_k)` sends it to: the step moves along the geodesic between the two measures, and is
+    zero where they agree. That is for maps whose fixed point is one as a measure only (T4): their images are the same
     atoms in another order, averaging with which would mix them up. The solve then needs a metric that does not ask for the
     order either, such as ``Stop(metric=Wasserstein)``.
 
@@ -54,20 +53,9 @@ class Picard:
         if self.coupling not in ("index", "optimal"):
             raise ValueError(f"coupling: expected 'index' or 'optimal', got {self.coupling!r}")
 
-    def init(self, problem: FixedPoint, z: Tensor) -> None:
+    def init(self, equation: Equation, at: Iterate) -> None:
         return None
 
-    def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: None) -> tuple[Tensor, None]:
-        if self.coupling == "optimal":
-            image = _coupled(problem, z, image)
-        return torch.lerp(image, z, self.damping) if self.damping else image, state
-
-
-def _coupled(problem: FixedPoint, z: Tensor, image: Tensor) -> Tensor:
-    """Where the optimal coupling sends each atom: the Wasserstein gradient is the atom minus that. Atoms of mass zero follow
-    the map, and so do samples that are not finite."""
-    weights = problem.weights.unsqueeze(-1)
-    finite = torch.isfinite(image).flatten(-2).all(-1)[..., None, None]
-    mu, nu = problem.measure(z).detach(), problem.measure(torch.where(finite, image, z)).detach()
-    coupled = mu.points - Wasserstein(nu).wasserstein_gradient(mu)
-    return torch.where(finite & (weights > 0), coupled, image)
+    def step(self, equation: Equation, at: Iterate, state: None) -> Step:
+        residual = equation.coupled(at.z, at.residual) if self.coupling == "optimal" else at.residual
+        return Step(torch.add(at.z, residual, alpha=1.0 - self.damping), None)

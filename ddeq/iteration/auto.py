@@ -1,4 +1,4 @@
-"""The choice of a solver left to the problem: cheap first, strong where that does not do."""
+"""A solver that changes its method with the problem: cheap steps first, Newton's where they do not converge."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ddeq.iteration.loop import choose
-from ddeq.solvers.anderson import Anderson
-from ddeq.solvers.newton_krylov import NewtonKrylov, NewtonState
-from ddeq.solvers.problem import FixedPoint
-from ddeq.solvers.secant import History
+from ddeq.iteration.anderson import Anderson
+from ddeq.iteration.equation import Equation
+from ddeq.iteration.method import Iterate, Solver, Step
+from ddeq.iteration.newton_krylov import NewtonKrylov, NewtonState
+from ddeq.iteration.samples import choose
+from ddeq.iteration.secant import History
 
 __all__ = ["Auto"]
 
@@ -33,7 +34,7 @@ class AutoState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Solver):
     r"""Picard's steps while they contract well, then Anderson's, then Newton's where the residual stops falling.
 
     Each sample changes by itself: from `Picard` to `Anderson` when a step leaves more than ``contraction`` of the residual, on
@@ -61,10 +62,9 @@ class Auto:
     anderson: Anderson = field(default_factory=Anderson)
     newton: NewtonKrylov = field(default_factory=NewtonKrylov)
 
-    retreats: ClassVar[bool] = True
-    """What is not finite, or too large, is left to `step`, which goes back."""
-    methods: ClassVar[tuple[str, ...]] = ("Picard", "Anderson", "NewtonKrylov")
-    """What the columns of ``steps_of_each`` count."""
+    recovers: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = ("Picard", "Anderson", "NewtonKrylov")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.contraction <= 1.0:
@@ -75,15 +75,15 @@ class Auto:
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}: expected {kind.__name__}(...), got {getattr(self, name)!r}")
 
-    def init(self, problem: FixedPoint, z: Tensor) -> AutoState:
-        infinite = z.new_full(z.shape[:-2], torch.inf)
+    def init(self, equation: Equation, at: Iterate) -> AutoState:
+        infinite = torch.full_like(at.norm, torch.inf)
         stage = torch.zeros_like(infinite, dtype=torch.long)
-        each = torch.zeros(*stage.shape, len(self.methods), dtype=torch.long, device=z.device)
-        history, newton = self.anderson.init(problem, z), self.newton.init(problem, z)
+        each = torch.zeros(*stage.shape, len(self.parts), dtype=torch.long, device=stage.device)
+        history, newton = self.anderson.init(equation, at), self.newton.init(equation, at)
         return AutoState(0, history, newton, stage, infinite, infinite, stage, each)
 
-    def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: AutoState) -> tuple[Tensor, AutoState]:
-        _, size = problem.residual(z, image)
+    def step(self, equation: Equation, at: Iterate, state: AutoState) -> Step:
+        size = at.norm
         fell = size < FALL * state.least
         waited = torch.where(fell, 0, state.waited + 1)
         slow = ~(size <= self.contraction * state.last) if state.step else torch.full_like(fell, self.contraction == 0.0)
@@ -91,22 +91,31 @@ class Auto:
         tired = (state.stage == ANDERSON) & (waited >= self.patience)
         stage = torch.where(tired, NEWTON, torch.where((state.stage == NEWTON) & (waited >= self.patience), ANDERSON, stage))
         waited = torch.where(stage == state.stage, waited, 0)
-        accelerated, history = self.anderson.step(problem, z, image, state.history)
-        proposal, newton = choose(stage == PICARD, image, accelerated), state.newton
-        strong = stage == NEWTON
-        if state.step >= self.patience:  # before that nobody can be tired: a GPU need not be asked
+        accelerated = self.anderson.step(equation, at, state.history)
+        plain, strong, newton = stage == PICARD, stage == NEWTON, state.newton
+        proposal, status, evaluations = accelerated.z, accelerated.status, 0
+        if bool(plain.any()):
+            proposal = choose(plain, at.z + at.residual, proposal)
+        if state.step >= self.patience:  # before that no sample can have exceeded its patience: a GPU need not be asked
             if bool(strong.any()):
-                direct, newton = self.newton.step_of(problem, z, image, newton, strong)
-                proposal = choose(strong, direct, proposal)
-            else:  # who comes back to it begins anew
+                direct = self.newton.step_of(equation, at, newton, strong)
+                newton, evaluations = direct.state, direct.evaluations
+                proposal = choose(strong, direct.z, proposal)
+                ended = torch.full_like(stage, -1) if direct.status is None else direct.status
+                status = ended if status is None else torch.where(strong, ended, status)
+            else:  # a sample that comes back to it begins anew
                 newton = newton._replace(size=torch.full_like(newton.size, torch.inf))
-        return proposal, AutoState(
+        if status is not None:
+            status = torch.where(plain, -1, status)
+        each = state.steps_of_each + torch.nn.functional.one_hot(stage, len(self.parts))
+        following = AutoState(
             step=state.step + 1,
-            history=history,
+            history=accelerated.state,
             newton=newton,
             stage=stage,
             last=size,
             least=torch.where(fell, size, state.least),
             waited=waited,
-            steps_of_each=state.steps_of_each + torch.nn.functional.one_hot(stage, len(self.methods)),
+            steps_of_each=each,
         )
+        return Step(proposal, following, evaluations=evaluations, status=status, note=each)

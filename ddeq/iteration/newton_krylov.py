@@ -8,9 +8,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddeq.iteration.equation import Equation, Linear
 from ddeq.iteration.gmres import gmres
-from ddeq.iteration.loop import choose
-from ddeq.solvers.problem import FixedPoint
+from ddeq.iteration.method import Iterate, Solver, Step
+from ddeq.iteration.samples import choose
+from ddeq.iteration.status import Status
 
 __all__ = ["NewtonKrylov"]
 
@@ -29,11 +31,12 @@ class NewtonState(NamedTuple):
     size: Tensor  # norm of the residual at the base, infinite before the first one
     length: Tensor  # share of the direction that was taken
     forcing: Tensor  # relative residual to which the linear equation was solved
-    failures: Tensor  # plain steps in a row that led nowhere
+    failures: Tensor  # plain steps in a row that led to no smaller residual
+    forward_mode: bool  # whether no operation is known to lack forward-mode derivatives
 
 
 @dataclass(frozen=True)
-class NewtonKrylov:
+class NewtonKrylov(Solver):
     r"""Inexact Newton steps for :math:`\Phi(z) - z = 0` in :math:`L^2(\mu)`, with backtracking on the residual.
 
     .. math:: z_{k+1} = z_k + t_k d_k, \qquad |(I - J_k)\, d_k - r_k| \le \eta_k |r_k|, \qquad
@@ -55,7 +58,7 @@ class NewtonKrylov:
     Raises
     ------
     ValueError
-        If an option is not a whole number of at least one; in a solve that autograd records: use `Implicit`.
+        If an option is not a whole number of at least one.
 
     References
     ----------
@@ -65,8 +68,8 @@ class NewtonKrylov:
     memory: int = 30
     products: int = 60
 
-    retreats: ClassVar[bool] = True
-    """What is not finite, or too large, is left to `step`, which goes back."""
+    recovers: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("memory", "products"):
@@ -74,26 +77,19 @@ class NewtonKrylov:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
 
-    def init(self, problem: FixedPoint, z: Tensor) -> NewtonState:
-        if torch.is_grad_enabled():
-            raise ValueError(
-                "solver: autograd cannot record the steps of NewtonKrylov; use adjoint=Implicit(), or another solver"
-            )
-        batch, nothing = z.shape[:-2], torch.zeros_like(z)
-        infinite, zero = z.new_full(batch, torch.inf), z.new_zeros(batch)
-        return NewtonState(z, nothing, nothing, infinite, zero + 1.0, zero + 0.1, zero)
+    def init(self, equation: Equation, at: Iterate) -> NewtonState:
+        nothing, zero = torch.zeros_like(at.z), torch.zeros_like(at.norm)
+        return NewtonState(at.z, nothing, nothing, zero + torch.inf, zero + 1.0, zero + 0.1, zero, True)
 
-    def step(self, problem: FixedPoint, z: Tensor, image: Tensor, state: NewtonState) -> tuple[Tensor, NewtonState]:
-        return self.step_of(problem, z, image, state, torch.ones_like(state.size, dtype=torch.bool))
+    def step(self, equation: Equation, at: Iterate, state: NewtonState) -> Step:
+        return self.step_of(equation, at, state, torch.ones_like(state.size, dtype=torch.bool))
 
-    def step_of(
-        self, problem: FixedPoint, z: Tensor, image: Tensor, state: NewtonState, active: Tensor
-    ) -> tuple[Tensor, NewtonState]:
+    def step_of(self, equation: Equation, at: Iterate, state: NewtonState, active: Tensor) -> Step:
         """The step of the samples that are ``active``, ``(*batch,)``; for the others no equations are solved.
 
-        ``problem``, ``z``, ``image`` and ``state`` as in `step`.
+        ``equation``, ``at`` and ``state`` as in `step`.
         """
-        r, size = problem.residual(z, image)
+        z, r, size = at.z, at.residual, at.norm
         taken = active & (size <= (1.0 - 1e-4 * state.length * (1.0 - state.forcing)) * state.size) & torch.isfinite(size)
         # Forcing terms by how well the last step did.
         known = torch.isfinite(state.size)
@@ -108,12 +104,10 @@ class NewtonKrylov:
         plain = ~taken & ((length < SHORTEST) | ~known)
         failures = torch.where(taken, 0.0, state.failures + plain)
         base, residual = choose(taken, z, state.base), choose(taken, r, state.residual)
-        direction = self._directions(problem, base, residual, state.direction, forcing, taken)
+        direction, linear = self._directions(equation, base, residual, state, forcing, taken)
         direction = choose(plain, residual, direction)
         length = torch.where(plain, 0.5 ** (failures - 1.0).clamp_min(0.0), length)
-        proposal = base + length[..., None, None] * direction
-        lost = ~torch.isfinite(size) & (failures > TRIES)
-        proposal = choose(lost & active, torch.full_like(z, torch.nan), proposal)
+        lost = active & ~torch.isfinite(size) & (failures > TRIES)
         following = NewtonState(
             base=base,
             residual=residual,
@@ -123,23 +117,33 @@ class NewtonKrylov:
             length=length,
             forcing=torch.where(plain, 0.1, forcing),
             failures=failures,
+            forward_mode=state.forward_mode and (linear is None or linear.forward_mode),
         )
-        return proposal, following
+        return Step(
+            base + length.reshape(*length.shape, *(1,) * (z.ndim - length.ndim)) * direction,
+            following,
+            evaluations=0 if linear is None else linear.evaluations,
+            status=torch.where(lost, Status.DIVERGED.value, -1),
+        )
 
-    def _directions(self, problem: FixedPoint, z: Tensor, r: Tensor, before: Tensor, forcing: Tensor, wanted: Tensor) -> Tensor:
+    def _directions(
+        self, equation: Equation, z: Tensor, r: Tensor, state: NewtonState, forcing: Tensor, wanted: Tensor
+    ) -> tuple[Tensor, Linear | None]:
+        """Newton's directions of the samples ``wanted``, and the products that they took."""
         if not bool(wanted.any()):
-            return before
-        push = problem.linearized(z)
+            return state.direction, None
+        inner, linear = equation.inner, equation.linearize(z, forward_mode=state.forward_mode)
         found = gmres(
-            lambda v: v - push(v),
-            torch.where(wanted[..., None, None], r, 0.0),
-            weights=problem.weights.unsqueeze(-1),
-            dims=2,
+            lambda v: inner.bounded(-linear.product(v), v),
+            choose(wanted, r, torch.zeros_like(r)),
+            weights=inner.field_weights,
+            dims=inner.dims,
             rtol=forcing,
             max_steps=self.products,
             restart=self.memory,
         )
-        length, size = problem.norms(found.x, r)
-        # A step that is this much longer was asked for by rounding.
+        length, size = inner.norms(found.x, r)
+        # A step that is this much longer is an effect of rounding.
         moves = (found.residual < 1.0) & (length <= size * torch.finfo(size.dtype).eps ** (-2 / 3))
-        return choose(wanted, choose(moves, found.x, r), before)  # a plain step where the equation is singular
+        # A plain step where the equation is singular.
+        return choose(wanted, choose(moves, found.x, r), state.direction), linear

@@ -1,0 +1,248 @@
+"""What flows run on: the velocity of a functional in a geometry as the residual of an equation."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddeq.autodiff import OpenModule, forward_autocast, recompute
+from ddeq.flows.geometries import Geometry, Wasserstein
+from ddeq.flows.reaction import Reaction
+from ddeq.flows.schedules import Schedule, number_at
+from ddeq.functionals.base import Functional
+from ddeq.iteration import Descent, InnerProduct, Iterate, Sizes
+from ddeq.measures import DiscreteMeasure, unchecked
+
+__all__ = ["FunctionalDescent", "ReactingDescent"]
+
+
+class FunctionalDescent(Descent):
+    """Descent of a functional by moving the atoms of ``like``, whose weights and marks stay.
+
+    The iterate is the points, ``(*batch, n, d)``, and the residual their velocity. `tensors` are what the velocity may depend on:
+    weights and marks, the parameters of the functional and of a kernel of the geometry, and those of their buffers that
+    require grad.
+
+    Parameters
+    ----------
+    functional
+        The energy that falls.
+    like
+        Measures whose weights and marks the atoms have.
+    geometry
+        What turns the gradient of the energy into a velocity.
+    shardable
+        Whether ``like`` may be spread over ranks.
+    """
+
+    counts_reaction: bool = False
+    """Whether a reaction counts in the norm of the residual."""
+
+    name = "flows"
+    remedy = "take more steps, another stepper or a larger rtol in stop=Stop(...)"
+
+    def __init__(
+        self, functional: Functional, like: DiscreteMeasure, geometry: Geometry = Wasserstein(), *, shardable: bool = False
+    ) -> None:
+        self.functional, self.like, self.geometry, self.shardable = functional, like, geometry, shardable
+        self.inner = InnerProduct.of(like.points, like.weights)
+        self.removable = functional.selectable and bool(like.batch_shape)
+        self.displacement: Tensor | None = None
+        """Velocities are those at so displaced points, ``(*batch, n, d)``, as injected noise wants it."""
+        self._autocast = forward_autocast(like.device)
+        self._samples: tuple[tuple[int, ...], Tensor] | None = None  # whole batch shape, entries that are left
+
+    def measure(self, z: Tensor) -> DiscreteMeasure:
+        """The measure with its atoms at ``z``."""
+        return self.like.with_points(z)
+
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        if self.recomputes and not tensors:
+            return recompute(lambda z, *t: (self.residual(z, *t),), z, *self.tensors)[0]
+        x = None if self.displacement is None else z + self.displacement
+        with self._autocast():
+            if not tensors:
+                return self.geometry.velocity(self.functional, self.like.with_points(z), x)
+            weights, *rest = tensors
+            marks = None if self.like.marks is None else rest.pop(0)
+            velocity: Tensor = self._open(rest, unchecked(z, weights, marks), x)
+        return velocity
+
+    def energy(self, z: Tensor) -> Tensor:
+        with self._autocast():
+            return self.functional(self.measure(z))
+
+    def slope(self, z: Tensor, velocity: Tensor) -> Tensor:
+        if self.geometry.is_wasserstein:
+            return self.inner(velocity, velocity)
+        return self.geometry.dissipation(self.functional, self.measure(z))
+
+    def force(self, z: Tensor) -> Tensor:
+        """Minus the Wasserstein gradient at the atoms ``z``, whatever the geometry; zero at atoms of mass zero."""
+        return torch.where(self.like.support().unsqueeze(-1), -self.functional.wasserstein_gradient(self.measure(z)), 0.0)
+
+    def number(self, name: str, schedule: Schedule, step: int, *, zero: bool = False) -> float | Tensor:
+        """A number of a stepper, a noise or a reaction at a step, for the samples that are left.
+
+        Parameters
+        ----------
+        name
+            What it is called in messages.
+        schedule
+            A number, one for each sample of the whole flow, or a function from the number of the step to either.
+        step
+            Number of the step.
+        zero
+            Whether it may be zero.
+
+        Raises
+        ------
+        ValueError
+            If it is not positive (non-negative, with ``zero``) and finite, or not one for each sample.
+        """
+        whole, left = self._samples or (self.like.batch_shape, None)
+        number = number_at(name, schedule, step, batch_shape=whole, zero=zero)
+        if not isinstance(number, Tensor):
+            return number
+        number = number.to(self.like.device, self.like.dtype)
+        return self.inner.per_sample(number if left is None or number.ndim == 0 else number[left])
+
+    def displaced(self, displacement: Tensor) -> FunctionalDescent:
+        """The same descent, with velocities taken at displaced points."""
+        other = copy.copy(self)
+        other.displacement = displacement
+        return other
+
+    def at_step(self, step: int) -> FunctionalDescent:
+        """The descent at a step, by whose number schedules may go."""
+        return self
+
+    def rows(self, keep: Tensor) -> FunctionalDescent:
+        chosen = copy.copy(self)
+        chosen.__dict__.pop("_open", None)
+        chosen.__dict__.pop("tensors", None)
+        chosen.functional, chosen.like = self.functional.select(keep, self.like.batch_shape), self.like[keep]
+        chosen.inner = self.inner.rows(keep)
+        chosen.displacement = None if self.displacement is None else self.displacement[keep]
+        whole, left = self._samples or (self.like.batch_shape, None)
+        chosen._samples = whole, keep if left is None else left[keep]
+        return chosen
+
+    def at(self, here: Iterate) -> tuple[FunctionalDescent, Iterate]:
+        """The descent of the points alone, and the iterate of the points."""
+        return self, here
+
+    def pack(self, mu: DiscreteMeasure) -> Tensor:
+        """The iterate of a measure."""
+        return mu.points
+
+    def unseen(self, shapes: str) -> str:
+        return (
+            f"functional: tensors of shapes {shapes} that require grad enter {self.functional!r} from outside, where their "
+            "gradient would be lost. Let an nn.Module hold them, as parameters or buffers: a potential that is a module "
+            "instead of a function, coefficient * F, a target; or detach them"
+        )
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """What the velocity may depend on besides the points."""
+        given = [self.like.weights] + ([] if self.like.marks is None else [self.like.marks])
+        return (*given, *self._open.tensors)
+
+    @cached_property
+    def _open(self) -> OpenModule:
+        return OpenModule(_Velocity(self.functional, self.geometry))
+
+
+class ReactingDescent(FunctionalDescent):
+    """Descent by moving atoms and their masses: the iterate is points and weights side by side, ``(*batch, n, d + 1)``.
+
+    The residual is the velocity of the points; its size includes what the reaction does.
+
+    Parameters
+    ----------
+    functional, like, geometry, shardable
+        As in `FunctionalDescent`.
+    reaction
+        What moves the masses.
+    counts_reaction
+        Whether the reaction counts in the norm of the residual, which takes a first variation more.
+    """
+
+    def __init__(
+        self,
+        functional: Functional,
+        like: DiscreteMeasure,
+        geometry: Geometry,
+        *,
+        reaction: Reaction,
+        counts_reaction: bool,
+        shardable: bool = False,
+    ) -> None:
+        super().__init__(functional, like, geometry, shardable=shardable)
+        self.reaction, self.counts_reaction, self._step = reaction, counts_reaction, 0
+        # Any atom may lose its mass later. The limit concerns points alone: it is applied where these are known.
+        self._points_inner = InnerProduct.of(like.points, like.weights, always=True)
+        self.inner = InnerProduct(like.weights)
+        of_reaction = reaction.functional
+        self.removable = self.removable and (of_reaction is None or of_reaction.selectable)
+
+    def measure(self, z: Tensor) -> DiscreteMeasure:
+        return self.like.with_points(z[..., :-1]).with_weights(z[..., -1])
+
+    def pack(self, mu: DiscreteMeasure) -> Tensor:
+        return torch.cat([mu.points, mu.weights.unsqueeze(-1)], -1)
+
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        points = self._at(z)
+        return points.inner.bounded(points.residual(z[..., :-1], *tensors), 0.0)
+
+    def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
+        points = self._at(z)
+        norm = points.inner.norm(residual)
+        if not self.counts_reaction:
+            return Sizes(norm)
+        return Sizes((norm.square() + self.reaction.dissipation(points, points.like, self._step)).sqrt())
+
+    def energy(self, z: Tensor) -> Tensor:
+        return self._at(z).energy(z[..., :-1])
+
+    def at(self, here: Iterate) -> tuple[FunctionalDescent, Iterate]:
+        points = Iterate(here.z[..., :-1], here.residual, here.norm, here.size, here.step, here.draw, None, here.energy)
+        return self._at(here.z), points
+
+    def at_step(self, step: int) -> ReactingDescent:
+        other = copy.copy(self)
+        other._step = step
+        return other
+
+    def rows(self, keep: Tensor) -> ReactingDescent:
+        reaction = self.reaction.rows(keep, self.like.batch_shape)
+        chosen = super().rows(keep)
+        assert isinstance(chosen, ReactingDescent)
+        chosen.reaction, chosen._points_inner = reaction, self._points_inner.rows(keep)
+        return chosen
+
+    def _at(self, z: Tensor) -> FunctionalDescent:
+        """The descent of the points at these weights."""
+        points = FunctionalDescent.__new__(FunctionalDescent)
+        points.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_open", "tensors")})
+        points.like = self.measure(z)
+        points.inner = InnerProduct(points.like.weights, limit=self._points_inner.limit)
+        return points
+
+
+class _Velocity(nn.Module):
+    """The velocity of a functional in a geometry as a ``forward``: ``functional_call`` reaches nothing else."""
+
+    def __init__(self, functional: Functional, geometry: Geometry) -> None:
+        super().__init__()
+        self.functional, self.geometry = functional, geometry
+        self.held: Any = nn.ModuleList(v for v in vars(geometry).values() if isinstance(v, nn.Module))
+
+    def forward(self, mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
+        return self.geometry.velocity(self.functional, mu, x)

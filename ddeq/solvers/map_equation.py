@@ -1,0 +1,204 @@
+r"""`MapEquation`: fixed points of a map on measures as an equation, :math:`\Phi(z) - z = 0`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from ddeq.autodiff import OpenModule, forward_autocast, recompute, without_autocast
+from ddeq.functionals.wasserstein import Wasserstein
+from ddeq.iteration import Equation, InnerProduct, Iterate, Sizes, Status
+from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.solvers.alignment import alignment
+
+__all__ = ["Map", "MapEquation"]
+
+Map = Callable[..., DiscreteMeasure]
+
+
+class MapEquation(Equation):
+    r"""The points :math:`z` of a measure with :math:`z = \Phi(z)`, for the map :math:`\mu \mapsto` ``map(mu, *args)``.
+
+    `tensors` are what the fixed point may depend on: weights and marks of ``mu``, the tensors in ``args``, and the parameters
+    of ``map`` where it is a module (and those of its buffers that require grad). The autocast that holds at construction
+    holds in each evaluation of the map, whenever it happens; images are in the precision of ``mu``.
+
+    Parameters
+    ----------
+    map, args
+        The map, and what it takes besides the measure.
+    mu
+        The measure whose weights and marks are kept.
+    in_dims
+        As in `ddeq.fixed_point`.
+
+    Raises
+    ------
+    ValueError
+        If ``in_dims`` does not fit ``args``. In an evaluation, if the map does not give a measure with the same number of atoms,
+        dimension, dtype, device, weights and marks.
+    """
+
+    name = "fixed points"
+    remedy = "take more steps, another solver or a more stable map"
+
+    def __init__(self, map: Map, mu: DiscreteMeasure, args: tuple[Any, ...] = (), in_dims: Any = None) -> None:
+        leaves, self._spec = pytree.tree_flatten(args)
+        self.map, self.mu, self._leaves = map, mu, leaves
+        self._dims = None if in_dims is None else _flat_dims(in_dims, leaves, self._spec, mu)
+        self._args: tuple[Any, ...] = args
+        self._module = OpenModule(map) if isinstance(map, nn.Module) else None
+        self.removable = self._dims is not None and bool(mu.batch_shape)
+        self.inner = InnerProduct.of(mu.points, mu.weights)
+        self._autocast = forward_autocast(mu.device)
+        self._matching: Tensor | None = None
+        self.tensors = self._depends_on()
+
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        if self.recomputes and not tensors:
+            return recompute(lambda z, *t: (self.residual(z, *t),), z, *self.tensors)[0]
+        if tensors:
+            mu, args, own = self._with(z, tensors)
+        else:
+            mu, args, own = self.mu.with_points(z), self._args, []
+        with self._autocast():
+            image = self._module(own, mu, *args) if own and self._module is not None else self.map(mu, *args)
+        points = _checked(mu, image)
+        if self._matching is not None:
+            with without_autocast(mu.device):
+                points = self._matching @ points
+        return points - z
+
+    def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
+        image = z + residual
+        if previous is None:
+            norm, size, start = self.inner.norms(residual, image, z)
+            return Sizes(norm, size, start + size, torch.zeros_like(norm))
+        moved, change = z - previous.z.detach(), residual - previous.residual.detach()
+        grown = moved + change
+        norm, size, start, before, after = self.inner.norms(residual, image, z, moved, grown)
+        known = before > 0
+        growth = torch.where(known, after / torch.where(known, before, 1.0), 0.0)
+        return Sizes(norm, size, start + size, growth, (moved, grown, change))
+
+    def measure(self, z: Tensor) -> DiscreteMeasure:
+        """The measure with its atoms at ``z``."""
+        return self.mu.with_points(z)
+
+    def image(self, mu: DiscreteMeasure) -> DiscreteMeasure:
+        r""":math:`\Phi(\mu)`, with atoms of mass zero that run away left where they are."""
+        return mu.with_points(mu.points + self.inner.bounded(self.residual(mu.points), 0.0))
+
+    def coupled(self, z: Tensor, residual: Tensor) -> Tensor:
+        """The ``residual`` at ``z`` with each atom's image taken from the optimal coupling of the measure with its image.
+
+        The Wasserstein gradient is the atom minus that. Atoms of mass zero follow the map, and so do samples that are not finite.
+        """
+        finite = torch.isfinite(residual).flatten(-2).all(-1)[..., None, None]
+        mu, nu = self.measure(z).detach(), self.measure(torch.where(finite, z + residual, z)).detach()
+        coupled = -Wasserstein(nu).wasserstein_gradient(mu)
+        return torch.where(finite & mu.support().unsqueeze(-1), coupled, residual)
+
+    def matched(self, z: Tensor, status: Tensor, tolerance: float) -> tuple[MapEquation, Tensor]:
+        """The equation with images matched to the atoms ``z``, unless they are within the ``tolerance`` already, and how far apart
+        they are then; ``status`` is that of each sample."""
+        with torch.no_grad():
+            z, usable = z.detach(), status != Status.DIVERGED.value
+            image = z + self.residual(z)
+            size = self.inner.norm(z)
+
+            def mismatch(image: Tensor) -> Tensor:
+                return torch.where(usable, self.inner.norm(image - z) / torch.where(size > 0, size, 1.0), 0.0)
+
+            before = mismatch(image)
+            if bool((before <= tolerance).all()):
+                return self, before
+            there = usable[..., None, None]
+            matrix = alignment(torch.where(there, z, 0.0), torch.where(there, image, 0.0), self.mu.weights.detach())
+        other = copy.copy(self)
+        other._matching = matrix
+        return other, mismatch(matrix @ image)
+
+    def rows(self, keep: Tensor) -> MapEquation:
+        assert self._dims is not None
+        chosen = copy.copy(self)
+        chosen.mu, chosen.inner = self.mu[keep], self.inner.rows(keep)
+        chosen._leaves = [
+            leaf if dim is None or not isinstance(leaf, Tensor) else leaf.index_select(dim, keep)
+            for leaf, dim in zip(self._leaves, self._dims, strict=True)
+        ]
+        chosen._args = pytree.tree_unflatten(chosen._leaves, self._spec)
+        chosen._matching = None if self._matching is None else self._matching[keep]
+        chosen.tensors = chosen._depends_on()
+        return chosen
+
+    def unseen(self, shapes: str) -> str:
+        return (
+            f"map: tensors of shapes {shapes} that require grad enter the map from outside, where their gradient "
+            "would be lost. Pass them through `args`, make the map an nn.Module that holds them as parameters (pass the "
+            "module itself, not a function around it), or detach them; the adjoint Unrolled() differentiates everything"
+        )
+
+    def _depends_on(self) -> tuple[Tensor, ...]:
+        given = [self.mu.weights] + ([] if self.mu.marks is None else [self.mu.marks])
+        own = [] if self._module is None else self._module.tensors
+        return (*given, *(t for t in self._leaves if isinstance(t, Tensor)), *own)
+
+    def _with(self, z: Tensor, tensors: Sequence[Tensor]) -> tuple[DiscreteMeasure, tuple[Any, ...], list[Tensor]]:
+        """The measure, the arguments and the tensors of the module with others in the place of `tensors`."""
+        rest = list(tensors)
+        weights, marks = rest.pop(0), None if self.mu.marks is None else rest.pop(0)
+        leaves = [rest.pop(0) if isinstance(t, Tensor) else t for t in self._leaves]
+        return unchecked(z, weights, marks), pytree.tree_unflatten(leaves, self._spec), rest
+
+
+def _checked(mu: DiscreteMeasure, image: Any) -> Tensor:
+    """The points of the image of ``mu``, once it is known to be a measure of the same kind."""
+    if not isinstance(image, DiscreteMeasure):
+        raise ValueError(f"map: expected it to return a DiscreteMeasure, got {type(image).__name__}; use mu.with_points")
+    if image.points.shape != mu.points.shape:
+        raise ValueError(
+            f"map: expected it to keep the number of atoms and their dimension, {tuple(mu.points.shape)}, "
+            f"got {tuple(image.points.shape)}"
+        )
+    if (image.dtype, image.device) != (mu.dtype, mu.device):
+        raise ValueError(
+            f"map: expected it to keep {mu.dtype} on {mu.device}, got {image.dtype} on {image.device}; "
+            "convert the map or the measure with .to(...)"
+        )
+    for name, before, after in (("weights", mu.weights, image.weights), ("marks", mu.marks, image.marks)):
+        if before is not after and not _equal(before, after):
+            raise ValueError(f"map: expected it to keep the {name} of its argument; use mu.with_points(...)")
+    return image.points
+
+
+def _equal(before: Tensor | None, after: Tensor | None) -> bool:
+    if before is None or after is None:
+        return before is after
+    # Dual numbers and traced tensors have no values to compare.
+    known = not torch._C._are_functorch_transforms_active()
+    return before.shape == after.shape and (not known or torch.equal(before, after))
+
+
+def _flat_dims(in_dims: Any, leaves: Sequence[Any], spec: Any, mu: DiscreteMeasure) -> list[int | None]:
+    """One dimension for each leaf, from a prefix of the tree as in `torch.vmap`."""
+    dims = pytree._broadcast_to_and_flatten(in_dims, spec)
+    if dims is None:
+        raise ValueError(f"in_dims: expected an int, None, or a structure that is a prefix of args, got {in_dims!r}")
+    rows = mu.batch_shape[0] if mu.batch_shape else None
+    for leaf, dim in zip(leaves, dims, strict=True):
+        if dim is None or not isinstance(leaf, Tensor):
+            continue
+        if rows is None:
+            raise ValueError("in_dims: mu0 is a single measure, so no argument can carry a batch; leave in_dims out")
+        if not (isinstance(dim, int) and -leaf.ndim <= dim < leaf.ndim and leaf.shape[dim] == rows):
+            raise ValueError(
+                f"in_dims: expected a dimension of size {rows} (the batch of mu0), got {dim!r} for an argument of shape "
+                f"{tuple(leaf.shape)}"
+            )
+    return dims
