@@ -64,7 +64,17 @@ class Backend(ABC):
         y: Float[Tensor, "*batch m d"],
         b: Float[Tensor, "*batch m c"],
     ) -> Float[Tensor, "*batch n c"]:
-        r"""Sums :math:`\sum_j k(x_i, y_j)\, b_j` of a kernel with ``c`` weights for each point of ``y``."""
+        r"""Sums :math:`\sum_j k(x_i, y_j)\, b_j`.
+
+        Parameters
+        ----------
+        kernel
+            The kernel :math:`k`.
+        x, y
+            Points ``(*batch, n, d)`` and ``(*batch, m, d)``.
+        b
+            Weights ``(*batch, m, c)`` of any sign: ``c`` sums are computed at once.
+        """
 
     @abstractmethod
     def sum_gradients(
@@ -74,7 +84,15 @@ class Backend(ABC):
         y: Float[Tensor, "*batch m d"],
         b: Float[Tensor, "*batch m"],
     ) -> Float[Tensor, "*batch n d"]:
-        r"""Sums :math:`\sum_j \nabla_1 k(x_i, y_j)\, b_j`: the gradient of `sum_pairs` in ``x``."""
+        r"""Sums :math:`\sum_j \nabla_1 k(x_i, y_j)\, b_j`: the gradient of `sum_pairs` in ``x``.
+
+        Parameters
+        ----------
+        kernel, x, y
+            As in `sum_pairs`.
+        b
+            Weights ``(*batch, m)`` of any sign.
+        """
 
     @abstractmethod
     def max_pairs(
@@ -86,7 +104,16 @@ class Backend(ABC):
     ) -> Float[Tensor, "*batch n"]:
         r"""Maxima :math:`\max_j \log k(x_i, y_j)` over the points of ``y`` that are ``alive``, without derivatives.
 
-        The kernel is positive. Where no point is alive, the result is minus infinity, or as small as the dtype allows.
+        Where no point is alive, the result is minus infinity, or as small as the dtype allows.
+
+        Parameters
+        ----------
+        kernel
+            A positive kernel :math:`k`.
+        x, y
+            Points ``(*batch, n, d)`` and ``(*batch, m, d)``.
+        alive
+            Mask ``(*batch, m)`` of the points of ``y`` that count.
         """
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ asynchronous tasks keep theirs.
 from __future__ import annotations
 
 import threading
+import weakref
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -36,15 +37,13 @@ class _Variable(Generic[T]):
     """One setting: its default for the process, and the overrides of the ``with`` blocks that are open in this context."""
 
     def __init__(self, name: str, default: T) -> None:
-        self.default: Setting[T] | None = None
+        self.default = default
+        self.set_by: Setting[T] | None = None
         self.overrides: ContextVar[tuple[T, ...]] = ContextVar(name, default=())
-        self._initial = default
 
     def get(self) -> T:
-        overrides, default = self.overrides.get(), self.default
-        if overrides:
-            return overrides[-1]
-        return self._initial if default is None else default.value
+        overrides = self.overrides.get()
+        return overrides[-1] if overrides else self.default
 
 
 class Setting(Generic[T]):
@@ -56,20 +55,32 @@ class Setting(Generic[T]):
 
     def __init__(self, variable: _Variable[T], value: T) -> None:
         self.value = value
-        self._variable, self._is_default = variable, True
+        self._variable = variable
         with _lock:
-            self._before = variable.default
-            variable.default = self
+            # Settings that set the default form a list, the last one first. Weakly: one that is gone can no longer leave it.
+            self._default_before = variable.default
+            self._before = None if variable.set_by is None else weakref.ref(variable.set_by)
+            variable.default, variable.set_by = value, self
 
     def __enter__(self) -> Setting[T]:
+        variable = self._variable
         with _lock:
-            self._is_default = False
-            default = self._variable.default
-            while default is not None and not default._is_default:
-                default = default._before
-            self._variable.default = default
-        self._variable.overrides.set((*self._variable.overrides.get(), self.value))
+            self._leave_list()
+        variable.overrides.set((*variable.overrides.get(), self.value))
         return self
+
+    def _earlier(self) -> Setting[T] | None:
+        return None if self._before is None else self._before()
+
+    def _leave_list(self) -> None:
+        variable, later = self._variable, self._variable.set_by
+        if later is self:
+            variable.default, variable.set_by = self._default_before, self._earlier()
+        while later is not None and later is not self:
+            earlier = later._earlier()
+            if earlier is self:
+                later._default_before, later._before = self._default_before, self._before
+            later = earlier
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._variable.overrides.set(self._variable.overrides.get()[:-1])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import threading
 
 import pytest
@@ -32,8 +33,9 @@ NAMES = ["dense", "sorted", pytest.param("keops", marks=KEOPS), pytest.param("co
 @pytest.fixture(autouse=True)
 def _defaults(monkeypatch):
     """Each test starts from the first defaults, and leaves them."""
-    for variable in (settings._backend, settings._block_size):
-        monkeypatch.setattr(variable, "default", None)
+    for variable, default in ((settings._backend, "auto"), (settings._block_size, 2**24)):
+        monkeypatch.setattr(variable, "default", default)
+        monkeypatch.setattr(variable, "set_by", None)
 
 
 def seen():
@@ -123,9 +125,27 @@ def test_threads_that_enter_and_leave_at_once_leave_the_default():
     assert not wrong
     assert seen() == ("auto", 2**24)
     first, second = backend("dense"), backend("sorted")
-    with first, second:
+    with first:
+        pass
+    del first
+    with second:
         pass
     assert seen()[0] == "auto"
+    backend("dense")
+    first, second = backend("keops"), backend("sorted")
+    with first:
+        assert seen_by_a_thread()[0] == "sorted"
+        with second:
+            assert seen_by_a_thread()[0] == "dense"
+    assert seen()[0] == "dense"
+
+
+def test_plain_calls_are_not_kept():
+    for _ in range(10):
+        backend("dense")
+        backend("sorted")
+    gc.collect()
+    assert sum(type(o) is settings.Setting for o in gc.get_objects()) <= 2
 
 
 class _Forbidden:
