@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ddeq.kernels import IMQ, Gaussian, Kernel, Laplace, Matern, Polynomial, Rie
 from ddeq.reductions import Backend
 from ddeq.reductions.exponential import Exponential
 from ddeq.testing.close import assert_close
+from ddeq.testing.pair_sums import ExactSum, Pairs, exact_derivatives, exact_gradient, exact_sum, gradients, leaves
 
 __all__ = ["check_backend"]
 
@@ -120,33 +120,6 @@ def _obstacle(backend: Backend, device: torch.device, kernel: Kernel | None) -> 
     return first
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """Points and weights. Two of the points coincide, one has weight zero, some weights are negative."""
-
-    x: Tensor
-    y: Tensor
-    b: Tensor
-
-    @staticmethod
-    def draw(
-        dim: int, device: torch.device, dtype: torch.dtype, batch: tuple[int, ...] = (), offset: float = 0.0, scale: float = 1.0
-    ) -> _Problem:
-        g = torch.Generator().manual_seed(0)
-        x, y, b = (torch.randn(*batch, n, k, generator=g, dtype=torch.float64) for n, k in ((5, dim), (4, dim), (6, 2)))
-        y = torch.cat([x[..., :2, :], y], -2)
-        b = b.masked_fill((torch.arange(6) == 1).unsqueeze(-1), 0.0)
-        return _Problem(*(t.to(device, dtype) for t in (x * scale + offset, y * scale + offset, b)))
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """A sum and the sum of the absolute values of its terms, in double precision."""
-
-    value: Tensor
-    size: Tensor
-
-
 class _Check:
     """The checks of a backend with one kernel and in one precision."""
 
@@ -179,17 +152,17 @@ class _Check:
                 law = f"transforms: the backend declares them, but they raise {type(error).__name__}: {str(error)[:200]}"
                 raise AssertionError(f"{law}{self._where()}") from error
 
-    def draw(self, **options: Any) -> _Problem:
-        return _Problem.draw(self.dim, self.device, self.dtype, **options)
+    def draw(self, **options: Any) -> Pairs:
+        return Pairs.draw(self.dim, self.device, self.dtype, **options)
 
     # The three operations. Each call is repeated, and its arguments are compared with copies of them.
 
-    def sum_pairs(self, p: _Problem, kernel: Kernel | None = None) -> Tensor:
+    def sum_pairs(self, p: Pairs, kernel: Kernel | None = None) -> Tensor:
         kernel = self.kernel if kernel is None else kernel
         call = lambda *t: self.backend.sum_pairs(kernel, *t)  # noqa: E731
         return self._call("sum_pairs", call, (p.x, p.y, p.b), (*p.x.shape[:-1], p.b.shape[-1]))
 
-    def sum_gradients(self, p: _Problem) -> Tensor:
+    def sum_gradients(self, p: Pairs) -> Tensor:
         call = lambda *t: self.backend.sum_gradients(self.kernel, *t)  # noqa: E731
         return self._call("sum_gradients", call, (p.x, p.y, p.b[..., 0]), tuple(p.x.shape))
 
@@ -218,32 +191,33 @@ class _Check:
 
     # The laws.
 
-    def weights_of_zero(self, p: _Problem) -> None:
+    def weights_of_zero(self, p: Pairs) -> None:
         near, far = p.y[..., :2, :] + 0.3, p.y[..., :2, :] + 100.0
-        longer = _Problem(p.x, torch.cat([p.y, near, far], -2), torch.cat([p.b, torch.zeros_like(p.b[..., :4, :])], -2))
+        longer = Pairs(p.x, torch.cat([p.y, near, far], -2), torch.cat([p.b, torch.zeros_like(p.b[..., :4, :])], -2))
         for name, sums in (("sum_pairs", self.sum_pairs), ("sum_gradients", self.sum_gradients)):
             law = f"weights of zero: points of weight zero change `{name}`"
             self._close(sums(longer), sums(p), law, rtol=self.bound, hint="Are the terms multiplied by the weights?")
 
-    def values(self, p: _Problem, place: str) -> None:
+    def values(self, p: Pairs, place: str) -> None:
         law = f"values: `sum_pairs` {place} is not sum_j k(x_i, y_j) b_j"
-        self._near(self.sum_pairs(p), self._sum(p), law, REFUSE)
+        self._near(self.sum_pairs(p), exact_sum(self.exact, p), law, REFUSE)
 
-    def gradients(self, p: _Problem, place: str) -> None:
+    def gradients(self, p: Pairs, place: str) -> None:
         law = f"gradients: `sum_gradients` {place} is not the gradient of `sum_pairs` in x"
-        self._near(self.sum_gradients(p), self._gradient(p), law, "Is the sign right? Are distances computed from differences?")
+        hint = "Is the sign right? Are distances computed from differences?"
+        self._near(self.sum_gradients(p), exact_gradient(self.exact, p), law, hint)
 
     def coincident_points(self) -> None:
         if not self.kernel.is_radial:
             return
         point = self.draw(offset=1.0).x[..., :1, :]
-        p = _Problem(point, point.clone(), point.new_ones(1, 1))
+        p = Pairs(point, point.clone(), point.new_ones(1, 1))
         law = "coincident points: the gradient of a function of |x - y| at x = y is not zero"
         self._close(self.sum_gradients(p), torch.zeros_like(point), f"{law}, in `sum_gradients`", units=0.0)
         if self.backend.differentiable:
-            x, y = _leaves(point, point)
+            x, y = leaves(point, point)
             with torch.enable_grad():
-                found = _grad(self.backend.sum_pairs(self.kernel, x, y, p.b).sum(), [x, y])
+                found = gradients(self.backend.sum_pairs(self.kernel, x, y, p.b).sum(), [x, y])
             for name, g in zip("xy", found, strict=True):
                 self._close(g, torch.zeros_like(g), f"{law}, by autograd in {name}", units=0.0)
 
@@ -255,7 +229,7 @@ class _Check:
                 for i in torch.cartesian_prod(*map(torch.arange, batch)).reshape(-1, len(batch)).tolist():
                     at = tuple(i)
                     law = f"batches: entry {at} of `{name}` of a batch of shape {batch} is not the sum of that entry alone"
-                    self._close(whole[at], sums(_Problem(p.x[at], p.y[at], p.b[at])), law, rtol=self.bound)
+                    self._close(whole[at], sums(Pairs(p.x[at], p.y[at], p.b[at])), law, rtol=self.bound)
         scaled = self.kernel * torch.tensor([0.5, 2.0, 3.0], dtype=self.dtype, device=self.device)
         if _obstacle(self.backend, self.device, scaled) is None:
             p = self.draw(batch=(3,))
@@ -263,9 +237,9 @@ class _Check:
             law = "batches: a kernel with one parameter for each entry of the batch is summed wrongly"
             self._close(self.sum_pairs(p, scaled), factors * self.sum_pairs(p), law, rtol=self.bound)
 
-    def strides(self, p: _Problem) -> None:
+    def strides(self, p: Pairs) -> None:
         padded = torch.stack([p.y, p.y + 1.0], -2).flatten(-3, -2)[..., ::2, :]
-        strided = _Problem(p.x.mT.contiguous().mT, padded, torch.stack([p.b, p.b + 1.0], -1)[..., 0])
+        strided = Pairs(p.x.mT.contiguous().mT, padded, torch.stack([p.b, p.b + 1.0], -1)[..., 0])
         for name, sums in (("sum_pairs", self.sum_pairs), ("sum_gradients", self.sum_gradients)):
             law = f"strides: `{name}` of tensors that are not contiguous differs from that of contiguous ones"
             self._close(sums(strided), sums(p), law, rtol=self.bound)
@@ -285,30 +259,30 @@ class _Check:
         found, unit = self.max_pairs(p.x, p.y, alive).double(), 1.0 + expected.abs()
         self._close(found / unit, expected / unit, law, scale=1.0, rtol=self.bound, hint=hint)
         largest = self.max_pairs(p.x, p.y, torch.zeros_like(alive)).max()
-        if largest > 0.5 * torch.finfo(self.dtype).min:
+        if not largest <= 0.5 * torch.finfo(self.dtype).min:
             raise AssertionError(f"maxima: `max_pairs` is {largest:.6g} where no point is alive, expected -inf{self._where()}")
 
-    def derivatives(self, p: _Problem, place: str, distance: float) -> None:
+    def derivatives(self, p: Pairs, place: str, distance: float) -> None:
         """Derivatives of ``sum_ik c_ik S_ik`` and Hessian-vector products, against those of the terms.
 
         ``distance``: a typical distance of the points, to judge second derivatives that are zero.
         """
         own = [t for t in self.kernel.parameters() if t.requires_grad]
         g = torch.Generator().manual_seed(1)
-        x, y, b = _leaves(p.x, p.y, p.b)
+        x, y, b = leaves(p.x, p.y, p.b)
         inputs = [x, y, b, *own]
         directions = [torch.randn(t.shape, generator=g, dtype=torch.float64).to(self.device) for t in inputs]
         cotangent = torch.randn(*p.x.shape[:-1], p.b.shape[-1], generator=g, dtype=torch.float64).to(self.device)
         try:
             with torch.enable_grad():
                 total = self.backend.sum_pairs(self.kernel, x, y, b)
-                first = _grad((total * cotangent.to(self.dtype)).sum(), inputs, create_graph=True)
+                first = gradients((total * cotangent.to(self.dtype)).sum(), inputs, create_graph=True)
                 moved = sum((d.to(t.dtype) * t).sum() for t, d in zip(first, directions, strict=True))
-                second = _grad(moved, inputs)
+                second = gradients(moved, inputs)
         except Exception as error:
             law = f"derivatives: the backend declares `differentiable`, but autograd raises {type(error).__name__}: {error}"
             raise AssertionError(f"{law}{self._where()}") from error
-        exact_first, exact_second = self._derivatives(p, cotangent, directions, distance)
+        exact_first, exact_second = exact_derivatives(self.exact, p, cotangent, directions, distance)
         names = ["x", "y", "b", *(f"a parameter of the kernel (number {i})" for i in range(len(own)))]
         for order, found, exact, loss in (("first", first, exact_first, 10.0), ("second", second, exact_second, 100.0)):
             for name, actual, expected in zip(names, found, exact, strict=True):
@@ -319,11 +293,11 @@ class _Check:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             gradient = self.backend.sum_gradients(self.kernel, x, p.y, p.b[..., 0])
-            (product,) = _grad((gradient * directions[0].to(self.dtype)).sum(), [x])
+            (product,) = gradients((gradient * directions[0].to(self.dtype)).sum(), [x])
         weights = torch.zeros_like(cotangent)
         weights[..., 0] = 1.0
         flat = [directions[0], *(torch.zeros_like(d) for d in directions[1:])]
-        expected = self._derivatives(p, weights, flat, distance)[1][0]
+        expected = exact_derivatives(self.exact, p, weights, flat, distance)[1][0]
         size = expected.size.max()
         law = f"derivatives: the derivative of `sum_gradients` in x {place} is wrong"
         self._close(product.double() / size, expected.value / size, law, scale=1.0, rtol=100.0 * self.bound)
@@ -340,57 +314,14 @@ class _Check:
         by_func = torch.func.grad(lambda x: sums(x, p.y, p.b).sum())(p.x)
         leaf = p.x.detach().requires_grad_()
         with torch.enable_grad():
-            (by_autograd,) = _grad(sums(leaf, p.y, p.b).sum(), [leaf])
+            (by_autograd,) = gradients(sums(leaf, p.y, p.b).sum(), [leaf])
         self._close(by_func, by_autograd, f"{law} torch.func.grad has another derivative", rtol=10.0 * self.bound)
         direction = torch.ones_like(p.x)
         slope = torch.func.jvp(lambda x: sums(x, p.y, p.b).sum(), (p.x,), (direction,))[1]
         size = by_autograd.abs().sum()
         self._close(slope, by_autograd.sum(), f"{law} torch.func.jvp has another derivative", scale=size, rtol=10.0 * self.bound)
 
-    # Sums of the terms in double precision.
-
-    def _sum(self, p: _Problem) -> _Reference:
-        x, y, b = p.x.double(), p.y.double(), p.b.double()
-        k = self.exact.pair(x.unsqueeze(-2), y.unsqueeze(-3)).detach()
-        return _Reference(k @ b, k.abs() @ b.abs())
-
-    def _gradient(self, p: _Problem) -> _Reference:
-        x, y = _leaves(*_pairs(p.x, p.y))
-        with torch.enable_grad():
-            (terms,) = _grad(self.exact.pair(x, y).sum(), [x])
-        b = p.b[..., 0].double()[..., None, :, None]
-        return _Reference((terms * b).sum(-2), (terms.norm(dim=-1, keepdim=True) * b.abs()).sum(-2).expand(p.x.shape))
-
-    def _derivatives(
-        self, p: _Problem, cotangent: Tensor, directions: list[Tensor], distance: float
-    ) -> tuple[list[_Reference], list[_Reference]]:
-        """First derivatives and Hessian-vector products, as sums of the derivatives of single terms."""
-        x, y, b = _leaves(*_pairs(p.x, p.y), p.b.double().unsqueeze(-3).expand(*p.x.shape[:-1], *p.b.shape[-2:]))
-        own = [t for t in self.exact.parameters() if t.requires_grad]
-        inputs = [x, y, b, *own]
-        dx, dy, db, *rest = directions
-        along = [dx.unsqueeze(-2), dy.unsqueeze(-3), db.unsqueeze(-3), *rest]
-        with torch.enable_grad():
-            terms = self.exact.pair(x, y).unsqueeze(-1) * b * cotangent.unsqueeze(-2)
-            first = _grad(terms.sum(), inputs, create_graph=True)
-            moved = sum((d * t).sum() for t, d in zip(first, along, strict=True))
-            second = _grad(moved, inputs)
-        whole = terms.detach().abs().sum()
-
-        def added(found: Sequence[Tensor]) -> list[_Reference]:
-            result = []
-            for t, dimension in zip(found, (-2, -3, -3), strict=False):
-                size = t.norm(dim=-1, keepdim=True).sum(dimension)
-                result.append(_Reference(t.detach().sum(dimension), size.detach()))
-            return result + [_Reference(t.detach(), torch.maximum(t.detach().abs(), whole)) for t in found[3:]]
-
-        of_first, of_second = added(first), added(second)
-        for i in (0, 1):  # the terms of a second derivative may cancel within one pair, as those of |x - y| in dimension one do
-            size = torch.maximum(of_second[i].size, of_first[i].size / distance)
-            of_second[i] = replace(of_second[i], size=size)
-        return of_first, of_second
-
-    def _near(self, actual: Tensor, expected: _Reference, law: str, hint: str) -> None:
+    def _near(self, actual: Tensor, expected: ExactSum, law: str, hint: str) -> None:
         """Entry by entry, in units of the sum of absolute terms."""
         size = torch.where(expected.size > 0, expected.size, 1.0)
         law = f"{law}, in units of the sum of absolute terms"
@@ -401,19 +332,3 @@ class _Check:
 
     def _where(self) -> str:
         return f" ({self.backend.name!r}, {self.kernel!r}, {self.dtype})"
-
-
-def _leaves(*tensors: Tensor) -> list[Tensor]:
-    return [t.detach().clone().requires_grad_() for t in tensors]
-
-
-def _pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The points of every pair, ``(*batch, n, m, d)``, in double precision."""
-    shape = (*x.shape[:-1], *y.shape[-2:])
-    return x.double().unsqueeze(-2).expand(shape), y.double().unsqueeze(-3).expand(shape)
-
-
-def _grad(value: Any, inputs: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
-    if not value.requires_grad:
-        return [torch.zeros_like(t) for t in inputs]
-    return torch.autograd.grad(value, inputs, create_graph=create_graph, materialize_grads=True)
