@@ -15,7 +15,7 @@ from ddeq.draws import normal
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.held import store
 from ddeq.measures import DiscreteMeasure, middle, values_are_known
-from ddeq.reductions.integrals import sum_over_items
+from ddeq.reductions.placement import sum_over_items
 from ddeq.reductions.sorted import in_sum_precision
 
 __all__ = ["SlicedDiscrepancy", "lift", "project", "unit_directions"]

@@ -23,7 +23,7 @@ from ddeq.kernels import Kernel
 from ddeq.measures import unchecked
 from ddeq.messages import warn
 from ddeq.reductions import integrate_kernel
-from ddeq.reductions.backend import blocks_are_below
+from ddeq.reductions.settings import blocks_are_below
 
 __all__ = ["Gram", "RegularizedSystem"]
 

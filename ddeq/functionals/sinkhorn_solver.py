@@ -37,7 +37,7 @@ from ddeq.iteration import (
 )
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.messages import warn
-from ddeq.reductions.backend import blocks_are_below
+from ddeq.reductions.settings import blocks_are_below
 
 __all__ = ["potential_between", "potential_within"]
 

@@ -1,20 +1,21 @@
-"""Sums over atoms: the only place of the library where work of order N x M happens.
+"""Sums over atoms: the only part of the library that does work of order N x M.
 
-`integrate` sums over the atoms of one measure; `integrate_kernel` and `integrate_pairs` integrate a function of pairs
-against a measure without ever storing more of it than `block_size` allows, `integrate_kernel_gradient` and
-`log_integrate_kernel` its gradient and its logarithm; `local_moments` and `local_operators` look at a measure around
-a point, `nearest_squared_distance` for the atom that is nearest to it. Which code sums, `backend` decides: ``dense`` (PyTorch,
-in blocks), ``compiled`` (loops fused by ``torch.compile``), ``keops`` (symbolic), ``sorted`` (on the line) or ``auto``. All give
-the same numbers and the same derivatives of every order.
+`integrate` sums over the atoms of one measure. `integrate_kernel` and `integrate_pairs` integrate a function of pairs against a
+measure in blocks of at most `block_size` numbers, `integrate_kernel_gradient` and `log_integrate_kernel` its gradient and its
+logarithm. `local_moments` and `local_operators` describe a measure around a point, `nearest_squared_distance` is the distance to
+its support. A `Backend` computes the sums, and `backend` sets which: ``dense`` (PyTorch, in blocks), ``compiled`` (loops fused by
+``torch.compile``), ``keops`` (symbolic formulas), ``sorted`` (by sorting, on the line), ``auto``, or one of your own after
+`register`. All give the same numbers and the same derivatives of every order.
 
-`shard` spreads the atoms of a measure over several processes, `join_shards` makes one measure of what each of them has, and
-`gather` brings it together again; sums over such measures are ``sharded``, each process on its rows by one of these backends.
+`shard` spreads the atoms of a measure over several processes, `join_shards` makes one measure of the parts that they have, and
+`gather` collects it again. In sums over such measures each process computes its rows with one of these backends.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ddeq.reductions.backend import BackendWarning, Choice, backend, block_size, choose
+from ddeq.reductions.backends import Backend, register
+from ddeq.reductions.choice import BackendWarning, Choice, choose
 from ddeq.reductions.integrals import (
     integrate,
     integrate_kernel,
@@ -24,6 +25,7 @@ from ddeq.reductions.integrals import (
 )
 from ddeq.reductions.local import local_moments, local_operators
 from ddeq.reductions.nearest import nearest_squared_distance
+from ddeq.reductions.settings import backend, block_size
 
 if TYPE_CHECKING:
     from ddeq.reductions.sharded import gather as gather
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ddeq.reductions.sharded import shard as shard
 
 __all__ = [
+    "Backend",
     "BackendWarning",
     "Choice",
     "backend",
@@ -46,6 +49,7 @@ __all__ = [
     "local_operators",
     "log_integrate_kernel",
     "nearest_squared_distance",
+    "register",
     "shard",
 ]
 

@@ -1,72 +1,111 @@
-"""Sums over pairs by ``torch.compile``: one fused loop for each formula, by C++ on CPU and Triton on GPU; no pair is stored.
+"""The compiled backend: sums over pairs as loops that ``torch.compile`` fuses, in C++ on CPU and Triton on GPU.
 
-Compiled code has no derivative of a derivative, so each derivative is a formula of its own, compiled at first use.
+No pair is stored. Compiled code cannot be differentiated twice: each derivative is a formula of its own, compiled at first use.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.fx.experimental import _config as _shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ddeq.kernels import Gaussian, Kernel
-from ddeq.kernels.distances import by_cdist
-from ddeq.reductions import dense
-from ddeq.reductions.formulas import Formula, exponent_formula, kernel_formula, numbers_of
+from ddeq.reductions.backends import Backend
+from ddeq.reductions.dense import Dense
+from ddeq.reductions.formulas import Formula, exponent_formula, kernel_formula, numbers_of, structure
+from ddeq.reductions.trials import Trial
 
-__all__ = ["max_pairs", "sum_gradients", "sum_pairs", "try_out"]
+__all__ = ["Compiled"]
 
 Run = Callable[..., tuple[Tensor, ...]]
 FUSED: dict[str, Any] = {"realize_reads_threshold": 10**9, "realize_opcount_threshold": 10**9}
-"""Inductor's options: however long the term is, it is computed within the loop and not stored."""
+"""Inductor's options: a long term is computed inside of the loop like a short one, and never stored."""
 FUSED_UP_TO = 32
-"""Up to this dimension a sum is one loop over pairs; above, outer sums are matrix products of blocks of kernel values."""
+"""Up to this dimension a sum is one loop over pairs; above it, matrix products of blocks of the kernel matrix."""
 AT_A_TIME = 16
-"""Coordinates that a compiled loop over pairs adds to their distance."""
+"""Coordinates that one compiled loop over pairs adds to the squared distances."""
 shapes: Any = _shapes
 
-_compiled: dict[tuple[object, ...], Run] = {}
 
+class Compiled(Backend):
+    """Sums over pairs by ``torch.compile``.
 
-def sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """``sum_j k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m, c)`` to ``(*batch, n, c)``."""
-    if x.shape[-1] > FUSED_UP_TO:
-        return dense.sum_pairs(kernel, x, y, b, squared_distances if kernel.is_radial else by_cdist)
-    rows, columns = [*_coordinates(x), *_numbers(kernel, x)], [*_coordinates(y), *_coordinates(b)]
-    formula = kernel_formula(kernel, x.shape[-1], b.shape[-1])
-    return _points(_sums(formula, rows, columns), x)
+    The formula of a kernel must be known from its options: a kernel that holds unhashable options, or tensors that are neither
+    parameters nor buffers, is not compiled.
+    """
 
+    name = "compiled"
 
-def sum_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """``sum_j grad_x k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m)`` to ``(*batch, n, d)``."""
-    dim = x.shape[-1]
-    if dim > FUSED_UP_TO:
-        return dense.sum_gradients(kernel, x, y, b, squared_distances if kernel.is_radial else by_cdist)
-    rows, columns = [*_coordinates(x), *_numbers(kernel, x)], [*_coordinates(y), *_coordinates(b.unsqueeze(-1))]
-    formula = kernel_formula(kernel, dim, 1).pull_back(len(rows), tuple(range(dim)))
-    return _points(_sums(formula, [*rows, torch.ones_like(rows[0])], columns), x)
+    def __init__(self) -> None:
+        self._trial = Trial("torch.compile", self._try_out)
+        self._blocks = Dense(squared_distances)
 
+    def obstacle(self, device: torch.device, kernel: Kernel | None) -> str | None:
+        if kernel is not None:
+            try:
+                structure(kernel)
+            except TypeError as error:
+                name = type(kernel).__name__
+                return f"{name} cannot be compiled, because its formula is not known from its options: {error}"
+        return self._trial.failure(device)
 
-@torch.no_grad()
-def max_pairs(kernel: Kernel, x: Tensor, y: Tensor, alive: Tensor) -> Tensor:
-    """``max_j log k(x_i, y_j)`` over the ``alive`` ``(*batch, m)``: ``(*batch, n)``, without derivatives."""
-    if x.shape[-1] > FUSED_UP_TO:
-        return dense.max_pairs(kernel, x, y, alive)
-    rows, columns = [*_coordinates(x), *_numbers(kernel, x)], _coordinates(y)
-    columns.append(torch.where(alive, 0.0, -torch.inf).to(x).reshape(columns[0].shape))
-    (largest,) = _run(exponent_formula(kernel, x.shape[-1]), rows, columns, largest=True)
-    return largest.reshape(x.shape[:-1])
+    def sum_pairs(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        b: Float[Tensor, "*batch m c"],
+    ) -> Float[Tensor, "*batch n c"]:
+        if x.shape[-1] > FUSED_UP_TO:
+            return self._blocks.sum_pairs(kernel, x, y, b)
+        rows, columns = [*_coordinates(x), *_numbers(kernel, x)], [*_coordinates(y), *_coordinates(b)]
+        return _points(_sums(kernel_formula(kernel, x.shape[-1], b.shape[-1]), rows, columns), x)
+
+    def sum_gradients(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n d"]:
+        dim = x.shape[-1]
+        if dim > FUSED_UP_TO:
+            return self._blocks.sum_gradients(kernel, x, y, b)
+        rows, columns = [*_coordinates(x), *_numbers(kernel, x)], [*_coordinates(y), *_coordinates(b.unsqueeze(-1))]
+        formula = kernel_formula(kernel, dim, 1).pull_back(len(rows), tuple(range(dim)))
+        return _points(_sums(formula, [*rows, torch.ones_like(rows[0])], columns), x)
+
+    @torch.no_grad()
+    def max_pairs(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        alive: Bool[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n"]:
+        if x.shape[-1] > FUSED_UP_TO:
+            return self._blocks.max_pairs(kernel, x, y, alive)
+        rows, columns = [*_coordinates(x), *_numbers(kernel, x)], _coordinates(y)
+        columns.append(torch.where(alive, 0.0, -torch.inf).to(x).reshape(columns[0].shape))
+        (largest,) = _run(exponent_formula(kernel, x.shape[-1]), rows, columns, largest=True)
+        return largest.reshape(x.shape[:-1])
+
+    def _try_out(self, device: torch.device) -> None:
+        x = torch.zeros(2, 1, device=device)
+        self.sum_pairs(Gaussian(1.0), x, x, x)
 
 
 @torch.no_grad()
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances ``(*batch, n, m)`` from differences, some coordinates at a time; for many faster than ``cdist``."""
+    """Squared distances ``(*batch, n, m)`` from differences, `AT_A_TIME` coordinates at once; faster than ``cdist`` for many."""
     batch, dim = x.shape[:-2], x.shape[-1]
     rows, columns = x.detach().reshape(-1, *x.shape[-2:]), y.detach().reshape(-1, *y.shape[-2:]).mT.contiguous()
     total = x.new_zeros(len(rows), x.shape[-2], y.shape[-2])
@@ -84,13 +123,7 @@ def _compiled_squares() -> Run:
             total = total + difference * difference
         return (total,)
 
-    return _without_duck_shapes(torch.compile(add_squares, dynamic=True, options=FUSED))
-
-
-def try_out(device: torch.device) -> None:
-    """A first small sum, which raises whatever is missing for all others."""
-    x = torch.zeros(2, 1, device=device)
-    sum_pairs(Gaussian(1.0), x, x, x)
+    return _Code(torch.compile(add_squares, dynamic=True, options=FUSED))
 
 
 def _sums(formula: Formula, rows: list[Tensor], columns: list[Tensor]) -> tuple[Tensor, ...]:
@@ -127,12 +160,20 @@ class _Sums(torch.autograd.Function):
         return None, None, *grads
 
 
+_compiled: dict[tuple[object, ...], Run] = {}
+_compiling = threading.RLock()
+"""Held while code is compiled: the compiler's options and Python's warning filters belong to the whole process."""
+
+
 def _run(formula: Formula, rows: Sequence[Tensor], columns: Sequence[Tensor], largest: bool = False) -> tuple[Tensor, ...]:
     first = rows[0]
     key = (formula.key, len(rows), len(columns), first.dtype, first.device.type)
     run = _compiled.get(key)
     if run is None:
-        run = _compiled[key] = _compile(formula, len(rows), len(columns), first, largest)
+        with _compiling:
+            run = _compiled.get(key)
+            if run is None:
+                run = _compiled[key] = _compile(formula, len(rows), len(columns), first, largest)
     with torch.no_grad():
         return run(*(t.detach() for t in (*rows, *columns)))
 
@@ -147,28 +188,50 @@ def _compile(formula: Formula, rows: int, columns: int, like: Tensor, largest: b
     examples = [like.new_ones(2, n) for n in [3] * rows + [5] * columns]
     with shapes.patch(use_duck_shape=False):
         graph = make_fx(reduced, tracing_mode="symbolic")(*examples)
-    return _without_duck_shapes(torch.compile(graph, dynamic=True, options=FUSED))
+    return _Code(torch.compile(graph, dynamic=True, options=FUSED))
 
 
-def _without_duck_shapes(run: Run) -> Run:
-    """Sizes that are equal at the first call are not taken to be equal for ever."""
+class _Code:
+    """Code of ``torch.compile``, which compiles at the first call and whenever what it relies on has changed.
 
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
-    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-        with shapes.patch(use_duck_shape=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler, about its own affairs
-            return run(*tensors)
+    A call that may compile holds the lock, silences the compiler's warnings about itself, and tells it that sizes which are equal
+    now are not always equal. All other calls run without these: to change warning filters makes Python repeat warnings.
+    """
 
-    return call  # type: ignore[no-any-return]
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._prepared: set[tuple[object, ...]] = set()
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        kind = _relied_on(tensors)
+        if kind in self._prepared:
+            return self._run(*tensors)
+        with _compiling, shapes.patch(use_duck_shape=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = self._run(*tensors)
+        self._prepared.add(kind)
+        return result
+
+
+def _relied_on(tensors: Sequence[Tensor]) -> tuple[object, ...]:
+    """What compiled code relies on: sizes that it treats as constants, whether indices fit into 32 bits, the state of PyTorch."""
+    first, last = tensors[0], tensors[-1]
+    sizes = tuple(min(size, AT_A_TIME + 1) for t in tensors for size in t.shape)
+    many = first.numel() * last.shape[-1] >= 2**31
+    kind = first.device.type
+    return (
+        *(sizes, many, first.device, first.is_inference(), torch.is_inference_mode_enabled()),
+        *(torch.is_autocast_enabled(kind), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
+    )
 
 
 def _coordinates(t: Tensor) -> list[Tensor]:
-    """The coordinates of points ``(*batch, n, d)``, each ``(batch, n)`` in one piece."""
+    """The coordinates of points ``(*batch, n, d)``, each contiguous of shape ``(batch, n)``."""
     return list(t.reshape(-1, *t.shape[-2:]).permute(2, 0, 1).contiguous().unbind(0))
 
 
 def _numbers(kernel: Kernel, x: Tensor) -> list[Tensor]:
-    """The numbers of a kernel, one entry for each row of pairs, ``(batch, n)``."""
+    """The numbers of a kernel as rows of shape ``(batch, n)``."""
     batch, n = x.shape[:-2], x.shape[-2]
     values = (v.to(x) if isinstance(v, Tensor) else x.new_tensor(v) for v in numbers_of(kernel).values())
     return [v.expand(batch).reshape(-1, 1).expand(-1, n).contiguous() for v in values]

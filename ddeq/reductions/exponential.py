@@ -1,4 +1,4 @@
-"""Kernels under an exponential, so that sums of exponentials are ordinary sums of a kernel."""
+"""Kernels of the form ``exp(log k + g - a)``, so that sums of exponentials are sums of a kernel."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ddeq.kernels.symbols import Symbolic, at_most, leading, trailing
 __all__ = ["Exponential"]
 
 LARGEST = 60.0
-"""Exponents of atoms of mass zero may be anything: larger ones would be infinite, and zero times infinity is not zero."""
+"""Bound on exponents. Those of atoms of mass zero are not normalised; their exponentials must stay finite: 0 * inf is NaN."""
 
 
 class Exponential(Kernel):
     r"""The kernel :math:`\exp(\log k(x, y) + g(y) - a(x))` on points ``(x, a)`` and ``(y, g)`` of one dimension more.
 
-    With :math:`a(x)` the largest exponent of an atom of positive mass no exponential overflows.
+    If :math:`a(x)` is the largest exponent of an atom of positive mass, no exponential overflows.
     """
 
     def __init__(self, kernel: Kernel, dim: int) -> None:

@@ -1,7 +1,7 @@
-"""Sums over pairs as formulas of coordinates, which a compiler fuses, and whose derivatives are formulas again.
+"""Terms of sums over pairs as formulas of coordinates. A compiler fuses them, and their derivatives are formulas again.
 
-A formula takes ``rows``, tensors ``(batch, n, 1)``, and ``columns``, tensors ``(batch, 1, m)``, to terms ``(batch, n, m)``. All
-that enters is a row or a column: coordinates of points, weights, parameters of the kernel (one entry per row), cotangents.
+A formula takes ``rows``, tensors ``(batch, n, 1)``, and ``columns``, tensors ``(batch, 1, m)``, to terms ``(batch, n, m)``. Every
+input is a row or a column: coordinates of points, weights, parameters of the kernel (one entry per row), cotangents.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Terms = tuple[Tensor, ...]
 
 
 class Coordinates:
-    """Points as a tuple of their coordinates, with the arithmetic that the formula of a kernel needs."""
+    """Points as a tuple of their coordinates, with the arithmetic that kernels use."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self.parts = tuple(parts)
 
     def sum(self, dim: int) -> Tensor:
-        """Sum over the coordinates, which stand for the last dimension."""
+        """Sum over the coordinates, which take the place of the last dimension."""
         if dim != -1:
             raise ValueError(f"dim: expected -1, the coordinates of points, got {dim}")
         total = self.parts[0]
@@ -65,7 +65,7 @@ class Coordinates:
 
     def __getattr__(self, name: str) -> Callable[..., Coordinates]:
         if name.startswith("_") or not hasattr(Tensor, name):
-            raise AttributeError(f"{name} is not known of the coordinates of points; use arithmetic, exp, log and sum(-1)")
+            raise AttributeError(f"{name} is not available for the coordinates of points; use arithmetic, exp, log and sum(-1)")
         return lambda *args: Coordinates([getattr(p, name)(*args) for p in self.parts])
 
     def _with(self, other: Any) -> Iterator[tuple[Tensor, Any]]:
@@ -82,14 +82,16 @@ class Formula:
     function: Callable[[Sequence[Tensor], Sequence[Tensor]], Terms] = field(compare=False, repr=False)
 
     def pull_back(self, rows: int, wanted: tuple[int, ...], *, transposed: bool = False) -> Formula:
-        """The formula of a derivative: with cotangents behind the rows, terms whose sums are the gradients in some of them.
+        """The formula of a derivative: cotangents follow the rows, and the sums of its terms are gradients in some of the inputs.
 
         Parameters
         ----------
         rows
             Number of the rows of this formula.
         wanted
-            Which of them, or of the columns if ``transposed``; then rows and columns change places, cotangents are columns.
+            Indices of the rows in which the gradients are.
+        transposed
+            Whether they are in columns instead. Rows and columns then change places, and cotangents are columns.
         """
 
         def pulled(left: Sequence[Tensor], right: Sequence[Tensor]) -> Terms:
@@ -140,7 +142,7 @@ def _formula_of(kernel: Kernel, dim: int, terms: Callable[..., Terms], name: tup
 
 
 def structure(kernel: Kernel) -> Hashable:
-    """What fixes the formula of a kernel: its parts and their options, without numbers that only enter as factors.
+    """A key of the formula of a kernel: its parts and their options, without the numbers that are inputs of the formula.
 
     Raises
     ------
@@ -178,7 +180,7 @@ def _own_numbers(module: nn.Module) -> dict[str, float | Tensor]:
 
 
 def _without_numbers(module: Any) -> Any:
-    """A shallow copy that holds the structure only."""
+    """A shallow copy without numbers, parameters and buffers."""
     other = copy.copy(module)
     names = _own_numbers(module)
     other.__dict__ = {k: v for k, v in vars(module).items() if k not in names}

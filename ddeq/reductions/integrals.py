@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure
-from ddeq.ranks import beside, is_sharded, settled
-from ddeq.reductions import dense
-from ddeq.reductions.backend import choose
+from ddeq.ranks import placed_like, summed
+from ddeq.reductions.dispatch import backend_for
 from ddeq.reductions.exponential import Exponential
+from ddeq.reductions.placement import sum_function
 
 __all__ = ["integrate", "integrate_kernel", "integrate_kernel_gradient", "integrate_pairs", "log_integrate_kernel"]
 
@@ -32,7 +31,7 @@ def integrate(values: Float[Tensor, "*batch n"], mu: DiscreteMeasure) -> Float[T
     if values.shape[-1:] != (mu.n,):
         raise ValueError(f"values: expected one per atom, shape {(*mu.batch_shape, mu.n)}, got {tuple(values.shape)}")
     massless = (mu.weights == 0) & ~torch.isfinite(values)
-    return settled((mu.weights * torch.where(massless, 0.0, values)).sum(-1))
+    return summed((mu.weights * torch.where(massless, 0.0, values)).sum(-1))
 
 
 def integrate_kernel(
@@ -61,7 +60,7 @@ def integrate_kernel(
     """
     mu = against(x, mu)
     b = mu.weights.unsqueeze(-1) if values is None else mu.weights.unsqueeze(-1) * values
-    total = _run("sum_pairs", kernel, x, mu.points, b)
+    total = backend_for(kernel, x, mu.points, b).sum_pairs(kernel, x, mu.points, b)
     return total.squeeze(-1) if values is None else total
 
 
@@ -83,7 +82,7 @@ def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
     mu = against(x, mu)
-    return _run("sum_gradients", kernel, x, mu.points, mu.weights)
+    return backend_for(kernel, x, mu.points, mu.weights).sum_gradients(kernel, x, mu.points, mu.weights)
 
 
 def log_integrate_kernel(
@@ -94,8 +93,8 @@ def log_integrate_kernel(
 ) -> Float[Tensor, "*batch n"]:
     r"""Logarithm :math:`\log \int k(x_i, y)\, e^{g(y)} \,\mathrm d\mu(y)` of an integral, without overflow or underflow.
 
-    A kernel density estimate in logarithms; with a Gaussian kernel of bandwidth :math:`\sqrt\varepsilon`, the soft minimum
-    of Sinkhorn's algorithm. It has its derivatives in weights that are zero: no logarithm of a weight is taken.
+    The logarithm of a kernel density estimate; with a Gaussian kernel of bandwidth :math:`\sqrt\varepsilon`, the soft minimum
+    of Sinkhorn's algorithm. Derivatives in weights that are zero are finite: no logarithm of a weight is taken.
 
     Parameters
     ----------
@@ -114,34 +113,16 @@ def log_integrate_kernel(
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
     mu = against(x, mu)
-    x = beside(x, mu.points)
+    x = placed_like(x, mu.points)
     g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)
-    lifted, y = Exponential(kernel, mu.dim), torch.cat([mu.points, g.unsqueeze(-1)], -1)
-    start = torch.cat([x, torch.zeros_like(x[..., :1])], -1)
-    shift = _run("max_pairs", lifted, start.detach(), y.detach(), mu.support()).detach()
+    exponential, y = Exponential(kernel, mu.dim), torch.cat([mu.points, g.unsqueeze(-1)], -1)
+    start, alive = torch.cat([x, torch.zeros_like(x[..., :1])], -1).detach(), mu.support()
+    backend = backend_for(exponential, start, y.detach(), alive)
+    shift = backend.max_pairs(exponential, start, y.detach(), alive).detach()
     shift = torch.where(torch.isfinite(shift), shift, 0.0)  # a measure of mass zero: the logarithm below is of zero
-    total = _run("sum_pairs", lifted, torch.cat([x, shift.unsqueeze(-1)], -1), y, mu.weights.unsqueeze(-1))
+    x, b = torch.cat([x, shift.unsqueeze(-1)], -1), mu.weights.unsqueeze(-1)
+    total = backend_for(exponential, x, y, b).sum_pairs(exponential, x, y, b)
     return shift + total.squeeze(-1).log()
-
-
-def _run(operation: str, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """`sum_pairs`, `sum_gradients` or `max_pairs` by the backend for these pairs."""
-    if torch.compiler.is_compiling() and dense.are_few(x, y):
-        result: Tensor = getattr(dense, operation)(kernel, x, y, b)  # the compiler that is at work fuses it
-    else:
-        result = _outside_of_graphs(operation, kernel, x, y, b)
-    return result
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # what chooses and compiles cannot be traced
-def _outside_of_graphs(operation: str, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    if is_sharded(x, y, b):
-        name = "sharded"
-    else:
-        batch = x.shape[:-2].numel()
-        name = choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=kernel).name
-    result: Tensor = getattr(importlib.import_module(f"ddeq.reductions.{name}"), operation)(kernel, x, y, b)
-    return result
 
 
 def integrate_pairs(
@@ -169,27 +150,11 @@ def integrate_pairs(
         return values
 
     module = function if isinstance(function, nn.Module) else None
-    backend = importlib.import_module("ddeq.reductions.sharded") if is_sharded(x, mu.points, mu.weights) else dense
-    total: Tensor = backend.sum_function(pairs, x, mu.points, mu.weights.unsqueeze(-1), module).squeeze(-1)
-    return total
-
-
-def sum_over_items(function: Callable[..., Tensor], items: Tensor, *tensors: Tensor) -> Tensor:
-    """``function(items, *tensors)``, a sum over ``items``; where ``tensors`` are sharded, each rank takes some of the items."""
-    if not is_sharded(*tensors):
-        return function(items, *tensors)
-    total: Tensor = importlib.import_module("ddeq.reductions.sharded").sum_over_items(function, items, *tensors)
-    return total
-
-
-def by_rows(function: Callable[[Tensor, DiscreteMeasure], Tensor], x: Tensor, mu: DiscreteMeasure) -> Tensor:
-    """``function(x, mu)`` of sharded points or measures, with a row for each point: each rank computes its own ones."""
-    rows: Tensor = importlib.import_module("ddeq.reductions.sharded").by_rows(function, x, mu)
-    return rows
+    return sum_function(pairs, x, mu.points, mu.weights.unsqueeze(-1), module).squeeze(-1)
 
 
 def against(x: Tensor, mu: DiscreteMeasure) -> DiscreteMeasure:
-    """``mu`` in the batch shape of ``x``, once they are known to fit."""
+    """``mu`` in the batch shape of ``x``, after a check that they fit together."""
     if x.shape[-1] != mu.dim:
         raise ValueError(f"x: expected points of dimension {mu.dim} as of the measure, got {x.shape[-1]}")
     if (x.dtype, x.device) != (mu.dtype, mu.device):

@@ -1,48 +1,96 @@
-"""Sums over pairs by KeOps: compiled for each formula at first use, never storing a pair."""
+"""The KeOps backend: sums over pairs from symbolic formulas, compiled at first use, without storing pairs."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shlex
+import shutil
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ddeq.kernels import Gaussian, Kernel
+from ddeq.reductions.backends import Backend
+from ddeq.reductions.trials import Trial
 
-__all__ = ["max_pairs", "sum_gradients", "sum_pairs", "try_out"]
+__all__ = ["KeOps"]
 
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # formulas cannot be traced
-def sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """``sum_j k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m, c)`` to ``(*batch, n, c)``."""
-    total: Tensor = (kernel.pair(_row(x), _column(y)) * _column(b)).sum(dim=x.ndim - 1, backend=_backend(x))
-    return total
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+"""Types of device, and what KeOps calls them. It is told which: by itself it would move CPU tensors to a GPU."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def sum_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """``sum_j grad_x k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m)`` to ``(*batch, n, d)``."""
-    row = _row(x)
-    gradient = kernel.pair(row, _column(y)).grad(row, _column(b.unsqueeze(-1)))
-    total: Tensor = gradient.sum(dim=x.ndim - 1, backend=_backend(x))
-    return total
+class KeOps(Backend):
+    """Sums over pairs by KeOps, which generates and compiles code for each formula, dtype, dimension and derivative.
 
+    References
+    ----------
+    :cite:t:`charlier2021kernel`.
+    """
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-@torch.no_grad()
-def max_pairs(kernel: Kernel, x: Tensor, y: Tensor, alive: Tensor) -> Tensor:
-    """``max_j log k(x_i, y_j)`` over the ``alive`` ``(*batch, m)``: ``(*batch, n)``, without derivatives."""
-    lowest = (~alive).to(x).unsqueeze(-1) * torch.finfo(x.dtype).min
-    exponents = kernel.log_pair(_row(x), _column(y)) + _column(lowest)
-    largest: Tensor = exponents.max(dim=x.ndim - 1, backend=_backend(x))
-    return largest.squeeze(-1)
+    name = "keops"
 
+    def __init__(self) -> None:
+        self._trial = Trial("pykeops", self._try_out)
 
-def try_out() -> None:
-    """A first small sum, which raises whatever is missing for all others."""
-    x = torch.zeros(2, 1)
-    sum_pairs(Gaussian(1.0), x, x, x)
+    def obstacle(self, device: torch.device, kernel: Kernel | None) -> str | None:
+        if device.type not in DEVICES:
+            return f"KeOps runs on CPU and CUDA devices, not on {device.type}"
+        if kernel is not None and not kernel.runs_on_keops:
+            wrong = [type(m).__name__ for m in kernel.modules() if isinstance(m, Kernel) and not m.runs_on_keops]
+            return f"KeOps does not differentiate {wrong[-1]} correctly"  # the last one: a sum comes before its parts
+        if importlib.util.find_spec("pykeops") is None:
+            return "pykeops is not installed"
+        return self._trial.failure(device)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # formulas cannot be traced
+    def sum_pairs(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        b: Float[Tensor, "*batch m c"],
+    ) -> Float[Tensor, "*batch n c"]:
+        formula = kernel.pair(_row(x), _column(y)) * _column(b)
+        total: Tensor = formula.sum(dim=x.ndim - 1, backend=DEVICES[x.device.type])
+        return total
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def sum_gradients(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n d"]:
+        row = _row(x)
+        formula = kernel.pair(row, _column(y)).grad(row, _column(b.unsqueeze(-1)))
+        total: Tensor = formula.sum(dim=x.ndim - 1, backend=DEVICES[x.device.type])
+        return total
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def max_pairs(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        alive: Bool[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n"]:
+        lowest = (~alive).to(x).unsqueeze(-1) * torch.finfo(x.dtype).min
+        formula = kernel.log_pair(_row(x), _column(y)) + _column(lowest)
+        largest: Tensor = formula.max(dim=x.ndim - 1, backend=DEVICES[x.device.type])
+        return largest.squeeze(-1)
+
+    def _try_out(self, device: torch.device) -> None:
+        """Without a compiler KeOps imports, and fails at the first sum that another process has not compiled before."""
+        compilers = shlex.split(os.environ["CXX"])[:1] if os.environ.get("CXX") else ["g++", "clang++"]
+        if not any(map(shutil.which, compilers)):
+            raise OSError(f"found no C++ compiler ({', '.join(compilers)})")
+        x = torch.zeros(2, 1, device=device)
+        self.sum_pairs(Gaussian(1.0), x, x, x)
 
 
 def _row(t: Tensor) -> Any:
@@ -54,12 +102,8 @@ def _column(t: Tensor) -> Any:
 
 
 def _symbolic(t: Tensor) -> Any:
-    for name in ("PYKEOPS_VERBOSE", "KEOPS_VERBOSE"):  # else it prints at import and at each compilation
+    for name in ("PYKEOPS_VERBOSE", "KEOPS_VERBOSE"):  # otherwise it prints at import and at each compilation
         os.environ.setdefault(name, "0")
     from pykeops.torch import LazyTensor
 
     return LazyTensor(t.contiguous())
-
-
-def _backend(x: Tensor) -> str:
-    return "CPU" if x.device.type == "cpu" else "GPU"

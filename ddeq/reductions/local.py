@@ -1,4 +1,4 @@
-"""Averages against a measure that a Gaussian kernel localises: what the measure looks like around a point."""
+"""Local features of a measure around a point: averages against the measure times a Gaussian kernel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from ddeq.autodiff import under_transforms, without_autocast
 from ddeq.kernels import Gaussian
 from ddeq.measures import DiscreteMeasure
-from ddeq.ranks import is_sharded
-from ddeq.reductions.integrals import against, by_rows, integrate_kernel
+from ddeq.reductions.integrals import against, integrate_kernel
+from ddeq.reductions.placement import by_rows
 
 __all__ = ["local_moments", "local_operators"]
 
@@ -29,8 +29,8 @@ def local_moments(
               \frac{\operatorname{Cov}_{\mu_{x,h}}[y]}{h^2} ,
 
     :math:`1 + d + d (d + 1) / 2` numbers for each bandwidth. They are the jet of the smoothed log-density,
-    :math:`h \nabla \log (k_h * \mu)` and :math:`I + h^2 \nabla^2 \log (k_h * \mu)` (T19): functions of the measure, where the
-    :math:`k` nearest neighbours are not, and invariant under translations.
+    :math:`h \nabla \log (k_h * \mu)` and :math:`I + h^2 \nabla^2 \log (k_h * \mu)` (local geometry, T19). They are functions of
+    the measure, unlike features of the :math:`k` nearest neighbours, and invariant under translations.
 
     Parameters
     ----------
@@ -48,15 +48,17 @@ def local_moments(
 
     Notes
     -----
-    More than nine bandwidths from every atom there is nothing to average in single precision: shift and covariance are zero.
+    At more than nine bandwidths from every atom the kernel underflows in single precision: shift and covariance are zero there.
 
     References
     ----------
     :cite:t:`comaniciu2002mean`, the mean shift; :cite:t:`chazal2011geometric`.
     """
     _check("bandwidths", bandwidths)
-    if is_sharded(x, mu.points, mu.weights):
-        return by_rows(lambda x, mu: local_moments(x, mu, bandwidths), x, mu)
+    return by_rows(lambda x, mu: _moments(x, mu, bandwidths), x, mu)
+
+
+def _moments(x: Tensor, mu: DiscreteMeasure, bandwidths: Sequence[float]) -> Tensor:
     mu = against(x, mu).normalized()
     centre = mu.mean().unsqueeze(-2)  # second moments about a far origin would cancel
     x, y = x - centre, mu.points - centre
@@ -86,8 +88,8 @@ def local_operators(
               \qquad |\alpha| \le \text{order} .
 
     Applied to features :math:`f` they give, up to linear combinations, the derivatives up to that order of the smoothed field
-    :math:`k_h * (f \mu)` over the smoothed density (T19). They are stored, so that several layers can use them: ``terms``
-    times ``n * m`` numbers for each sample, in the precision of autocast where that is on.
+    :math:`k_h * (f \mu)` over the smoothed density (local geometry, T19). They are stored, so that several layers can use them:
+    ``terms`` times ``n * m`` numbers for each sample, in the precision of autocast if that is on.
 
     Parameters
     ----------
@@ -110,10 +112,12 @@ def local_operators(
     :cite:t:`lindeberg2022scale`.
     """
     _check("bandwidth", [bandwidth])
-    terms = count_terms(mu.dim, order)
-    mu = against(x, mu)
-    if is_sharded(x, mu.points, mu.weights):
-        return by_rows(lambda x, mu: local_operators(x, mu, bandwidth, order=order), x, mu)
+    count_terms(mu.dim, order)
+    return by_rows(lambda x, mu: _operators(x, mu, bandwidth, order), x, against(x, mu))
+
+
+def _operators(x: Tensor, mu: DiscreteMeasure, bandwidth: float, order: int) -> Tensor:
+    terms, mu = count_terms(mu.dim, order), against(x, mu)
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with without_autocast(x.device):
@@ -136,7 +140,7 @@ def count_terms(dim: int, order: int) -> int:
 
 
 def _monomials(x: Tensor, mu: DiscreteMeasure, bandwidth: float, order: int) -> Iterator[Tensor]:
-    """The matrices one after the other, ``(*batch, n, m)``, the plain averages first."""
+    """The matrices ``(*batch, n, m)`` one by one, the plain averages first."""
     displacements = [
         (b.unsqueeze(-2) - a.unsqueeze(-1)) / bandwidth for a, b in zip(x.unbind(-1), mu.points.unbind(-1), strict=True)
     ]
@@ -158,7 +162,7 @@ def _monomials(x: Tensor, mu: DiscreteMeasure, bandwidth: float, order: int) -> 
 
 
 def _smallest(dtype: torch.dtype) -> float:
-    """Share of the mass below which there is nothing to average: its square, by which derivatives divide, is in range."""
+    """Share of the mass below which averages are set to zero: derivatives divide by its square, which must not underflow."""
     return float(torch.finfo(dtype).tiny ** 0.5)
 
 

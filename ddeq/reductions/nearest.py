@@ -9,22 +9,23 @@ from torch import Tensor
 from ddeq.autodiff import recompute, under_transforms
 from ddeq.kernels.distances import by_cdist, squared_distances
 from ddeq.measures import DiscreteMeasure, check_mass
-from ddeq.ranks import is_sharded
-from ddeq.reductions.backend import rows_per_block
-from ddeq.reductions.integrals import against, by_rows
+from ddeq.reductions.integrals import against
+from ddeq.reductions.placement import by_rows
+from ddeq.reductions.settings import rows_per_block
 
 __all__ = ["nearest_squared_distance"]
 
 TIES = 4
-"""Up to so many nearest atoms for each point, on average, are kept for derivatives; of more, distances are computed again."""
+"""Largest mean number of nearest atoms per point that is kept for derivatives; with more, distances are computed again."""
 
 
 def nearest_squared_distance(x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure) -> Float[Tensor, "*batch n"]:
     r"""Squared distance :math:`\min_{y \in \operatorname{supp}\mu} |x_i - y|^2` of points to the support of a measure.
 
-    A function of the support: atoms of mass zero are not seen, and there is no derivative in the weights (T2). Where several
-    atoms are nearest, derivatives are the mean over them, weighted by mass. So the copies of an atom that was split share what it
-    gets in proportion to their mass (T1), and of the subgradients at a tie none is preferred for the place where it is stored.
+    A function of the support: atoms of mass zero do not count, and there is no derivative in the weights (first variation, T2).
+    Where several atoms are nearest, the derivative is their mean, weighted by mass. It therefore depends on the measure alone
+    (measure consistency, T1): copies of a split atom share the derivative in proportion to their mass, and the order in which
+    atoms are stored selects no subgradient at a tie.
 
     Parameters
     ----------
@@ -40,8 +41,8 @@ def nearest_squared_distance(x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure
 
     Notes
     -----
-    In blocks of rows of `block_size` pairs. What is kept for derivatives are the nearest atoms alone. Differentiable at every
-    order; the second derivatives are those of the distances to the nearest atoms, not of the jumps between them.
+    Computed in blocks of `block_size` pairs; only the nearest atoms are kept for derivatives. Differentiable at every order;
+    second derivatives are those of the distances to the nearest atoms and ignore that the nearest atom may change.
 
     Examples
     --------
@@ -50,9 +51,11 @@ def nearest_squared_distance(x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure
     tensor([1., 9.])
     """
     check_mass("mu", mu)
+    return by_rows(_nearest, x, against(x, mu))
+
+
+def _nearest(x: Tensor, mu: DiscreteMeasure) -> Tensor:
     mu = against(x, mu)
-    if is_sharded(x, mu.points, mu.weights):
-        return by_rows(nearest_squared_distance, x, mu)
     weights = mu.weights.detach()
     size = rows_per_block(x, mu.points, 1, cached=True)
     stored = under_transforms() or torch.compiler.is_compiling()
@@ -68,7 +71,7 @@ def nearest_squared_distance(x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure
 
 
 def _block(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor]:
-    """All pairs at once, as a mean with constant shares."""
+    """From all pairs, as a mean over nearest atoms with constant weights."""
     squares = squared_distances(x, y)
     masses = _are_nearest(squares.detach(), weights) * weights.unsqueeze(-2)
     return (((masses / masses.sum(-1, keepdim=True)) * squares).sum(-1),)
@@ -76,7 +79,7 @@ def _block(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor]:
 
 @torch.no_grad()
 def _nearest_pairs(x: Tensor, y: Tensor, weights: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Points and their nearest atoms, numbered through the batch, and the shares of these; None where there are too many."""
+    """Points and their nearest atoms, as flat indices, and the weights of these; None if there are too many."""
     n, m = x.shape[-2], y.shape[-2]
     x, y, weights = x.reshape(-1, n, x.shape[-1]), y.reshape(-1, m, y.shape[-1]), weights.reshape(-1, m)
     rows, atoms, count = [], [], 0
@@ -95,4 +98,4 @@ def _nearest_pairs(x: Tensor, y: Tensor, weights: Tensor, size: int) -> tuple[Te
 def _are_nearest(squares: Tensor, weights: Tensor) -> Tensor:
     alive = (weights > 0).unsqueeze(-2)
     least = squares.masked_fill(~alive, torch.inf).amin(-1, keepdim=True)
-    return ~(squares > least) & alive  # not `<=`: where a distance is no number, the result is none
+    return ~(squares > least) & alive  # not `<=`: the result is NaN where a distance is NaN

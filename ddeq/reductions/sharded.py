@@ -1,18 +1,19 @@
-"""Sums over atoms that are spread over the ranks of a process group: each rank sums for its own rows.
+"""Sums over atoms that are spread over the ranks of a process group: each rank computes the rows of its own points.
 
-A measure is sharded if its tensors are DTensors that are split along the atoms. What PyTorch itself can do with such tensors it
-does; here are the sums over pairs, for which each rank needs the atoms of all. Where a graph is recorded they are gathered,
-else they travel in a ring, so that no rank ever holds more than two shards (T20). On its own rows a rank sums by `choose`.
+A measure is sharded if its tensors are DTensors that are split along the atoms. PyTorch itself does what it can with these; the
+sums over pairs are here, since each rank needs the atoms of all others for them. If autograd records, they are gathered; if
+not, they travel in a ring, and no rank holds more than two shards (shards, T20). For its own rows a rank uses the
+backend that `choose` names.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
@@ -22,28 +23,19 @@ from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.ranks.dtensors import local, united
 from ddeq.reductions import dense
-from ddeq.reductions.backend import choose
+from ddeq.reductions.backends import Backend
+from ddeq.reductions.choice import chosen
 
-__all__ = [
-    "by_rows",
-    "gather",
-    "join_shards",
-    "max_pairs",
-    "shard",
-    "sum_function",
-    "sum_gradients",
-    "sum_over_items",
-    "sum_pairs",
-]
+__all__ = ["SHARDED", "Sharded", "gather", "join_shards", "shard"]
 
 Mesh = DeviceMesh | dist.ProcessGroup
 
 
 def shard(mu: DiscreteMeasure, mesh: Mesh) -> DiscreteMeasure:
-    """The measure with its atoms spread over the ranks, of which each holds all of ``mu`` now and keeps its own part.
+    """The measure with its atoms spread over the ranks. Each rank passes all of ``mu`` and keeps its own part.
 
-    Functionals and flows take it as they take any other measure, with the same values and derivatives (T20); each rank must ask
-    them the same questions. It is padded with atoms of mass zero until all ranks have equally many.
+    Functionals and flows accept it like any other measure, with the same values and derivatives (shards, T20). All
+    ranks must make the same calls. It is padded with atoms of mass zero until all ranks have equally many.
 
     Parameters
     ----------
@@ -59,11 +51,11 @@ def shard(mu: DiscreteMeasure, mesh: Mesh) -> DiscreteMeasure:
 
     Notes
     -----
-    `join_shards` is for measures that no rank can hold; `gather` gives the whole measure again, on every rank.
+    `join_shards` is for measures too large for one rank; `gather` gives the whole measure again, on every rank.
 
     References
     ----------
-    :cite:t:`liu2023ring`, the ring in which shards travel.
+    :cite:t:`liu2023ring`, on passing shards around a ring.
     """
     mesh = _line_of(mesh, mu.device)
     mu = mu.pad_atoms(-mu.n % mesh.size())
@@ -71,7 +63,7 @@ def shard(mu: DiscreteMeasure, mesh: Mesh) -> DiscreteMeasure:
 
 
 def join_shards(part: DiscreteMeasure, mesh: Mesh) -> DiscreteMeasure:
-    """The measure whose atoms are those of all ranks' ``part``; nothing is sent, and all parts have equally many atoms.
+    """The measure whose atoms are those of the ``part`` of every rank. All parts have equally many atoms; none is sent.
 
     Raises
     ------
@@ -92,64 +84,87 @@ def gather(mu: DiscreteMeasure) -> DiscreteMeasure:
     return _map(mu.detach(), lambda t, dim: t.full_tensor() if isinstance(t, DTensor) else t)
 
 
-def sum_pairs(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """``sum_j k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m, c)`` to ``(*batch, n, c)``."""
-    return _sum(_Operation("sum_pairs", kernel), x, y, b, -2)
+class Sharded(Backend):
+    """Sums of DTensors. It is not registered: whoever sums sharded tensors gets it."""
+
+    name = "sharded"
+
+    def obstacle(self, device: torch.device, kernel: Kernel | None) -> str | None:
+        return None
+
+    def sum_pairs(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        b: Float[Tensor, "*batch m c"],
+    ) -> Float[Tensor, "*batch n c"]:
+        return _sum(_KernelSum(kernel, lambda backend, *args: backend.sum_pairs(*args)), x, y, b, -2)
+
+    def sum_gradients(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n d"]:
+        return _sum(_KernelSum(kernel, lambda backend, *args: backend.sum_gradients(*args)), x, y, b, -1)
+
+    @torch.no_grad()
+    def max_pairs(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch m d"],
+        alive: Bool[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n"]:
+        run = _KernelSum(kernel, lambda backend, *args: backend.max_pairs(*args), torch.maximum)
+        return _sum(run, x, y, alive, -1)
+
+    def sum_function(
+        self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, b: Tensor, module: nn.Module | None = None
+    ) -> Tensor:
+        """``sum_j function(x_i, y_j) b_j``, as `dense.sum_function`."""
+        return _sum(_FunctionSum(function, module), x, y, b, -2)
+
+    def by_rows(self, function: Callable[[Tensor, DiscreteMeasure], Tensor], x: Tensor, mu: DiscreteMeasure) -> Tensor:
+        """``function(x, mu)`` with one row for each point of ``x``: each rank computes its own rows and needs all of ``mu``."""
+        mesh = _mesh_of(x, mu.points, mu.weights)
+        rows = _is_split(x)
+        gathered = _map(mu.with_marks(None), lambda t, dim: local(t, mesh, Replicate(), _dual(Replicate(), rows)))
+        own = Shard(x.ndim - 2) if rows else Replicate()
+        result = function(local(x, mesh, own, own), gathered)
+        return united(result, mesh, own, own)
+
+    def sum_over_items(self, function: Callable[..., Tensor], items: Tensor, *tensors: Tensor) -> Tensor:
+        """``function(items, *tensors)``, a sum over ``items``: each rank takes some of the items, and all of the ``tensors``."""
+        mesh = _mesh_of(items, *tensors)
+        rank, size = mesh.get_local_rank(), mesh.size()
+        items, *rest = [local(t, mesh, Replicate(), Partial()) for t in (items, *tensors)]
+        total = function(items[rank::size] if rank < len(items) else items[:1], *rest)
+        return united(total if rank < len(items) else 0.0 * total, mesh, Partial(), Replicate())
 
 
-def sum_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """``sum_j grad_x k(x_i, y_j) b_j``: ``(*batch, n, d)``, ``(*batch, m, d)``, ``(*batch, m)`` to ``(*batch, n, d)``."""
-    return _sum(_Operation("sum_gradients", kernel), x, y, b, -1)
+SHARDED = Sharded()
 
 
-@torch.no_grad()
-def max_pairs(kernel: Kernel, x: Tensor, y: Tensor, alive: Tensor) -> Tensor:
-    """``max_j log k(x_i, y_j)`` over the ``alive`` ``(*batch, m)``: ``(*batch, n)``, without derivatives."""
-    return _sum(_Operation("max_pairs", kernel), x, y, alive, -1)
+class _KernelSum(nn.Module):
+    """One of the sums of a kernel, by the backend that a rank chooses for its part; ``joined`` joins the results of two parts."""
 
-
-def sum_function(
-    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, b: Tensor, module: nn.Module | None = None
-) -> Tensor:
-    """``sum_j function(x_i, y_j) b_j``, as `dense.sum_function`."""
-    return _sum(_Function(function, module), x, y, b, -2)
-
-
-def by_rows(function: Callable[[Tensor, DiscreteMeasure], Tensor], x: Tensor, mu: DiscreteMeasure) -> Tensor:
-    """``function(x, mu)``, whose result has one row for each point of ``x``: each rank needs all of ``mu`` for its own."""
-    mesh = _mesh_of(x, mu.points, mu.weights)
-    rows = _is_split(x)
-    gathered = _map(mu.with_marks(None), lambda t, dim: local(t, mesh, Replicate(), _dual(Replicate(), rows)))
-    own = Shard(x.ndim - 2) if rows else Replicate()
-    result = function(local(x, mesh, own, own), gathered)
-    return united(result, mesh, own, own)
-
-
-def sum_over_items(function: Callable[..., Tensor], items: Tensor, *tensors: Tensor) -> Tensor:
-    """``function(items, *tensors)``, a sum over ``items``, of which each rank takes its share, and all of the ``tensors``."""
-    mesh = _mesh_of(items, *tensors)
-    rank, size = mesh.get_local_rank(), mesh.size()
-    items, *rest = [local(t, mesh, Replicate(), Partial()) for t in (items, *tensors)]
-    total = function(items[rank::size] if rank < len(items) else items[:1], *rest)
-    return united(total if rank < len(items) else 0.0 * total, mesh, Partial(), Replicate())
-
-
-class _Operation(nn.Module):
-    """One of the sums of a kernel, by the backend that a rank chooses for its part."""
-
-    def __init__(self, name: str, kernel: Kernel) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        run: Callable[[Backend, Kernel, Tensor, Tensor, Tensor], Tensor],
+        joined: Callable[[Tensor, Tensor], Tensor] = torch.add,
+    ) -> None:
         super().__init__()
-        self.name, self.kernel = name, kernel
-        self.joined = torch.maximum if name == "max_pairs" else torch.add
+        self.kernel, self.run, self.joined = kernel, run, joined
 
     def forward(self, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        batch = x.shape[:-2].numel()
-        backend = choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=self.kernel).name
-        result: Tensor = getattr(importlib.import_module(f"ddeq.reductions.{backend}"), self.name)(self.kernel, x, y, b)
-        return result
+        return self.run(chosen(self.kernel, x, y, b), self.kernel, x, y, b)
 
 
-class _Function(nn.Module):
+class _FunctionSum(nn.Module):
     """A sum of a function of pairs."""
 
     joined = staticmethod(torch.add)
@@ -162,7 +177,7 @@ class _Function(nn.Module):
         return dense.sum_function(self.function, x, y, b, self.module)
 
 
-def _sum(operation: _Operation | _Function, x: Tensor, y: Tensor, b: Tensor, atoms: int) -> Tensor:
+def _sum(operation: _KernelSum | _FunctionSum, x: Tensor, y: Tensor, b: Tensor, atoms: int) -> Tensor:
     """The operation on the rows ``x`` and the columns ``y`` and ``b``, whose dimension ``atoms`` counts atoms."""
     mesh = _mesh_of(x, y, b)
     rows, columns = _is_split(x), _is_split(y) or _is_split(b)
@@ -189,7 +204,7 @@ def _sum(operation: _Operation | _Function, x: Tensor, y: Tensor, b: Tensor, ato
 def _around(
     function: Callable[..., Tensor], parts: list[Tensor], joined: Callable[[Tensor, Tensor], Tensor], mesh: DeviceMesh
 ) -> Tensor:
-    """``function`` of each rank's ``parts``, one after the other, joined; the next ones arrive while it is computed."""
+    """``function`` of the ``parts`` of each rank in turn, joined; the next parts arrive while it is computed."""
     group, rank, size = mesh.get_group(), mesh.get_local_rank(), mesh.size()
     ahead, behind = (dist.get_global_rank(group, (rank + step) % size) for step in (1, -1))
     parts = [part.contiguous() for part in parts]
@@ -211,7 +226,7 @@ def _around(
 
 
 def _dual(place: Placement, differs: bool) -> Placement:
-    """Where the derivative in a tensor in that ``place`` is, if what ranks do with it ``differs``."""
+    """Placement of the derivative in a tensor placed at ``place``; ``differs``: whether the ranks use it differently."""
     return Partial() if differs and place.is_replicate() else place
 
 

@@ -1,7 +1,7 @@
-"""Sums over pairs on the line by sorting: the kernel ``-|x - y|`` in O(N log N), its derivatives included.
+"""The sorted backend: the kernel ``-|x - y|`` in dimension one, by sorting in O(N log N), with all derivatives.
 
-Between neighbours in sorted order a sum of distances changes by their gap times the mass on one side. Gaps and masses are
-added up, never products of coordinates: nothing cancels, however far from the origin or however near to each other points lie.
+Between neighbours in sorted order a sum of distances changes by their gap times the mass on one side. Only gaps and masses are
+added up, never products of coordinates, so that nothing cancels far from the origin or between close points.
 """
 
 from __future__ import annotations
@@ -11,40 +11,61 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ddeq.autodiff import forward_levels, under_transforms
-from ddeq.kernels import Kernel
+from ddeq.kernels import Kernel, Riesz
+from ddeq.reductions.backends import Backend
 
-__all__ = ["ascending", "in_sum_precision", "self_energy", "sum_distances", "sum_gradients", "sum_pairs", "sum_signs"]
+__all__ = ["Sorted", "ascending", "in_sum_precision", "self_energy", "sum_distances", "sum_signs"]
 
 PARALLEL = 2**20
-"""Rows of so many numbers together are sorted in several threads."""
+"""From this many numbers on, rows are sorted in several threads."""
 
 
-def sum_pairs(
-    kernel: Kernel, x: Float[Tensor, "*batch n 1"], y: Float[Tensor, "*batch m 1"], b: Float[Tensor, "*batch m c"]
-) -> Float[Tensor, "*batch n c"]:
-    """``sum_j -|x_i - y_j| b_j``: ``(*batch, n, 1)``, ``(*batch, m, 1)``, ``(*batch, m, c)`` to ``(*batch, n, c)``.
+class Sorted(Backend):
+    """Sums of the kernel ``Riesz(1.0)``, ``-|x - y|``, by sorting the points (MMD in one dimension, T12)."""
 
-    Derivatives of every order are right, in ``x``, ``y`` and ``b``; that of ``|x - y|`` at ``x = y`` is zero. ``kernel``, as
-    other backends take it, is ``Riesz(1.0)``.
-    """
-    z, masses = _together(x, y, b)
-    return sum_distances(z, masses)[..., : x.shape[-2]].mT.to(x.dtype)
+    name = "sorted"
+    max_dim = 1
+    specialised = True
 
+    def obstacle(self, device: torch.device, kernel: Kernel | None) -> str | None:
+        return None if isinstance(kernel, Riesz) and kernel.r == 1.0 else "sorting sums Riesz(1.0) only"
 
-def sum_gradients(
-    kernel: Kernel, x: Float[Tensor, "*batch n 1"], y: Float[Tensor, "*batch m 1"], b: Float[Tensor, "*batch m"]
-) -> Float[Tensor, "*batch n 1"]:
-    """``sum_j -sign(x_i - y_j) b_j``, the gradients of `sum_pairs` in ``x``."""
-    z, masses = _together(x, y, b.unsqueeze(-1))
-    return -sum_signs(z, masses)[..., : x.shape[-2]].mT.to(x.dtype)
+    def sum_pairs(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n 1"],
+        y: Float[Tensor, "*batch m 1"],
+        b: Float[Tensor, "*batch m c"],
+    ) -> Float[Tensor, "*batch n c"]:
+        z, masses = _together(x, y, b)
+        return sum_distances(z, masses)[..., : x.shape[-2]].mT.to(x.dtype)
+
+    def sum_gradients(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n 1"],
+        y: Float[Tensor, "*batch m 1"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n 1"]:
+        z, masses = _together(x, y, b.unsqueeze(-1))
+        return -sum_signs(z, masses)[..., : x.shape[-2]].mT.to(x.dtype)
+
+    def max_pairs(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n 1"],
+        y: Float[Tensor, "*batch m 1"],
+        alive: Bool[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n"]:
+        raise ValueError(f"kernel: expected a positive kernel, which has a logarithm, got {kernel!r}")
 
 
 def _together(x: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """All points in one, ``(*batch, n + m)``, those of ``x`` with masses zero, ``(*batch, c, n + m)``."""
+    """All points together, ``(*batch, n + m)``, and their masses, zero for those of ``x``, ``(*batch, c, n + m)``."""
     z = torch.cat([in_sum_precision(x), in_sum_precision(y)], -2).squeeze(-1)
     return z, torch.cat([z.new_zeros(*b.shape[:-2], x.shape[-2], b.shape[-1]), in_sum_precision(b)], -2).mT
 
@@ -52,16 +73,16 @@ def _together(x: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def sum_distances(
     z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"], order: Int[Tensor, "*batch n"] | None = None
 ) -> Float[Tensor, "*batch c n"]:
-    r"""Sums of negative distances :math:`S_i = -\sum_j |z_i - z_j|\, b_j` among points that bear masses of any sign.
+    r"""Sums of negative distances :math:`S_i = -\sum_j |z_i - z_j|\, b_j` between points with masses of any sign.
 
     Parameters
     ----------
     z
         Points ``(*batch, n)``, in the precision in which sums are to be taken (`in_sum_precision`).
     b
-        Masses ``(*batch, c, n)``: ``c`` of them at each point.
+        Masses ``(*batch, c, n)``, ``c`` for each point.
     order
-        Numbers of the points in ascending order, where they are known.
+        Indices that sort the points, if they are known.
     """
     if forward_levels() > 1:
         gaps = _gaps(z)
@@ -74,8 +95,9 @@ def sum_distances(
 def self_energy(z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"]) -> Float[Tensor, "*batch c"]:
     r"""Energy :math:`-\frac12 \sum_{ij} |z_i - z_j|\, b_i b_j` of masses of any sign, with one sort.
 
-    It is :math:`\int B (B - M) \,\mathrm dz` for the mass :math:`B(z)` to the left of :math:`z` and the total mass
-    :math:`M` (T12); taken in this form it has its full relative precision where it is small. Arguments as of `sum_distances`.
+    It equals :math:`\int B (B - M) \,\mathrm dz` with the mass :math:`B(z)` to the left of :math:`z` and the total mass
+    :math:`M` (MMD in one dimension, T12). This form has full relative precision where the energy is small.
+    The arguments are those of `sum_distances`.
     """
     if forward_levels() > 1:
         return -0.5 * (b.unsqueeze(-1) * b.unsqueeze(-2) * _gaps(z).unsqueeze(-3)).sum((-2, -1))
@@ -88,7 +110,7 @@ def sum_signs(
 ) -> Float[Tensor, "*batch c n"]:
     r"""Sums of signs :math:`A_i = \sum_j \operatorname{sign}(z_i - z_j)\, b_j`, where :math:`\operatorname{sign}(0) = 0`.
 
-    Arguments as of `sum_distances`, whose kernel has the gradient :math:`-A_i` in the place. Constant in ``z``.
+    The arguments are those of `sum_distances`; :math:`-A_i` is the gradient of its kernel sum. Constant in ``z``.
     """
     z = z.detach()
     order = ascending(z) if order is None else order
@@ -96,24 +118,24 @@ def sum_signs(
     back = order.unsqueeze(-2).expand(b.shape)
     b = b.gather(-1, back)
     upto = b.cumsum(-1)
-    # Mean of what lies strictly and weakly to the left, twice, less all: atoms at the same place give 0 to each other.
+    # Mass strictly to the left plus mass weakly to the left minus all mass: coincident atoms contribute 0 to each other.
     signs = (upto - b).gather(-1, first) + upto.gather(-1, last) - upto[..., -1:]
     return torch.zeros_like(signs).scatter(-1, back, signs)
 
 
 def _gaps(z: Tensor) -> Tensor:
-    """All distances ``(*batch, n, n)``, for derivatives that the formulas below do not have."""
+    """All distances ``(*batch, n, n)``, for derivatives that the functions below do not implement."""
     differences = z.unsqueeze(-1) - z.unsqueeze(-2)
     return differences * differences.detach().sign()
 
 
 def ascending(z: Float[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
-    """Numbers of the points in ascending order."""
+    """Indices that sort the points in ascending order."""
     z = z.detach()
     if type(z) is not Tensor or z.device.type != "cpu" or under_transforms() or torch.compiler.is_compiling():
         order: Tensor = z.argsort(dim=-1)
         return order
-    array = z.numpy()  # NumPy's sort is several times as fast as that of PyTorch, with one thread
+    array = z.numpy()  # NumPy sorts several times as fast as PyTorch, in one thread
     if array.size < PARALLEL or torch.get_num_threads() == 1:
         return torch.from_numpy(np.argsort(array, -1))
     rows = array.reshape(-1, array.shape[-1])
@@ -129,12 +151,12 @@ def _sort_into(rows: Any, numbers: Any) -> None:
 
 
 def in_sum_precision(t: Tensor) -> Tensor:
-    """``t`` in double precision, where the device has it: cumulative sums of many terms would lose digits otherwise."""
+    """``t`` in double precision if the device supports it: cumulative sums of many terms lose digits in single precision."""
     return t if t.device.type == "mps" else t.double()
 
 
 class _OnTheLine(torch.autograd.Function):
-    """A function of points, masses and the order of the points. All tensors have the batch in front."""
+    """A function of points, masses and the indices that sort the points. Batch dimensions come first."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -150,7 +172,7 @@ class _OnTheLine(torch.autograd.Function):
 
 
 class _Distances(_OnTheLine):
-    """`sum_distances`. Derivatives are sums of distances and of signs again, in the same order of the points."""
+    """`sum_distances`. Its derivatives are again sums of distances and of signs, by the same sort."""
 
     @staticmethod
     def forward(z: Tensor, b: Tensor, order: Tensor) -> Tensor:
@@ -212,7 +234,7 @@ class _SelfEnergy(_OnTheLine):
 
 
 def _places(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of the first and of the last point that lies where each of the sorted points lies."""
+    """For each sorted point, the indices of the first and of the last point that coincide with it."""
     index = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
     border = torch.ones_like(z[..., :1], dtype=torch.bool)
     differs = z.diff() > 0

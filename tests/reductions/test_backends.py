@@ -19,6 +19,7 @@ from ddeq.reductions import (
     integrate_pairs,
     log_integrate_kernel,
 )
+from ddeq.reductions.backends import named
 from ddeq.testing import assert_close
 from ddeq.testing.strategies import kernels, measures
 
@@ -274,11 +275,8 @@ def test_settings_are_restored():
 
 
 def test_without_keops_there_is_a_message_and_a_slower_path(monkeypatch):
-    from ddeq.reductions import backend as _  # noqa: F401
-
-    module = __import__("sys").modules["ddeq.reductions.backend"]
-    monkeypatch.setattr(module, "_keops_failure", lambda: "no compiler")
-    monkeypatch.setattr(module, "_compiler_failure", lambda device: "none for torch either")
+    monkeypatch.setattr(type(named("keops")), "obstacle", lambda *_: "no compiler")
+    monkeypatch.setattr(type(named("compiled")), "obstacle", lambda *_: "none for torch either")
     x, mu = problem(torch.float64)
     with backend("keops"), pytest.warns(reductions.BackendWarning, match="no compiler"):
         value = integrate_kernel(Gaussian(1.0), x, mu)

@@ -16,7 +16,7 @@ line = measures(dim=1, max_atoms=6, batch_shapes=((), (2,), (2, 3)))
 
 
 def sum_pairs(x, y, b):
-    return sorted.sum_pairs(Riesz(1.0), x, y, b)
+    return sorted.Sorted().sum_pairs(Riesz(1.0), x, y, b)
 
 
 def problem(dtype=torch.float64, batch=(2,), ties=True):
