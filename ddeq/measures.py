@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ddeq.draws import place_of
-from ddeq.ranks import beside, settled, whole, write
+from ddeq.ranks import gathered, placed_like, summed, write
 
 __all__ = ["DiscreteMeasure"]
 
@@ -167,18 +167,18 @@ class DiscreteMeasure:
 
     def mass(self) -> Float[Tensor, "*batch"]:
         r"""Total mass :math:`\mu(\mathbb R^d) = \sum_i w_i`."""
-        return settled(self.weights.sum(-1))
+        return summed(self.weights.sum(-1))
 
     def mean(self) -> Float[Tensor, "*batch d"]:
         r"""Mean :math:`m = \int x \,\mathrm d\mu / \mu(\mathbb R^d)`; a `ValueError` where the mass is zero."""
         # Relative to what rounding leaves of it: far from the origin the products would lose the digits that matter.
         origin = middle(self)
-        return settled(self._probabilities("mean").unsqueeze(-2) @ (self.points - origin) + origin).squeeze(-2)
+        return summed(self._probabilities("mean").unsqueeze(-2) @ (self.points - origin) + origin).squeeze(-2)
 
     def covariance(self) -> Float[Tensor, "*batch d d"]:
         r"""Covariance :math:`\int (x - m)(x - m)^\top \mathrm d\mu / \mu(\mathbb R^d)`; a `ValueError` where the mass is zero."""
         centred = self.points - self.mean().unsqueeze(-2)
-        return settled((centred * self._probabilities("covariance").unsqueeze(-1)).mT @ centred)
+        return summed((centred * self._probabilities("covariance").unsqueeze(-1)).mT @ centred)
 
     def support(self) -> Bool[Tensor, "*batch n"]:
         """Which atoms carry mass: ``weights > 0``."""
@@ -328,7 +328,7 @@ class DiscreteMeasure:
         if not self.batch_shape:
             raise IndexError("a single measure has no batch to index; its atoms are mu.points and mu.weights")
         number = torch.arange(math.prod(self.batch_shape), device=self.device).reshape(self.batch_shape)[index]
-        number = beside(number, self.points)
+        number = placed_like(number, self.points)
         return self._map(lambda t, k: t.flatten(0, -k - 1)[number])
 
     def __iter__(self) -> Iterator[DiscreteMeasure]:
@@ -431,8 +431,8 @@ def unchecked(points: Any, weights: Any, marks: Any = None) -> DiscreteMeasure:
 
 def middle(mu: DiscreteMeasure) -> Tensor:
     """About the mean, ``(*batch, 1, d)``, to measure places from; without derivatives, and the origin where there is no mass."""
-    mass = settled(mu.weights.detach().sum(-1, keepdim=True))
-    return settled((mu.weights.detach() / torch.where(mass > 0, mass, 1.0)).unsqueeze(-2) @ mu.points.detach())
+    mass = summed(mu.weights.detach().sum(-1, keepdim=True))
+    return summed((mu.weights.detach() / torch.where(mass > 0, mass, 1.0)).unsqueeze(-2) @ mu.points.detach())
 
 
 def _present(marks: Tensor | None) -> Tensor:
@@ -465,10 +465,10 @@ def _check_atoms(points: Tensor, weights: Tensor, marks: Tensor | None) -> None:
 def _check_values(points: Tensor, weights: Tensor, marks: Tensor | None) -> None:
     parts = {"points": points, "weights": weights} | ({} if marks is None else {"marks": marks})
     for name, part in parts.items():
-        if values_are_known(part) and not bool(whole(torch.isfinite(part).all())):
-            bad = int(whole((~torch.isfinite(part)).sum()))
+        if values_are_known(part) and not bool(gathered(torch.isfinite(part).all())):
+            bad = int(gathered((~torch.isfinite(part)).sum()))
             raise ValueError(f"{name}: expected finite values, got {bad} that are NaN or infinite")
-    if values_are_known(weights) and bool(whole((weights < 0).any())):
+    if values_are_known(weights) and bool(gathered((weights < 0).any())):
         raise ValueError(f"weights: expected non-negative values, got {_smallest(weights)}")
 
 
@@ -496,7 +496,7 @@ def values_are_known(t: Tensor) -> bool:
 
 
 def _smallest(t: Tensor) -> float:
-    return float(whole(t.detach().min()))
+    return float(gathered(t.detach().min()))
 
 
 def check_mass(name: str, mu: DiscreteMeasure) -> None:

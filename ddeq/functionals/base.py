@@ -14,7 +14,7 @@ from ddeq.held import Holder, select, store
 from ddeq.kernels.base import shown
 from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
 from ddeq.messages import renamed_attribute, warn
-from ddeq.ranks import settled, whole
+from ddeq.ranks import gathered, summed
 
 __all__ = ["Functional", "Scaled", "Smoothness", "Sum"]
 
@@ -92,7 +92,7 @@ class Functional(Holder):
             raise ValueError(
                 f"{type(self).__name__}.forward: expected one number per measure, shape {mu.batch_shape}, got {seen}"
             )
-        return settled(value)
+        return summed(value)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant.
@@ -139,7 +139,7 @@ class Functional(Holder):
         dead = ~mu.support()
         force = gradient(lambda p: self(mu.with_points(p)), mu.points)
         at_atoms = force / torch.where(dead, 1.0, mu.weights).unsqueeze(-1)
-        if values_are_known(dead) and not bool(whole(dead.any())):
+        if values_are_known(dead) and not bool(gathered(dead.any())):
             return at_atoms
 
         def of_dead_atoms(points: Tensor) -> Tensor:  # only its own first variation sees where a dead atom lies

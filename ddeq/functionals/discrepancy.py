@@ -9,7 +9,7 @@ from typing import ClassVar
 from ddeq.functionals.base import Functional
 from ddeq.held import HeldMeasure
 from ddeq.measures import DiscreteMeasure
-from ddeq.ranks import check_in_one_place
+from ddeq.ranks import check_not_sharded
 
 __all__ = ["Discrepancy", "DiscrepancyLike", "against"]
 
@@ -45,7 +45,7 @@ class Discrepancy(Functional):
         """The target in the batch shape of ``mu``, once they are known to fit."""
         target = self.target
         if not self.shardable:
-            check_in_one_place("mu", mu.points, mu.weights, target.points)
+            check_not_sharded("mu", mu.points, mu.weights, target.points)
         if mu.dim != target.dim:
             raise ValueError(f"mu: expected points of dimension {target.dim} as of the target, got {mu.dim}")
         if (mu.dtype, mu.device) != (target.dtype, target.device):

@@ -82,6 +82,3 @@ def check_not_sharded(name: str, *tensors: Tensor) -> None:
 def _dtensors() -> Any:
     """PyTorch's module, if it has been imported: importing it is slow."""
     return sys.modules.get("torch.distributed.tensor")
-
-
-beside, whole, settled, check_in_one_place = placed_like, gathered, summed, check_not_sharded

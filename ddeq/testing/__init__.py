@@ -1,9 +1,9 @@
 """Checks that users import to hold their own functionals, maps, models, and parts of flows and solves to the laws of the library.
 
 `check_functional`, `check_map`, `check_flow`, `check_solution` and `check_implicit_gradient` check problems and results;
-`check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise` and `check_reaction` check subclasses of the
-abstract classes of those names. Each check raises an `AssertionError` that names the law which broke, with numbers.
-`ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident atoms,
+`check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise`, `check_reaction` and `check_backend` check
+subclasses of the abstract classes of those names. Each check raises an `AssertionError` that names the law which broke, with
+numbers. `ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident atoms,
 single atoms, offsets and small scales. The library's own tests use exactly these.
 """
 
@@ -11,6 +11,7 @@ import importlib
 from types import ModuleType
 
 from ddeq.testing.adjoints import check_adjoint
+from ddeq.testing.backends import check_backend
 from ddeq.testing.close import assert_close
 from ddeq.testing.flows import check_flow
 from ddeq.testing.functionals import check_functional
@@ -25,6 +26,7 @@ from ddeq.testing.steppers import check_stepper
 __all__ = [
     "assert_close",
     "check_adjoint",
+    "check_backend",
     "check_flow",
     "check_functional",
     "check_geometry",
