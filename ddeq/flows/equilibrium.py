@@ -21,6 +21,7 @@ from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.entropy import split_entropy
 from ddeq.iteration import ConvergenceError, Equation, Implicit, Outcome, Report, Solution, Stop, iterate
+from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.driver import watched
 from ddeq.measures import DiscreteMeasure, check_mass
 
@@ -191,17 +192,14 @@ def equilibrium(
 def _check_options(
     functional: object, mu0: object, stepper: object, geometry: object, stop: object, finish: object, on_failure: object
 ) -> None:
-    for name, value, kind, wanted in (
+    check_kinds(
         ("functional", functional, Functional, "a ddeq.Functional"),
         ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure"),
-        ("stepper", stepper, Stepper, "a stepper such as AdaptiveEuler()"),
-        ("geometry", geometry, Geometry, "Wasserstein() or Stein(kernel)"),
+        ("stepper", stepper, Stepper, "a ddeq.flows.Stepper such as AdaptiveEuler()"),
+        ("geometry", geometry, Geometry, "a ddeq.flows.Geometry such as Wasserstein()"),
         ("stop", stop, Stop | None, "a Stop such as Stop(rtol=1e-6)"),
         ("finish", finish, bool, "True or False"),
-    ):
-        if not isinstance(value, kind):
-            seen = type(value).__name__ if name in ("functional", "mu0") else repr(value)
-            raise ValueError(f"{name}: expected {wanted}, got {seen}")
+    )
     if isinstance(stop, Stop) and stop.metric not in (None, "energy"):
         raise ValueError(f"stop: expected the metric None (the gradient) or 'energy' for a flow, got {stop.metric!r}")
     if on_failure not in ("raise", "warn"):

@@ -20,6 +20,7 @@ from ddeq.flows.steppers import Euler, Stepper
 from ddeq.flows.trajectory import Record, Recorder, Remains, Trajectory
 from ddeq.functionals.base import Functional
 from ddeq.iteration import Adjoint, Iterate, Measured, Outcome, Report, Stop, Unrolled, iterate
+from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.method import state_tensors
 from ddeq.measures import DiscreteMeasure, check_mass
 
@@ -231,20 +232,17 @@ def _check_options(
 ) -> None:
     if steps is not None and stop is not None:
         raise ValueError(f"steps, stop: expected one of the two, got steps={steps}, stop={stop}")
-    for name, value, kind, wanted in (
+    check_kinds(
         ("functional", functional, Functional, "a ddeq.Functional"),
         ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure, or the Trajectory of a flow that is to go on"),
         ("stop", stop, Stop | None, "a Stop such as Stop(rtol=1e-4)"),
-        ("stepper", stepper, Stepper, "a stepper such as Euler(step_size=0.1)"),
-        ("geometry", geometry, Geometry, "Wasserstein() or Stein(kernel)"),
-        ("noise", noise, Noise | None, "Langevin(temperature), NoiseInjection(schedule) or None"),
-        ("reaction", reaction, Reaction | None, "FisherRao(rate) or None"),
+        ("stepper", stepper, Stepper, "a ddeq.flows.Stepper such as Euler(step_size=0.1)"),
+        ("geometry", geometry, Geometry, "a ddeq.flows.Geometry such as Wasserstein()"),
+        ("noise", noise, Noise | None, "a ddeq.flows.Noise such as Langevin(temperature), or None"),
+        ("reaction", reaction, Reaction | None, "a ddeq.flows.Reaction such as FisherRao(rate), or None"),
         ("adjoint", adjoint, Adjoint, "Unrolled() or Unrolled(checkpoint=True)"),
         ("generator", generator, torch.Generator | None, "a torch.Generator or None"),
-    ):
-        if not isinstance(value, kind):
-            seen = type(value).__name__ if name in ("functional", "mu0") else repr(value)
-            raise ValueError(f"{name}: expected {wanted}, got {seen}")
+    )
     if isinstance(adjoint, Adjoint) and not adjoint.records:
         raise ValueError(
             f"adjoint: expected Unrolled() or another one that records the steps of a flow, got {adjoint!r}; a stationary "

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ddeq.functionals.base import Functional
 from ddeq.iteration import InnerProduct
-from ddeq.iteration.method import check_declarations
+from ddeq.iteration.declared import Declared
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Geometry", "Wasserstein"]
 
 
-class Geometry(ABC):
+class Geometry(Declared, ABC):
     r"""A metric on measures, which turns the Wasserstein gradient into a velocity; a frozen set of options.
 
     To write one: a frozen dataclass with `mobility`, the self-adjoint positive semidefinite operator :math:`C_\mu` on
@@ -35,7 +35,6 @@ class Geometry(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        check_declarations(cls, Geometry)
         changed = {"velocity", "mobility", "dissipation"} & cls.__dict__.keys()
         if changed and "is_wasserstein" not in cls.__dict__:
             cls.is_wasserstein = False

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
-from ddeq.iteration.method import check_declarations
+from ddeq.iteration.declared import Declared
 
 __all__ = ["Langevin", "Noise", "NoiseInjection"]
 
 
-class Noise(ABC):  # noqa: B024  # one of two methods, not a given one, must be defined
+class Noise(Declared, ABC):  # one of two methods, not a given one, must be defined
     """A frozen set of options that moves atoms at random.
 
     To write one: a frozen dataclass with one of the two methods, or both. Numbers are drawn by ``draw`` alone, so that a flow
@@ -28,7 +28,6 @@ class Noise(ABC):  # noqa: B024  # one of two methods, not a given one, must be 
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        check_declarations(cls, Noise)
         if cls.displacement is Noise.displacement and cls.kick is Noise.kick:
             raise TypeError(f"{cls.__name__}: expected a noise to define displacement or kick")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 from ddeq.iteration import Iterate, Method, Step
-from ddeq.iteration.method import check_declarations
 
 __all__ = ["Euler", "Heun", "Stepper"]
 
@@ -27,10 +26,6 @@ class Stepper(Method[FunctionalDescent]):
     """Whether it follows the velocity that it is given."""
     has_momentum: ClassVar[bool] = False
     """Whether atoms keep moving when the velocity is zero."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        check_declarations(cls, Stepper)
 
     @property
     def ends_when_still(self) -> bool:

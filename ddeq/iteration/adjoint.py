@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ddeq.autodiff import without_autocast
+from ddeq.iteration.declared import Declared
 from ddeq.iteration.driver import Outcome
 from ddeq.iteration.equation import Equation
 from ddeq.iteration.failures import ConvergenceWarning, DivergedWarning, UnconvergedWarning, UnmatchedAtomsWarning
-from ddeq.iteration.method import check_declarations
 from ddeq.iteration.status import Status, Stop
 from ddeq.messages import warn
 
@@ -32,7 +32,7 @@ class Run(Protocol):
         ...
 
 
-class Adjoint(ABC):
+class Adjoint(Declared, ABC):
     """A frozen set of options that says how gradients flow through a solve.
 
     It owns the grad mode: `solve` decides what autograd records, and may change the equation before it is solved.
@@ -40,10 +40,6 @@ class Adjoint(ABC):
 
     records: ClassVar[bool] = False
     """Whether autograd records the solve itself, so that gradients reach the start."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        check_declarations(cls, Adjoint)
 
     @abstractmethod
     def solve(self, equation: Equation, run: Run, stop: Stop) -> Outcome:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddeq.autodiff import alias, reusable_graphs, without_autocast
 from ddeq.iteration.adjoint import AttachedAdjoint
 from ddeq.iteration.auto import Auto
+from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.driver import iterate
 from ddeq.iteration.equation import Equation, Linear, LinearAnswer, LinearSolver, Sizes
 from ddeq.iteration.failures import AdjointWarning, ConvergenceError, ConvergenceWarning, SingularAdjointWarning
@@ -91,10 +92,10 @@ class Implicit(AttachedAdjoint):
     def __post_init__(self) -> None:
         if self.on_failure not in ("warn", "raise"):
             raise ValueError(f"on_failure: expected 'warn' or 'raise', got {self.on_failure!r}")
-        for name, kind, example in (("solver", Solver, "Anderson()"), ("stop", Stop, "Stop(rtol=1e-6)")):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise ValueError(f"{name}: expected an instance such as {example} or None, got {value!r}")
+        check_kinds(
+            ("solver", self.solver, Solver | None, "a ddeq.solvers.Solver such as Anderson(), or None"),
+            ("stop", self.stop, Stop | None, "a Stop such as Stop(rtol=1e-6), or None"),
+        )
         if self.solver is not None and self.solver.needs_measures:
             raise ValueError(f"solver: {type(self.solver).__name__} solves equations on measures, which an adjoint one is not")
 

@@ -10,20 +10,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from ddeq.draws import Draws
+from ddeq.iteration.declared import Declared
 from ddeq.iteration.equation import Equation
 from ddeq.iteration.inner import InnerProduct
 
-__all__ = ["Iterate", "Method", "Solver", "Step", "check_declarations", "check_state", "restored", "state_tensors"]
+__all__ = ["Iterate", "Method", "Solver", "Step", "check_state", "restored", "state_tensors"]
 
 E = TypeVar("E", bound=Equation)
-
-
-def check_declarations(cls: type, base: type) -> None:
-    """Raise a `TypeError` unless what ``cls`` declares of the capabilities of ``base`` has the type of the default there."""
-    for name in base.__annotations__.keys() & cls.__dict__.keys():
-        value, default = cls.__dict__[name], getattr(base, name, None)
-        if isinstance(default, bool | tuple) and not isinstance(value, type(default) | property):
-            raise TypeError(f"{cls.__name__}.{name}: expected a {type(default).__name__}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +93,7 @@ class Step:
     """Whether ``z`` is the last iterate plus its residual, for all samples."""
 
 
-class Method(ABC, Generic[E]):
+class Method(Declared, ABC, Generic[E]):
     """A frozen set of options with pure ``init`` and ``step``: they leave what they are given unchanged.
 
     Stopping, batches, removal of finished samples and gradients are the driver's business. What a method can do is declared by
@@ -120,10 +113,6 @@ class Method(ABC, Generic[E]):
     def ends_when_still(self) -> bool:
         """Whether a sample that a step does not move has stagnated, because no later step would move it either."""
         return False
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        check_declarations(cls, Method)
 
     @abstractmethod
     def init(self, equation: E, at: Iterate) -> Any:
@@ -167,10 +156,6 @@ class Solver(Method[Equation]):
 
     needs_measures: ClassVar[bool] = False
     """Whether it solves equations on measures only, and not, for example, adjoint equations."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        check_declarations(cls, Solver)
 
 
 def check_state(method: Method[Any], state: Any, batch_shape: tuple[int, ...]) -> None:

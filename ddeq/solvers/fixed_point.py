@@ -23,6 +23,7 @@ from ddeq.iteration import (
     Stop,
     iterate,
 )
+from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.samples import Measured
 from ddeq.measures import DiscreteMeasure, check_mass, middle
 from ddeq.solvers.map_equation import Map, MapEquation
@@ -179,13 +180,11 @@ def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, a
         raise ValueError(f"mu0: expected a DiscreteMeasure, got {type(given).__name__}{remedy}")
     if not callable(map):
         raise ValueError(f"map: expected a function of a measure, got {type(map).__name__}")
-    for name, value, kind, example in (
-        ("solver", solver, Solver, "Anderson()"),
-        ("stop", stop, Stop, "Stop(rtol=1e-4)"),
-        ("adjoint", adjoint, Adjoint, "Implicit()"),
-    ):
-        if not isinstance(value, kind):
-            raise ValueError(f"{name}: expected an instance such as {example}, got {value!r}")
+    check_kinds(
+        ("solver", solver, Solver, "a ddeq.solvers.Solver such as Anderson()"),
+        ("stop", stop, Stop, "a Stop such as Stop(rtol=1e-4)"),
+        ("adjoint", adjoint, Adjoint, "a ddeq.solvers.Adjoint such as Implicit()"),
+    )
     check_mass("mu0", mu0)
     if stop.metric is not None:
         check_metric(stop.metric, mu0)

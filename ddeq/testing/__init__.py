@@ -3,8 +3,8 @@
 `check_functional`, `check_map`, `check_flow`, `check_solution` and `check_implicit_gradient` check problems and results;
 `check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise`, `check_reaction` and `check_backend` check
 subclasses of the abstract classes of those names. Each check raises an `AssertionError` that names the law which broke, with
-numbers. `ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident atoms,
-single atoms, offsets and small scales. The library's own tests use exactly these.
+numbers. `ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident
+atoms, single atoms, offsets and small scales. The library's own tests use exactly these.
 """
 
 import importlib
