@@ -11,10 +11,11 @@ from torch import Tensor
 from ddeq.autodiff import check_recordable
 from ddeq.draws import Draws
 from ddeq.flows.combinations import check_combination
-from ddeq.flows.descent import FunctionalDescent, ReactingDescent
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.method import FlowMethod
 from ddeq.flows.noise import Noise
+from ddeq.flows.reacting import ReactingDescent
 from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Euler, Stepper
 from ddeq.flows.trajectory import Record, Recorder, Remains, Trajectory

@@ -5,18 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate
-
-if TYPE_CHECKING:
-    from ddeq.flows.descent import FunctionalDescent
 
 __all__ = ["FisherRao", "Reaction", "jump"]
 

@@ -29,8 +29,9 @@ from ddeq.iteration.failures import (
 from ddeq.iteration.gmres import gmres
 from ddeq.iteration.implicit import AdjointReport, Implicit
 from ddeq.iteration.inner import InnerProduct
+from ddeq.iteration.iterate import Iterate, Step
 from ddeq.iteration.krylov import LeastSquares, LinearSolution, conjugate_gradients, minimal_residual
-from ddeq.iteration.method import Iterate, Method, Solver, Step
+from ddeq.iteration.method import Method, Solver
 from ddeq.iteration.newton_krylov import NewtonKrylov
 from ddeq.iteration.picard import Picard
 from ddeq.iteration.samples import Measured

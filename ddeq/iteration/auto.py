@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddeq.iteration.anderson import Anderson
 from ddeq.iteration.equation import Equation
-from ddeq.iteration.method import Iterate, Solver, Step
+from ddeq.iteration.iterate import Iterate, Step
+from ddeq.iteration.method import Solver
 from ddeq.iteration.newton_krylov import NewtonKrylov, NewtonState
 from ddeq.iteration.samples import agreed, choose
 from ddeq.iteration.secant import History

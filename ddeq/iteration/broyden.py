@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ddeq.iteration.equation import Equation
-from ddeq.iteration.method import Iterate, Solver, Step
+from ddeq.iteration.iterate import Iterate, Step
+from ddeq.iteration.method import Solver
 from ddeq.iteration.secant import History, check_secant_options, secant_start, secant_step
 
 __all__ = ["Broyden"]

@@ -15,7 +15,8 @@ from torch import Tensor
 from ddeq.autodiff import unseen_leaves, without_autocast
 from ddeq.draws import Draws
 from ddeq.iteration.equation import Equation
-from ddeq.iteration.method import Iterate, Method, check_state, restored
+from ddeq.iteration.iterate import Iterate
+from ddeq.iteration.method import Method, check_state, restored
 from ddeq.iteration.samples import Measured, Rule, Samples, agreed, choose, running_rows, scatter
 from ddeq.iteration.status import Status, Stop
 from ddeq.ranks import check_not_sharded, gathered, is_sharded

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddeq.autodiff import check_recordable, forward_mode_is_missing
+from ddeq.iteration.failures import ConvergenceWarning
 from ddeq.iteration.inner import InnerProduct
-
-if TYPE_CHECKING:
-    from ddeq.iteration.failures import ConvergenceWarning
-    from ddeq.iteration.method import Iterate
+from ddeq.iteration.iterate import Iterate
 
 __all__ = ["Descent", "Equation", "Linear", "LinearAnswer", "LinearSolver", "Sizes"]
 

@@ -18,7 +18,8 @@ from ddeq.iteration.driver import iterate
 from ddeq.iteration.equation import Equation, Linear, LinearAnswer, LinearSolver, Sizes
 from ddeq.iteration.failures import AdjointWarning, ConvergenceError, ConvergenceWarning, SingularAdjointWarning
 from ddeq.iteration.inner import InnerProduct
-from ddeq.iteration.method import Iterate, Solver
+from ddeq.iteration.iterate import Iterate
+from ddeq.iteration.method import Solver
 from ddeq.iteration.status import Status, Stop
 from ddeq.messages import warn
 

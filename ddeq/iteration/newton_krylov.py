@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddeq.iteration.equation import Equation, Linear
 from ddeq.iteration.gmres import gmres
-from ddeq.iteration.method import Iterate, Solver, Step
+from ddeq.iteration.iterate import Iterate, Step
+from ddeq.iteration.method import Solver
 from ddeq.iteration.samples import choose
 from ddeq.iteration.status import Status
 

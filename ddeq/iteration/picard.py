@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from ddeq.iteration.equation import Equation
-from ddeq.iteration.method import Iterate, Solver, Step
+from ddeq.iteration.iterate import Iterate, Step
+from ddeq.iteration.method import Solver
 
 __all__ = ["Picard"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddeq.iteration.inner import DIVERGENCE
-from ddeq.iteration.method import Iterate, Step
+from ddeq.iteration.iterate import Iterate, Step
 from ddeq.iteration.status import Status, Stop
 from ddeq.ranks import gathered
 

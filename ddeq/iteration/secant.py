@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddeq.iteration.equation import Equation
-from ddeq.iteration.method import Iterate, Step
+from ddeq.iteration.iterate import Iterate, Step
 from ddeq.iteration.recent import Recent
 from ddeq.iteration.samples import agreed, choose
 from ddeq.iteration.status import Status

@@ -82,6 +82,30 @@ def wrong_ways() -> list[str]:
     return wrong
 
 
+def circles() -> list[str]:
+    """Files that import each other, imports for the type checker included; those within functions are left out."""
+    files = {file.relative_to(ROOT).with_suffix(""): file for file in PACKAGE.rglob("*.py")}
+    names = {".".join(path.parts).removesuffix(".__init__"): path for path in files}
+    imports = {path: _imported_files(ast.parse(file.read_text()), names) - {path} for path, file in files.items()}
+    reached = {path: set(found) for path, found in imports.items()}
+    for _ in range(len(files)):
+        grown = {path: found.union(*(reached[other] for other in found)) for path, found in reached.items()}
+        if grown == reached:
+            break
+        reached = grown
+    return [f"{files[path]}: is in a circle of imports" for path in sorted(files) if path in reached[path]]
+
+
+def _imported_files(tree: ast.Module, names: dict[str, Path]) -> set[Path]:
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in inside:
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {names[part] if part in names else names[node.module] for part in parts if node.module in names}
+    return found
+
+
 def heavy_imports() -> list[str]:
     """Libraries that `import ddeq` and its core rooms must not load."""
     program = "import ddeq, ddeq.functionals, ddeq.flows, ddeq.solvers, ddeq.nn, sys; print(*sys.modules)"
@@ -95,6 +119,6 @@ def heavy_imports() -> list[str]:
 
 if __name__ == "__main__":
     documented = docstrings.problems(PACKAGE, ROOT / "docs" / "references.bib", ROOT / "docs")
-    problems = wrong_ways() + documented + heavy_imports()
+    problems = wrong_ways() + circles() + documented + heavy_imports()
     print(*problems, sep="\n") if problems else print("house rules: all kept")
     sys.exit(bool(problems))
