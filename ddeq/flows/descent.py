@@ -43,6 +43,7 @@ class FunctionalDescent(Descent):
 
     name = "flows"
     remedy = "take more steps, another stepper or a larger rtol in stop=Stop(...)"
+    how_to_remove = "declare the functional `removable`, so that they take no part in backward"
 
     def __init__(
         self, functional: Functional, like: DiscreteMeasure, geometry: Geometry = Wasserstein(), *, shardable: bool = False

@@ -59,6 +59,7 @@ class Stationary(Equation):
 
     name = "flows"
     remedy = "take more steps, another stepper or a larger rtol in stop=Stop(...)"
+    how_to_remove = "declare the functional `removable`, so that they take no part in backward"
 
     def __init__(self, functional: Functional, mu0: DiscreteMeasure, *, conserves_mean: bool, rtol: float) -> None:
         self.descent = FunctionalDescent(functional, mu0.with_points(mu0.points.detach()))

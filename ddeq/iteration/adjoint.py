@@ -111,7 +111,7 @@ class AttachedAdjoint(Adjoint):
         if bool(diverged.any()):
             text = f"some {equation.name} diverged; their gradients are set to zero"
             if not equation.removable:
-                text += "; declare in_dims, so that they take no part in backward where the map is NaN"
+                text += f"; {equation.how_to_remove}"
             warnings.append(DivergedWarning(text, failed=diverged))
         return _WarnInBackward.apply(tied, warnings) if warnings else tied  # type: ignore[no-untyped-call]
 

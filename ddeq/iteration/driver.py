@@ -14,12 +14,20 @@ from torch import Tensor
 
 from ddeq.autodiff import unseen_leaves, without_autocast
 from ddeq.draws import Draws
+from ddeq.iteration.checks import (
+    check_can_be_recorded,
+    check_problem,
+    check_state,
+    check_step,
+    check_unchanged,
+    versions,
+)
 from ddeq.iteration.equation import Equation
 from ddeq.iteration.iterate import Iterate
-from ddeq.iteration.method import Method, check_state, restored
+from ddeq.iteration.method import Method, restored
 from ddeq.iteration.samples import Measured, Rule, Samples, agreed, choose, running_rows, scatter
 from ddeq.iteration.status import Status, Stop
-from ddeq.ranks import check_not_sharded, gathered, is_sharded
+from ddeq.ranks import gathered, is_sharded
 
 __all__ = ["Metric", "Outcome", "Report", "iterate", "watched"]
 
@@ -129,9 +137,10 @@ def iterate(
     first, state, scale
         Of an iteration that goes on: number of the first step, the tensors of the state, what residuals are divided by.
     """
+    check_problem(equation, z, method)
     batch_shape = equation.inner.batch_shape
-    if not equation.shardable:
-        check_not_sharded("mu0", z)
+    if not torch.is_grad_enabled():
+        z = z.clone()  # a method that wrote into it would change what the caller holds
     removable = equation.removable and method.removable and bool(batch_shape) and not is_sharded(z)
     rows = batch_shape[0] if batch_shape else 1
     look = stop.check_every if converging else RARELY
@@ -162,6 +171,7 @@ def iterate(
                 else:
                     size = norm + floor if scale is None else scale
             if residual.requires_grad:  # the method records its own
+                check_can_be_recorded(method)
                 image = changes = None
             at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, image, changes)
             if metric is None:
@@ -190,8 +200,11 @@ def iterate(
             if not step:
                 memory = restored(method.init(asked, at), state, equation.inner)
                 check_state(method, memory, equation.inner.batch_shape)
+            before = versions(at)
             taken = method.step(asked, at, memory)
+            check_unchanged(method, at, before)
             if not step:
+                check_step(method, taken, now.value)
                 check_state(method, taken.state, equation.inner.batch_shape)
             evaluations, memory = evaluations + taken.evaluations, taken.state
             energy = None if taken.energy is None else taken.energy.detach()
@@ -226,6 +239,11 @@ def watched(equation: Equation, z: Tensor) -> Tensor:
 
 
 def _seen(equation: Equation, z: Tensor, residual: Tensor, unseen: set[Tensor]) -> Tensor:
+    if unseen & set(equation.tensors):
+        raise ValueError(
+            f"{type(equation).__name__}.residual: expected it to use the tensors that it is given in the place of `tensors`, "
+            "`tensors or self.tensors`"
+        )
     if unseen:
         raise ValueError(equation.unseen(", ".join(str(tuple(t.shape)) for t in unseen)))
     # Where the residual is recorded, it is so from the tensors themselves.

@@ -48,6 +48,8 @@ class Equation(ABC):
     """What a solution is called in messages."""
     remedy: ClassVar[str] = "take more steps or another solver"
     """What may help where a solve does not converge, for messages."""
+    how_to_remove: ClassVar[str] = "define `removable` and `rows`, so that they take no part in backward"
+    """How samples can be left out, for messages."""
 
     tensors: tuple[Tensor, ...] = ()
     r"""All that the solution depends on differentiably: :math:`\theta`."""
@@ -89,7 +91,7 @@ class Equation(ABC):
 
     def rows(self: Own, keep: Tensor) -> Own:
         """The equation of the entries ``keep`` of the first batch dimension; a `ValueError` unless `removable`."""
-        raise ValueError(f"{type(self).__name__} does not say how to leave samples out")
+        raise ValueError(f"{type(self).__name__} does not say how to leave samples out: define `rows(keep)`")
 
     def recomputed(self: Own) -> Own:
         """The same equation, which keeps nothing of an evaluation but its inputs and evaluates again in backward."""

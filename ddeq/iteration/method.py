@@ -14,7 +14,7 @@ from ddeq.iteration.equation import Equation
 from ddeq.iteration.inner import InnerProduct
 from ddeq.iteration.iterate import Iterate, Step
 
-__all__ = ["Method", "Solver", "check_state", "restored", "state_tensors"]
+__all__ = ["Method", "Solver", "restored", "state_tensors"]
 
 E = TypeVar("E", bound=Equation)
 
@@ -82,16 +82,6 @@ class Solver(Method[Equation]):
 
     needs_measures: ClassVar[bool] = False
     """Whether it solves equations on measures only, and not, for example, adjoint equations."""
-
-
-def check_state(method: Method[Any], state: Any, batch_shape: tuple[int, ...]) -> None:
-    """Raise a `ValueError` unless every tensor of a method's state has one entry for each sample."""
-    for t in pytree.tree_leaves(state):
-        if isinstance(t, Tensor) and tuple(t.shape[: len(batch_shape)]) != batch_shape:
-            raise ValueError(
-                f"{type(method).__name__}: expected all tensors of its state to begin with the batch shape {batch_shape}, got "
-                f"one of shape {tuple(t.shape)}; give each sample its own entry, or keep a Python number"
-            )
 
 
 def state_tensors(state: Any) -> tuple[Tensor, ...]:

@@ -188,10 +188,6 @@ def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, a
     check_mass("mu0", mu0)
     if stop.metric is not None:
         check_metric(stop.metric, mu0)
-    if torch.is_grad_enabled() and adjoint.records and not solver.differentiable:
-        raise ValueError(
-            f"solver: autograd cannot record the steps of {type(solver).__name__}; use adjoint=Implicit(), or another solver"
-        )
     if torch.is_grad_enabled() and not adjoint.records and mu0.points.requires_grad:
         raise ValueError(
             "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "

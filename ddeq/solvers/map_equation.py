@@ -47,6 +47,7 @@ class MapEquation(Equation):
 
     name = "fixed points"
     remedy = "take more steps, another solver or a more stable map"
+    how_to_remove = "declare in_dims, so that they take no part in backward where the map is NaN"
 
     def __init__(self, map: Map, mu: DiscreteMeasure, args: tuple[Any, ...] = (), in_dims: Any = None) -> None:
         leaves, self._spec = pytree.tree_flatten(args)

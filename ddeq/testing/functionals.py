@@ -11,6 +11,7 @@ from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
+from ddeq.testing.purity import assert_unchanged, copied
 from ddeq.testing.samples import HINTS, changed_neighbour, same_measure, trial_measures
 
 __all__ = ["check_functional"]
@@ -47,6 +48,8 @@ def check_functional(
     AssertionError
         Saying which law broke, with numbers.
     """
+    if not isinstance(functional, Functional):
+        raise AssertionError(f"functional: expected a ddeq.Functional, got {type(functional).__name__}; subclass Functional")
     if measures is None:
         own = functional.target if isinstance(functional, Discrepancy) else None
         batch_shape = own.batch_shape if own is not None and own.batch_shape else (2,)
@@ -60,8 +63,10 @@ def check_functional(
 
 
 def check_value(functional: Functional, mu: DiscreteMeasure) -> None:
-    """Measure consistency (T1), and one finite number per measure."""
+    """Measure consistency (T1), one finite number per measure, and nothing changed in place."""
+    before = copied(mu=mu)
     value = functional(mu)
+    assert_unchanged("purity: the functional changes its argument in place", before, mu=mu)
     if not bool(torch.isfinite(value).all()):
         raise AssertionError(f"the value is not finite: {value} on {mu}")
     size = 1e-3 * (1.0 + float(mu.points.detach().abs().max()))

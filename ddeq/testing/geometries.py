@@ -11,7 +11,7 @@ from ddeq.flows import Geometry
 from ddeq.functionals.base import Functional
 from ddeq.functionals.entropy import split_entropy
 from ddeq.iteration import InnerProduct
-from ddeq.measures import DiscreteMeasure
+from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.testing.close import assert_close
 from ddeq.testing.problems import Bowl, trial_batch
 from ddeq.testing.purity import assert_unchanged, check_consistency, check_declarations, check_precision, copied, in_dtype, stated
@@ -32,12 +32,13 @@ def check_geometry(
 ) -> None:
     r"""Hold a geometry to what `ddeq.flow` relies on.
 
-    The laws: the `mobility <ddeq.flows.Geometry.mobility>` is linear, self-adjoint and positive semidefinite in :math:`L^2(\mu)`;
-    velocities are the mobility of minus the Wasserstein gradient, the same whether they are asked for at the atoms or at points
-    that are the atoms; the dissipation is the rate at which the energy falls along them, minus the numerical derivative of the
-    energy, and so not negative (dissipation, T10); velocities depend on the measure alone (measure consistency, T1) and on no
-    other measure of a batch; float32 and float64 stay what they are. Only where the mobility is the identity, ``is_wasserstein``
-    may be true. Where the entropy in the functional is replaced (``replaces_entropy``) less is asked of velocities.
+    The laws: the `mobility <ddeq.flows.Geometry.mobility>` is linear, self-adjoint and positive semidefinite in
+    :math:`L^2(\mu)`; velocities are the mobility of minus the Wasserstein gradient, the same whether they are asked for at the
+    atoms or at points that are the atoms, and at other points those of an atom of mass zero there; the dissipation is the rate
+    at which the energy falls along them, minus the numerical derivative of the energy, and so not negative (dissipation, T10);
+    velocities depend on the measure alone (measure consistency, T1) and on no other measure of a batch; float32 and float64
+    stay what they are. Only where the mobility is the identity, ``is_wasserstein`` may be true. Where the entropy in the
+    functional is replaced (``replaces_entropy``) less is asked of velocities.
 
     Parameters
     ----------
@@ -75,6 +76,9 @@ def _check_mobility(geometry: Geometry, mu: DiscreteMeasure, rtol: float) -> Non
     inner, before = InnerProduct.of(mu.points, mu.weights), copied(mu=mu, fields=[a, b])
     with stated("mobility"):
         mobility = geometry.mobility(mu)
+    if not callable(mobility):
+        raise AssertionError(f"mobility: expected a function of fields, got {type(mobility).__name__}; return a function")
+    with stated("mobility"):
         of_a, of_b, of_sum = mobility(a), mobility(b), mobility(a + 2.0 * b)
     assert_unchanged("purity: the mobility changes what it was given", before, mu=mu, fields=[a, b])
     assert_close(of_sum, of_a + 2.0 * of_b, "mobility: it is not linear", rtol=rtol)
@@ -85,7 +89,7 @@ def _check_mobility(geometry: Geometry, mu: DiscreteMeasure, rtol: float) -> Non
         "mobility: it is not self-adjoint in L2(mu), <a, C b> and <C a, b> differ",
         scale=size,
         rtol=rtol,
-        hint="Weights of atoms belong into its sums, and not in front of them.",
+        hint="Is a matrix symmetric, and a kernel? In a sum over atoms, has each term the weight of its own atom?",
     )
     fields = [torch.randn(mu.points.shape, generator=g, dtype=mu.dtype).to(mu.device) for _ in range(FIELDS)]
     images = [mobility(field) for field in fields]
@@ -125,6 +129,7 @@ def _check_velocity(geometry: Geometry, functional: Functional, mu: DiscreteMeas
     if at_atoms is not None:
         law = "velocity: at points that are the atoms it is another than at the atoms"
         assert_close(at_atoms, velocity, law, rtol=rtol, scale=1e-3)
+        _check_elsewhere(geometry, functional, mu, rtol)
     check_consistency(lambda nu: geometry.velocity(functional, nu), mu, "the velocity", rtol=1e2 * rtol)
     neighbour = changed_neighbour(mu)
     if neighbour is not None:
@@ -132,6 +137,21 @@ def _check_velocity(geometry: Geometry, functional: Functional, mu: DiscreteMeas
         actual = geometry.velocity(functional, neighbour)[1:]
         assert_close(actual, velocity[1:], law, rtol=rtol, hint=HINTS["another measure"])
     check_precision(lambda nu: geometry.velocity(in_dtype(functional, nu.dtype), nu), mu, "the velocity")
+
+
+def _check_elsewhere(geometry: Geometry, functional: Functional, mu: DiscreteMeasure, rtol: float) -> None:
+    """At points that are no atoms, other in number: each point by itself, and as an atom of mass zero there."""
+    mu = mu.with_marks(None)
+    x = torch.cat([mu.points[..., :1, :] + 0.3, mu.points[..., :1, :] - 0.7, mu.mean().unsqueeze(-2) + 0.1], -2)
+    with stated("velocity"):
+        velocity = geometry.velocity(functional, mu, x)
+        alone = torch.cat([geometry.velocity(functional, mu, point) for point in x.split(1, -2)], -2)
+    law = "velocity: at one of several points it depends on the other points"
+    assert_close(velocity, alone, law, rtol=rtol, scale=1e-3)
+    probed = mu + unchecked(x, x.new_zeros(x.shape[:-1]))
+    law = "velocity: at a point it is another than at an atom of mass zero that lies there"
+    hint = "Is everything that depends on the place taken at x, and not at the atoms?"
+    assert_close(velocity, geometry.velocity(functional, probed)[..., mu.n :, :], law, rtol=rtol, scale=1e-3, hint=hint)
 
 
 def _check_dissipation(geometry: Geometry, functional: Functional, mu: DiscreteMeasure, plain: bool) -> None:

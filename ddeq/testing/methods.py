@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddeq.draws import Draws
 from ddeq.iteration import Equation, Iterate, Method, Outcome, Step, Stop, iterate
-from ddeq.iteration.method import check_state
+from ddeq.iteration.checks import check_state
 from ddeq.testing.close import assert_close
 from ddeq.testing.purity import assert_unchanged, copied, named_tensors, same_numbers, stated
 

@@ -11,7 +11,8 @@ __all__ = ["HINTS", "changed_neighbour", "same_measure", "trial_measures", "with
 
 HINTS = {
     "permuting the atoms": "Does the order in which atoms are stored enter?",
-    "splitting an atom": "Is there a sum or a mean without the weights, a norm over atoms, a top-k, k nearest neighbours?",
+    "splitting an atom": "Is there a sum or a mean without the weights, a norm over atoms, a top-k, k nearest neighbours, a sum "
+    "over pairs without the diagonal, a logarithm of a weight?",
     "adding atoms of mass zero": "Do atoms without mass count: in a maximum, a mean, a normalisation, a softmax?",
     "a little mass": "Is there a supremum, or a `where` by weights? (first_variation=False is for functionals that have none.)",
     "another measure": "Is there a BatchNorm, or a reduction over the batch, such as sum() where sum(-1) is meant?",

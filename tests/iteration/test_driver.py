@@ -1,9 +1,11 @@
 """The one loop, on a process whose every residual is known."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from ddeq.iteration import Equation, InnerProduct, Method, Sizes, Status, Step, Stop, iterate
+from ddeq.iteration import Equation, Implicit, InnerProduct, Method, Sizes, Status, Step, Stop, iterate
 from ddeq.iteration.inner import DIVERGENCE
 
 
@@ -218,3 +220,90 @@ def test_progress_bar(capsys):
 def test_bad_stop(options, message):
     with pytest.raises(ValueError, match=message):
         Stop(**options)
+
+
+class InPlace(Next):
+    """Writes into the iterate that it is given."""
+
+    def step(self, equation, at, state):
+        return Step(at.z.add_(1.0), state + 1)
+
+
+def test_a_step_that_changes_its_iterate_is_refused_and_the_start_is_kept():
+    start = torch.zeros(1, 1, dtype=torch.float64)
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"InPlace\.step: changed at\.z or at\.residual in place"),
+    ):
+        iterate(Script([HARD]), Stop(max_steps=3), z=start, method=InPlace())
+    assert start.item() == 0.0
+
+
+class Bare(Next):
+    def step(self, equation, at, state):
+        return at.z + 1.0
+
+
+class Flat(Next):
+    def step(self, equation, at, state):
+        return Step(at.z.squeeze(-1) + 1.0, state)
+
+
+class NotRecorded(Next):
+    differentiable = False
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": Next}, "method: expected an instance of a subclass of ddeq.iteration.Method"),
+        ({"method": Bare()}, r"Bare\.step: expected a ddeq.iteration.Step, got Tensor; return Step\(z, state\)"),
+        ({"method": Flat()}, r"Flat\.step: expected the next iterate of shape \(1, 1\), got \(1,\)"),
+        ({"z": torch.zeros(1, 2, 1)}, r"z: expected 1 dimensions behind the batch shape \(1,\).* got shape \(1, 2, 1\)"),
+        ({"equation": lambda z: z}, "equation: expected an instance of a subclass of ddeq.iteration.Equation"),
+    ],
+)
+def test_mistakes_are_told_by_their_name(options, message):
+    given = {"equation": Script([HARD]), "z": torch.zeros(1, 1, dtype=torch.float64), "method": Next()} | options
+    equation = given.pop("equation")
+    with pytest.raises(ValueError, match=message):
+        iterate(equation, Stop(max_steps=3), **given)
+
+
+def test_an_equation_without_inner_product_says_so():
+    class Bare(Equation):
+        def residual(self, z, *tensors):
+            return -z
+
+    with pytest.raises(ValueError, match=r"Bare\.inner: expected an InnerProduct, which the equation sets, got None"):
+        iterate(Bare(), Stop(), z=torch.zeros(1, 1), method=Next())
+
+
+class Root(Equation):
+    """a - z = 0."""
+
+    def __init__(self, a):
+        self.tensors = (a,)
+        self.inner = InnerProduct(torch.ones_like(a), dims=1)
+
+    def residual(self, z, *tensors):
+        (a,) = tensors or self.tensors
+        return a - z
+
+
+def test_methods_that_cannot_be_recorded_are_refused_where_autograd_records():
+    a = torch.ones(2, 1, requires_grad=True)
+    with pytest.raises(ValueError, match="autograd cannot record the steps of NotRecorded"):
+        iterate(Root(a), Stop(max_steps=3), z=torch.zeros(2, 1), method=NotRecorded())
+
+
+def test_a_residual_that_ignores_the_tensors_it_is_given_says_so():
+    class Deaf(Root):
+        def residual(self, z, *tensors):
+            return self.tensors[0] - z
+
+    a = torch.ones(2, 1, requires_grad=True)
+    run = partial(iterate, z=torch.zeros(2, 1), method=Next())
+    with pytest.raises(ValueError, match=r"Deaf\.residual: expected it to use the tensors that it is given"):
+        Implicit().solve(Deaf(a), run, Stop(max_steps=3))
