@@ -44,7 +44,7 @@ from ddeq.functionals import (
 )
 from ddeq.iteration import Stop
 from ddeq.kernels import Gaussian
-from ddeq.ranks import whole
+from ddeq.ranks import gathered
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -82,7 +82,7 @@ def gradient_field(functional, mu):
 FUNCTIONALS = {
     "MMD, its bandwidth a parameter": (lambda shard: MMD(shard(NU), Gaussian(BANDWIDTH)), (BANDWIDTH,)),
     "MMD of Riesz": (lambda shard: MMD(shard(NU)), ()),
-    "MMD, its target whole": (lambda shard: MMD(NU), ()),
+    "MMD, its target gathered": (lambda shard: MMD(NU), ()),
     "PotentialEnergy": (lambda shard: CONFINEMENT, ()),
     "InteractionEnergy": (lambda shard: InteractionEnergy(lambda z: z.square().sum(-1).cos()), ()),
     "Entropy": (lambda shard: Entropy(0.3), ()),
@@ -193,7 +193,7 @@ def main():
 
     for name, case in cases(Path(folders[0])):
         alone, together = case(lambda mu: mu), case(lambda mu: reductions.shard(mu, mesh))
-        pairs = [(a, fits(a, whole(b))) for a, b in zip(alone, together, strict=True)]
+        pairs = [(a, fits(a, gathered(b))) for a, b in zip(alone, together, strict=True)]
         say({"case": name, "apart": [float((a - b).detach().abs().max() / (1.0 + a.detach().abs().max())) for a, b in pairs]})
     joined = reductions.gather(
         reductions.join_shards(measure(4).with_points(torch.full((4, 2), float(mesh.get_rank()), dtype=torch.float64)), mesh)
