@@ -82,7 +82,7 @@ def gradient_field(functional, mu):
 FUNCTIONALS = {
     "MMD, its bandwidth a parameter": (lambda shard: MMD(shard(NU), Gaussian(BANDWIDTH)), (BANDWIDTH,)),
     "MMD of Riesz": (lambda shard: MMD(shard(NU)), ()),
-    "MMD, its target gathered": (lambda shard: MMD(NU), ()),
+    "MMD, its target whole": (lambda shard: MMD(NU), ()),
     "PotentialEnergy": (lambda shard: CONFINEMENT, ()),
     "InteractionEnergy": (lambda shard: InteractionEnergy(lambda z: z.square().sum(-1).cos()), ()),
     "Entropy": (lambda shard: Entropy(0.3), ()),
