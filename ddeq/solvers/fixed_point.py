@@ -23,6 +23,7 @@ from ddeq.iteration import (
     Stop,
     iterate,
 )
+from ddeq.iteration.checks import check_can_be_recorded
 from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.samples import Measured
 from ddeq.measures import DiscreteMeasure, check_mass, middle
@@ -188,6 +189,8 @@ def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, a
     check_mass("mu0", mu0)
     if stop.metric is not None:
         check_metric(stop.metric, mu0)
+    if torch.is_grad_enabled() and adjoint.records:
+        check_can_be_recorded(solver)
     if torch.is_grad_enabled() and not adjoint.records and mu0.points.requires_grad:
         raise ValueError(
             "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "

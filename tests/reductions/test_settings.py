@@ -164,7 +164,9 @@ class _Forbidden:
         self.patch.undo()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(  # KeOps compiles for minutes where its cache is empty
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "keops" else []) for name in NAMES]
+)
 def test_backward_keeps_what_forward_used(name, monkeypatch):
     """Once the block has ended: first and second derivatives without a look at the settings, and the same numbers."""
     dim, kernel = (1, Riesz(1.0)) if name == "sorted" else (2, Gaussian(torch.nn.Parameter(torch.tensor(0.7).double())))

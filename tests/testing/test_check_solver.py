@@ -37,6 +37,7 @@ def test_solvers_of_the_library_pass(solver):
     check_solver(solver)
 
 
+@pytest.mark.slow
 def test_optimal_coupling_passes():
     check_solver(Picard(0.3, coupling="optimal"), converges=False, exact=False)
 

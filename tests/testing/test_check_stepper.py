@@ -26,7 +26,9 @@ STEPPERS = [
 
 
 @pytest.mark.theorem("T10")
-@pytest.mark.parametrize(("stepper", "options"), STEPPERS, ids=lambda value: "" if isinstance(value, dict) else type(value).__name__)
+@pytest.mark.parametrize(
+    ("stepper", "options"), STEPPERS, ids=lambda value: "" if isinstance(value, dict) else type(value).__name__
+)
 def test_steppers_of_the_library_pass(stepper, options):
     check_stepper(stepper, **options)
 
