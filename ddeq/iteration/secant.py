@@ -39,7 +39,7 @@ class History(NamedTuple):
     tests: Recent  # masses times what tests the equations: changes of residuals, or of iterates
     moves: Recent  # differences of damped images, which is what the next iterate is made of
     system: Tensor  # the equations of the coefficients, (*batch, k, k)
-    squares: Tensor  # squared norms of the changes that test, (*batch, k)
+    squares: Tensor  # squared norms of the changes that test, (*batch, k); of type II they are the diagonal of the system
     against: Tensor  # products of the residual with the tests, (*batch, k)
     used: Tensor  # which of them count, (*batch, k)
     best: Tensor  # iterate of least residual
@@ -158,7 +158,7 @@ def _extended(
 ) -> History:
     """The history with the differences of the last step, and without the oldest ones where there are too many."""
     weights, dims = equation.inner.field_weights, equation.inner.dims
-    kept = slice(max(0, state.squares.shape[-1] + 1 - memory), None)
+    kept = slice(max(0, state.used.shape[-1] + 1 - memory), None)
 
     def weighted(place: Tensor | None) -> Tensor:
         if place is None:
@@ -174,21 +174,20 @@ def _extended(
     own = _products(change, newest)
     column = torch.cat([right[..., :-1] - state.against[..., kept], own], -1)
     column = column if all_good else choose(good, column, torch.zeros_like(column))
-    if kind == "II":
-        row, square = column, column[..., -1:]
-    else:
-        row, square = _products(newest, moves.rows), _products(test, newest)
+    below, squares = column, state.squares
+    if kind != "II":
+        row = _products(newest, moves.rows)
         # <s, y> = (<s, m> - <s, s>) / beta. Broyden's matrix has <s_i, s_j> / beta added where i is younger than j.
         row = (row if kind == "Broyden" else row - _products(test, tests.rows)) / beta
-    # The corner is that of the column.
+        below = torch.cat([row[..., :-1], column[..., -1:]], -1)  # the corner is that of the column
+        squares = torch.cat([state.squares[..., kept], _products(test, newest)], -1)
     above = torch.cat([state.system[..., kept, kept], column[..., :-1, None]], -1)
-    below = torch.cat([row[..., :-1], column[..., -1:]], -1)
     used = good.unsqueeze(-1) if not all_good else torch.ones_like(good).unsqueeze(-1)
     return state._replace(
         tests=tests,
         moves=moves,
         system=torch.cat([above, below.unsqueeze(-2)], -2),
-        squares=torch.cat([state.squares[..., kept], square], -1),
+        squares=squares,
         against=right,
         used=torch.cat([state.used[..., kept], used], -1),
     )
