@@ -47,7 +47,7 @@ def check_noise(
     noise
         What to check.
     functional, mu0
-        A selectable energy, and a batch in double precision; default: a bowl and three measures.
+        An energy with removable samples, and a batch in double precision; default: a bowl and three measures.
     zero
         The same noise with its size zero, which moves nothing; None: not checked.
     steps

@@ -74,7 +74,7 @@ class Bowl(Functional):
     """
 
     smoothness = Smoothness.SMOOTH
-    selectable = True
+    removable = True
 
     def __init__(self, stiffness: float = 1.0) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ def check_reaction(
     reaction
         What to check.
     functional, mu0
-        A smooth and selectable energy, and a batch in double precision; default: a bowl and three measures.
+        A smooth energy with removable samples, and a batch in double precision; default: a bowl and three measures.
     conserves
         Whether the mass stays.
     steps
@@ -126,7 +126,7 @@ def _check_storage(reaction: Reaction, functional: Functional, mu: DiscreteMeasu
     actual = _react(reaction, functional, neighbour, step)[1:]
     assert_close(actual, weights[1:], law, rtol=rtol, hint=HINTS["another measure"])
     equation = FunctionalDescent(functional, mu)
-    if not equation.removable or not (reaction.functional is None or reaction.functional.selectable):
+    if not equation.removable or not (reaction.functional is None or reaction.functional.removable):
         return
     keep = torch.arange(mu.batch_shape[0], device=mu.device)[1:]
     law = "rows: the reaction of some samples is not that of them in the whole batch"
