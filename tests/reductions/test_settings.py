@@ -164,8 +164,14 @@ class _Forbidden:
         self.patch.undo()
 
 
-@pytest.mark.parametrize(  # KeOps compiles for minutes where its cache is empty
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "keops" else []) for name in NAMES]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dense",
+        "sorted",
+        pytest.param("keops", marks=[KEOPS, pytest.mark.slow]),  # second derivatives compile for minutes
+        pytest.param("compiled", marks=COMPILED),
+    ],
 )
 def test_backward_keeps_what_forward_used(name, monkeypatch):
     """Once the block has ended: first and second derivatives without a look at the settings, and the same numbers."""
