@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddeq.iteration.coefficients import Kind, coefficients
 from ddeq.iteration.equation import Equation
 from ddeq.iteration.iterate import Iterate, Step
 from ddeq.iteration.recent import Recent
@@ -15,16 +16,19 @@ from ddeq.iteration.status import Status
 
 __all__ = ["History", "check_secant_options", "secant_start", "secant_step"]
 
-Kind = Literal["II", "I", "Broyden"]
-
-FALL, PATIENCE = 0.95, 10
-"""Where so many evaluations have not brought the residual below that share, twice as many plain steps follow, and so on in
-turn: they leave the neighbourhood of a least residual that is no solution, to which extrapolation would always come back."""
-LEAP, BACK = 4.0, 0.25
-"""An iterate that many times farther from the best one than that is from the origin, with no smaller residual, was too long a
-step: the residual is flat, and its differences say little. Instead this share of the way is taken, or a smaller one."""
-RETURNS = 10
-"""After so many returns to its best iterate, none of which led to a better one, a sample has diverged if its residual is NaN."""
+FALL, PATIENCE, PLAIN = 0.95, 10, 20
+"""Where `PATIENCE` evaluations, or two more than the memory, have not brought the residual below that share, `PLAIN` plain steps
+from the best iterate follow, and so on in turn: they leave the neighbourhood of a least residual that is no solution, to which
+extrapolation would always come back. On a linear equation the residual may not fall before there are as many differences as
+unknowns."""
+FAR, TRIAL = 4.0, 0.25
+"""A step to no smaller residual that leads this many times farther from the best iterate than that is from the origin is tried
+first to this share of its length, or a smaller one: the residual may be flat there, and its differences say little."""
+AFFINE = 0.1
+"""The whole step counts after all if the residual at the trial is that of an affine function, to this share of its change: on
+linear equations steps are long before the last one."""
+RETURNS = 2000
+"""A sample whose residual is NaN has diverged when its `History.returns` are more."""
 
 
 class History(NamedTuple):
@@ -32,8 +36,10 @@ class History(NamedTuple):
 
     step: int
     follows: bool
-    """Whether all samples went on from the iterate itself, and none from its best one."""
-    z: Tensor
+    """Whether all samples went on from the last iterate."""
+    tries: bool
+    """Whether some sample may be at a trial."""
+    z: Tensor  # what the last step started from
     residual: Tensor
     image: Tensor  # damped: z + beta * residual
     tests: Recent  # masses times what tests the equations: changes of residuals, or of iterates
@@ -45,20 +51,34 @@ class History(NamedTuple):
     best: Tensor  # iterate of least residual
     best_residual: Tensor
     least: Tensor  # the norm of that, (*batch,)
-    returns: Tensor  # to the best iterate since it was found, (*batch,)
+    returns: Tensor  # to the best iterate since it was found, each twice the last and one where residuals are NaN; (*batch,)
     fallen: Tensor  # the norm of the residual when it last fell, (*batch,)
     waited: Tensor  # evaluations since then, (*batch,)
+    trial: Tensor  # share of a long step that is being tried, zero where none is, (*batch,)
+    next: Tensor  # where the sample goes on if the long step counts
+    affine: Tensor  # length of the longest step along which the residual was affine; -1 where it was not along one; (*batch,)
+
+
+class _Verdict(NamedTuple):
+    """How each sample goes on, ``(*batch,)`` each: from the iterate, from the end of the step that was tried, or else from its
+    best iterate."""
+
+    goes_on: Tensor
+    resumes: Tensor
+    trial: Tensor  # share of the step to the iterate that is tried first, or zero
+    leap: Tensor  # that step, from the best iterate; a field
 
 
 def secant_start(at: Iterate) -> History:
     """A history without entries."""
     norm = at.norm
     size = at.z.shape[norm.ndim :].numel()
-    infinite, none = torch.full_like(norm, torch.inf), norm.new_zeros(*norm.shape, 0)
+    infinite, none, zero = torch.full_like(norm, torch.inf), norm.new_zeros(*norm.shape, 0), torch.zeros_like(norm)
     nothing = torch.zeros_like(at.z)
     return History(
         step=0,
         follows=True,
+        tries=False,
         z=at.z,
         residual=nothing,
         image=at.z,
@@ -71,9 +91,12 @@ def secant_start(at: Iterate) -> History:
         best=at.z,
         best_residual=nothing,
         least=infinite,
-        returns=torch.zeros_like(norm),
+        returns=zero,
         fallen=infinite,
-        waited=torch.zeros_like(norm),
+        waited=zero,
+        trial=zero,
+        next=at.z,
+        affine=zero,
     )
 
 
@@ -90,58 +113,119 @@ def secant_step(
 ) -> Step:
     """The next iterate, ``z + beta * r`` minus the combination of moves that the equations of ``kind`` give."""
     beta, z, r, size = 1.0 - damping, at.z, at.residual, at.norm
-    damped = z + beta * r if damping else at.image
     better = size < state.least  # false for NaN
-    all_better = agreed(better)
-    good, back = size <= restart * state.least, None
-    if not all_better:
-        leap = z - state.best
-        back = _share_of_leap(equation, leap, state, better)
-        good = good & (back == 0.0)
-    all_good = agreed(good)
+    verdict = None
+    if state.tries or not agreed(better):
+        state, verdict = _judged(equation, at, state, better, restart, beta)
     if state.follows and not damping and at.changes is not None:
         moved, move, change = at.changes
+        damped = at.image
     else:
+        damped = z + beta * r if damping else at.image
         moved, move, change = z - state.z, damped - state.image, r - state.residual
     test = change if kind == "II" else moved
-    returns = torch.zeros_like(size) if all_better else torch.where(better, 0.0, state.returns)
-    if not all_good:  # what may be NaN must not enter the history, not even to be multiplied by zero
-        z, r = choose(good, z, state.best), choose(good, r, state.best_residual)
-        damped, returns = choose(good, damped, z + beta * r), returns + ~good
-        move, change, test = (choose(good, a, torch.zeros_like(a)) for a in (move, change, test))
     fell = size < FALL * state.fallen
     waited = torch.where(fell, 0.0, state.waited + 1.0)
+    patience, plain = max(PATIENCE, memory + 2), None
+    if state.step + 1 >= patience:  # no sample can have waited so long before
+        plain = waited % (patience + PLAIN) - patience  # plain steps so far, if not negative
     following = state._replace(
         step=state.step + 1,
-        follows=all_good,
+        follows=verdict is None,
+        tries=False,
         z=z,
         residual=r,
         image=damped,
-        best=z if all_better else choose(better, z, state.best),
-        best_residual=r if all_better else choose(better, r, state.best_residual),
-        least=size if all_better else torch.where(better, size, state.least),
-        returns=returns,
+        best=choose(better, z, state.best),
+        best_residual=choose(better, r, state.best_residual),
+        least=torch.where(better, size, state.least),
+        returns=torch.where(better, 0.0, state.returns),
         fallen=torch.where(fell, size, state.fallen),
         waited=waited,
     )
-    proposal, status = damped, None
+    seen = None  # samples with a new difference; None: all
+    if verdict is not None:
+        seen = verdict.goes_on
+        from_here = seen
+        if plain is not None:
+            from_here = seen & (plain != 0.0)
+            verdict = verdict._replace(trial=torch.where(from_here, verdict.trial, 0.0))
+        following = _started(following, state, from_here, verdict.resumes, beta)
+        # What may be NaN must not enter the history, not even to be multiplied by zero.
+        move, change, test = (choose(seen, a, torch.zeros_like(a)) for a in (move, change, test))
+    proposal, status = following.image, None
     if state.step:
-        following = _extended(equation, following, move, change, test, good, all_good, kind, memory, beta)
-        allowed = following.used
-        if state.step + 1 >= PATIENCE:  # no sample can have waited so long before
-            allowed = allowed & (waited % (3 * PATIENCE) < PATIENCE).unsqueeze(-1)
-        gamma = _coefficients(kind, following.system, following.against, allowed, following.squares, ridge)
+        following = _extended(equation, following, move, change, test, seen, kind, memory, beta)
+        allowed = following.used if plain is None else following.used & (plain < 0.0).unsqueeze(-1)
+        gamma = coefficients(kind, following.system, following.against, allowed, following.squares, ridge)
         combination = (gamma.unsqueeze(-2) @ following.moves.rows).reshape(z.shape)
         # Where nothing is recorded, its own memory takes the result.
-        proposal = damped - combination if torch.is_grad_enabled() else torch.sub(damped, combination, out=combination)
-    if not all_good:
-        retreat = state.best + _over(beta * 0.5**returns, z) * state.best_residual
-        if back is not None:
-            retreat = choose(back > 0.0, state.best + _over(back, z) * leap, retreat)
-        proposal = choose(good, proposal, retreat)
-        diverged = ~good & ~torch.isfinite(size) & (returns > RETURNS)
-        status = torch.where(diverged, Status.DIVERGED.value, -1)
-    return Step(proposal, following, status=status, to_image=all_good and not damping and not state.step)
+        out = None if torch.is_grad_enabled() else combination
+        proposal = torch.sub(following.image, combination, out=out)
+    if verdict is not None:
+        proposal, following, status = _directed(proposal, following, state, verdict, size, beta)
+    return Step(proposal, following, status=status, to_image=verdict is None and not damping and not state.step)
+
+
+def _judged(
+    equation: Equation, at: Iterate, state: History, better: Tensor, restart: float, beta: float
+) -> tuple[History, _Verdict]:
+    """How samples go on that have no smaller residual or are at a trial; and the history, once trials have been judged."""
+    resumes, failed = torch.zeros_like(better), torch.zeros_like(better)
+    if state.tries:
+        state, resumes, failed = _after_trial(equation, at.residual, state, restart, beta)
+    leap, size = at.z - state.best, at.norm
+    length, distance, image = equation.inner.norms(leap, state.best, state.best + state.best_residual)
+    scale = torch.maximum(image, 0.25 * distance)
+    finite, exploded, known = torch.isfinite(size), ~(size <= restart * state.least), length <= FAR * state.affine
+    suspect = ((length > FAR * scale) | (exploded & (state.affine >= 0.0))) & finite & ~known & ~better
+    goes_on = (suspect | ~exploded | (finite & known)) & (better | ~failed) & ~resumes
+    share = (FAR * scale / torch.where(suspect, length, 1.0)).clamp_max(TRIAL)
+    return state, _Verdict(goes_on, resumes, torch.where(suspect & goes_on, share, 0.0), leap)
+
+
+def _after_trial(
+    equation: Equation, residual: Tensor, state: History, restart: float, beta: float
+) -> tuple[History, Tensor, Tensor]:
+    """Which samples resume after a trial with this ``residual``, ``(*batch,)``; for which the long step was an explosion and
+    nothing else; and the history, without the long steps that do not count."""
+    tried, best = state.trial > 0.0, state.best_residual
+    with torch.no_grad():
+        expected = best + _over(state.trial, best) * (state.residual - best)
+        miss, change, length, end = equation.inner.norms(residual - expected, residual - best, state.z - state.best, state.residual)
+    resumes = tried & (miss <= AFFINE * change)
+    failed = tried & ~resumes
+    affine = torch.where(resumes, torch.maximum(length, state.affine), torch.where(failed, -1.0, state.affine))
+    state = state._replace(affine=affine, trial=torch.zeros_like(affine))
+    if not agreed(~failed):
+        used = torch.cat([state.used[..., :-1], state.used[..., -1:] & ~failed.unsqueeze(-1)], -1)
+        state = _started(state._replace(used=used), state, ~failed, torch.zeros_like(failed), beta)
+    return state, resumes, failed & (end > restart * state.least)
+
+
+def _started(following: History, state: History, from_here: Tensor, resumes: Tensor, beta: float) -> History:
+    """``following`` where samples go on ``from_here``, ``state`` where they resume, and from their best iterates elsewhere."""
+    best = (following.best, following.best_residual, following.best + beta * following.best_residual)
+    here = (following.z, following.residual, following.image)
+    last = (state.z, state.residual, state.image)
+    z, residual, image = (choose(from_here, a, choose(resumes, b, c)) for a, b, c in zip(here, last, best, strict=True))
+    return following._replace(z=z, residual=residual, image=image, follows=False)
+
+
+def _directed(
+    proposal: Tensor, following: History, state: History, verdict: _Verdict, size: Tensor, beta: float
+) -> tuple[Tensor, History, Tensor]:
+    """The step of each sample by its verdict: the ``proposal``, a trial of the step before it, the proposal from before a trial,
+    or a part of the plain step from the best iterate; and which samples have diverged."""
+    back = ~(verdict.goes_on | verdict.resumes)
+    finite = torch.isfinite(size)
+    returns = torch.where(back, torch.where(finite, following.returns + 1.0, 2.0 * following.returns + 1.0), following.returns)
+    shorter = following.best + _over(beta * 0.5**returns, proposal) * following.best_residual
+    proposal = choose(back, shorter, choose(verdict.resumes, state.next, proposal))
+    status = torch.where(back & ~finite & (returns > RETURNS), Status.DIVERGED.value, -1)
+    following = following._replace(returns=returns, trial=verdict.trial, tries=not agreed(verdict.trial == 0.0), next=proposal)
+    partly = state.best + _over(verdict.trial, proposal) * verdict.leap
+    return choose(verdict.trial > 0.0, partly, proposal), following, status
 
 
 def _extended(
@@ -150,8 +234,7 @@ def _extended(
     move: Tensor,
     change: Tensor,
     test: Tensor,
-    good: Tensor,
-    all_good: bool,
+    seen: Tensor | None,
     kind: Kind,
     memory: int,
     beta: float,
@@ -169,11 +252,13 @@ def _extended(
     tests = state.tests.appended(weighted, memory)
     moves = state.moves.appended(lambda place: move.flatten(-dims), memory)
     newest, right = tests.rows[..., -1:, :], _products(state.residual, tests.rows)
-    # Products with the change of the residual: what those with it have gained, so that the history is read once. What that
-    # rounds away, differences of residuals have lost already.
-    own = _products(change, newest)
-    column = torch.cat([right[..., :-1] - state.against[..., kept], own], -1)
-    column = column if all_good else choose(good, column, torch.zeros_like(column))
+    if seen is None:
+        # Products with the change of the residual: what those with it have gained, so that the history is read once. What that
+        # rounds away, differences of residuals have lost already.
+        column = torch.cat([right[..., :-1] - state.against[..., kept], _products(change, newest)], -1)
+        used = torch.ones_like(right[..., :1], dtype=torch.bool)
+    else:
+        column, used = _products(change, tests.rows), seen.unsqueeze(-1)
     below, squares = column, state.squares
     if kind != "II":
         row = _products(newest, moves.rows)
@@ -182,7 +267,6 @@ def _extended(
         below = torch.cat([row[..., :-1], column[..., -1:]], -1)  # the corner is that of the column
         squares = torch.cat([state.squares[..., kept], _products(test, newest)], -1)
     above = torch.cat([state.system[..., kept, kept], column[..., :-1, None]], -1)
-    used = good.unsqueeze(-1) if not all_good else torch.ones_like(good).unsqueeze(-1)
     return state._replace(
         tests=tests,
         moves=moves,
@@ -196,44 +280,6 @@ def _extended(
 def _products(field: Tensor, rows: Tensor) -> Tensor:
     """Inner products of all coordinates of a field with the rows ``(*batch, k, size)``; ``(*batch, k)``."""
     return (field.reshape(*rows.shape[:-2], 1, -1) @ rows.mT).squeeze(-2)
-
-
-@torch.no_grad()
-def _share_of_leap(equation: Equation, leap: Tensor, state: History, better: Tensor) -> Tensor:
-    """What to take of the way from the best iterate to the last one where that was a `LEAP`, zero elsewhere; ``(*batch,)``."""
-    length, size = equation.inner.norms(leap.detach(), (state.best + state.best_residual).detach())
-    far = (length > LEAP * size) & ~better
-    return torch.where(far, (LEAP * size / torch.where(far, length, 1.0)).clamp_max(BACK), 0.0)
-
-
-def _coefficients(kind: Kind, system: Tensor, right: Tensor, used: Tensor, squares: Tensor, ridge: float | None) -> Tensor:
-    """Regularised least-squares coefficients of the used entries, zero elsewhere; ``(*batch, k)``.
-
-    Each unknown is scaled such that its column has norm one, and ``ridge`` is added to the unit diagonal of the normal
-    equations, which are solved in double precision.
-    """
-    dtype = system.dtype
-    if ridge is None:
-        ridge = (100.0 if dtype == torch.float64 else 10.0) * torch.finfo(dtype).eps ** (2 / 3)
-    system, right = system.double(), right.double()
-    if kind == "II":
-        normal, columns = system, system.diagonal(dim1=-2, dim2=-1)
-    else:
-        used = used & (squares > 0)
-        scale = torch.where(used, squares.double(), torch.inf).rsqrt()
-        system = system * scale.unsqueeze(-1) * used.unsqueeze(-2)
-        normal, right = system.mT @ system, (system.mT @ (right * scale).unsqueeze(-1)).squeeze(-1)
-        columns = normal.diagonal(dim1=-2, dim2=-1)
-    used = used & (columns > 0)
-    if agreed(used):
-        scale, diagonal = columns.rsqrt(), ridge
-    else:  # an entry that is not used has a row of zeros: one on its diagonal makes its coefficient zero
-        scale, diagonal = torch.where(used, columns, torch.inf).rsqrt(), torch.full_like(columns, ridge)
-        diagonal.masked_fill_(~used, 1.0)
-    normal = normal * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    normal.diagonal(dim1=-2, dim2=-1).add_(diagonal)
-    solution: Tensor = torch.linalg.solve_ex(normal, right * scale).result
-    return (solution * scale).to(dtype).contiguous()  # products with strided ones are much slower
 
 
 def _over(number: Tensor, field: Tensor) -> Tensor:
