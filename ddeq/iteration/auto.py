@@ -15,6 +15,7 @@ from ddeq.iteration.method import Solver
 from ddeq.iteration.newton_krylov import NewtonKrylov, NewtonState
 from ddeq.iteration.samples import agreed, choose
 from ddeq.iteration.secant import History
+from ddeq.iteration.status import Status
 
 __all__ = ["Auto"]
 
@@ -32,6 +33,7 @@ class AutoState(NamedTuple):
     least: Tensor  # the least one that counted as a fall
     waited: Tensor  # evaluations since then
     steps_of_each: Tensor  # (*batch, 3)
+    extra: Tensor  # evaluations besides one for each step, (*batch,)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Auto(Solver):
     to `NewtonKrylov` when ``patience`` evaluations have not brought it below nine tenths of the least one so far, and back
     to Anderson when Newton's have not either. Anderson's history is kept from the first step on. ``solution.used`` tells how
     many steps each sample took with each.
+
+    Newton's products with the derivative count: no sample takes more than ``max_steps`` of the stop, and one, evaluations of the
+    map. It ends with MAX_STEPS where they are used up. (``solution.evaluations`` counts those of the whole batch. Where samples
+    take Newton's steps at different times, these may be more.)
 
     Parameters
     ----------
@@ -81,7 +87,7 @@ class Auto(Solver):
         stage = torch.zeros_like(infinite, dtype=torch.long)
         each = torch.zeros(*stage.shape, len(self.parts), dtype=torch.long, device=stage.device)
         history, newton = self.anderson.init(equation, at), self.newton.init(equation, at)
-        return AutoState(0, history, newton, stage, infinite, infinite, stage, each)
+        return AutoState(0, history, newton, stage, infinite, infinite, stage, each, stage)
 
     def step(self, equation: Equation, at: Iterate, state: AutoState) -> Step:
         size = at.norm
@@ -92,23 +98,30 @@ class Auto(Solver):
         tired = (state.stage == ANDERSON) & (waited >= self.patience)
         stage = torch.where(tired, NEWTON, torch.where((state.stage == NEWTON) & (waited >= self.patience), ANDERSON, stage))
         waited = torch.where(stage == state.stage, waited, 0)
+        left = (
+            None if at.most is None else at.most - 1 - state.step - state.extra
+        )  # evaluations, besides that of the next iterate
         accelerated = self.anderson.step(equation, at, state.history)
-        plain, strong, newton = stage == PICARD, stage == NEWTON, state.newton
+        plain, strong, newton, extra = stage == PICARD, stage == NEWTON, state.newton, state.extra
         proposal, status, evaluations = accelerated.z, accelerated.status, 0
         all_plain = agreed(plain)
         if all_plain or bool(plain.any()):
             proposal = choose(plain, at.image, proposal)
         if state.step >= self.patience:  # before that no sample can have exceeded its patience: a GPU need not be asked
             if bool(strong.any()):
-                direct = self.newton.step_of(equation, at, newton, strong)
+                able = strong if left is None else strong & (left >= 2)
+                direct = self.newton.step_of(equation, at, newton, able, left)
                 newton, evaluations = direct.state, direct.evaluations
-                proposal = choose(strong, direct.z, proposal)
+                extra = extra + torch.where(able, newton.products, 0).to(extra)
+                proposal = choose(able, direct.z, proposal)
                 ended = torch.full_like(stage, -1) if direct.status is None else direct.status
-                status = ended if status is None else torch.where(strong, ended, status)
+                status = ended if status is None else torch.where(able, ended, status)
             else:  # a sample that comes back to it begins anew
                 newton = newton._replace(size=torch.full_like(newton.size, torch.inf))
         if status is not None:
             status = torch.where(plain, -1, status)
+        if left is not None and state.step >= self.patience:
+            status = torch.where(left < 0, Status.MAX_STEPS.value, -1 if status is None else status)
         each = state.steps_of_each + torch.nn.functional.one_hot(stage, len(self.parts))
         following = AutoState(
             step=state.step + 1,
@@ -119,5 +132,6 @@ class Auto(Solver):
             least=torch.where(fell, size, state.least),
             waited=waited,
             steps_of_each=each,
+            extra=extra,
         )
         return Step(proposal, following, evaluations, None, None, status, each, to_image=all_plain)

@@ -164,8 +164,9 @@ def iterate(
             residual, evaluations = asked.inner.bounded(residual, 0.0), evaluations + 1
             with torch.no_grad():  # sizes are for judging only
                 norm, size, extent, growth, image, changes = asked.sizes(now.value.detach(), residual.detach(), previous)
+                relative_to = None  # what changes with the iterate
                 if size is not None:
-                    size = size + floor
+                    size = relative_to = size + floor
                 elif step:
                     size = now.scale
                 else:
@@ -173,9 +174,9 @@ def iterate(
             if residual.requires_grad:  # the method records its own
                 check_can_be_recorded(method)
                 image = changes = None
-            at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, image, changes)
+            at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, image, changes, stop.max_steps)
             if metric is None:
-                seen = Measured(norm / size if converging else norm, norm)
+                seen = Measured(norm / size if converging else norm, norm, None, relative_to)
             else:
                 seen = metric(equation, at)
                 at = at if seen.energy is None else replace(at, energy=seen.energy)
@@ -213,6 +214,8 @@ def iterate(
             previous = at.without_previous(taken.to_image)
             now = now.move(equation.inner.bounded(taken.z, now.value), taken, method.ends_when_still and converging)
             bar.update()
+            if converging and taken.status is not None and agreed(~now.running):
+                break
     full = scatter(full, now, index, rows)
     return Outcome(
         value=full.best if best else choose(full.status == Status.DIVERGED.value, full.best, full.value),

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddeq.iteration.krylov import LinearSolution
 
-__all__ = ["gmres"]
+__all__ = ["KrylovSolution", "gmres"]
+
+
+@dataclass(frozen=True)
+class KrylovSolution(LinearSolution):
+    """What `gmres` gives, and what it has seen of the operator in its last Krylov space."""
+
+    inputs: Tensor
+    """``(*batch, k, size)``, with ``A inputs[i] = outputs[i]``; zero where a sample has fewer."""
+    outputs: Tensor
+    """Likewise, orthonormal in the inner product."""
 
 
 def gmres(
@@ -21,7 +32,8 @@ def gmres(
     rtol: float | Tensor = 1e-8,
     max_steps: int = 500,
     restart: int = 30,
-) -> LinearSolution:
+    most: Tensor | None = None,
+) -> KrylovSolution:
     r"""Solve :math:`A x = b`, minimising :math:`|b - A x|` over Krylov spaces in an inner product.
 
     Samples stop each by itself. With the inner product of :math:`L^2(\mu)` and an operator that is measure consistent the
@@ -44,6 +56,8 @@ def gmres(
         Most products. Each restart takes one more, for the residual as it is; it counts as well.
     restart
         Size of the Krylov spaces.
+    most
+        Most products of each sample, ``(*batch,)``, where that is fewer.
 
     Raises
     ------
@@ -76,6 +90,10 @@ def gmres(
     x, r, left = torch.zeros_like(right), right, start
     steps = torch.zeros_like(start, dtype=torch.long)
     running = left > bound  # false for NaN
+    most = torch.full_like(steps, max_steps) if most is None else most
+    running = running & (steps < most)
+    flat_pairs = right.new_zeros(*batch, 0, right.shape[-1])
+    pairs = (flat_pairs, flat_pairs)
     taken, scale = 0, torch.zeros_like(start)
     while taken < max_steps and bool(running.any()):
         if taken:
@@ -83,18 +101,19 @@ def gmres(
             taken, steps = taken + 1, steps + running
             r = torch.where(running.unsqueeze(-1), renewed, r)
             left = torch.where(running, norm(r), left)
-            running = running & (left > bound)
+            running = running & (left > bound) & (steps < most)
         cycle = _Arnoldi(product, metric, r, left, running, scale, min(restart, max_steps - taken))
         while cycle.k < cycle.size and bool(cycle.running.any()):
             steps = steps + cycle.running
-            cycle.extend(bound)
+            cycle.extend(bound, steps < most)
+        pairs = cycle.pairs()
         taken, scale = taken + cycle.k, cycle.scale
         progress = running & (cycle.left < left)
         x = torch.where(progress.unsqueeze(-1), x + cycle.solution(), x)
         left = torch.where(progress, cycle.left, left)
-        running = progress & (left > bound)  # where nothing was gained, the rest is out of reach
+        running = progress & (left > bound) & (steps < most)  # where nothing was gained, the rest is out of reach
     residual = torch.where(start > 0, left / torch.where(start > 0, start, 1.0), 0.0)
-    return LinearSolution((x * size.unsqueeze(-1)).reshape(b.shape), residual, steps, left <= bound)
+    return KrylovSolution((x * size.unsqueeze(-1)).reshape(b.shape), residual, steps, left <= bound, *pairs)
 
 
 class _Arnoldi:
@@ -119,8 +138,8 @@ class _Arnoldi:
         self._triangle = r.new_zeros(*batch, size, size)
         self._used = r.new_zeros(*batch, size, dtype=torch.bool)
 
-    def extend(self, bound: Tensor) -> None:
-        """One more product."""
+    def extend(self, bound: Tensor, allowed: Tensor) -> None:
+        """One more product, and no more for samples that are not allowed any."""
         k, running = self.k, self.running
         basis = self._basis[..., : k + 1, :]
         w = torch.where(running.unsqueeze(-1), self._product(basis[..., k, :]), 0.0)
@@ -152,7 +171,7 @@ class _Arnoldi:
         self._triangle[..., k, k] = torch.where(used, rho, 1.0)
         self._used[..., k] = used
         self.left = torch.where(used, self._start * self._rotations[..., k + 1, 0].abs(), self.left)
-        self.running = used & ~ended & (self.left > bound)
+        self.running = used & ~ended & (self.left > bound) & allowed
         self.k += 1
 
     def solution(self) -> Tensor:
@@ -164,3 +183,13 @@ class _Arnoldi:
         triangle = triangle + torch.diag_embed((triangle.diagonal(dim1=-2, dim2=-1) == 0).to(triangle.dtype))
         y: Tensor = torch.linalg.solve_triangular(triangle, right.unsqueeze(-1), upper=True)
         return (y.mT @ self._basis[..., :k, :]).squeeze(-2)
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """`KrylovSolution.inputs` and `KrylovSolution.outputs`."""
+        k = self.k
+        used = self._used[..., :k].unsqueeze(-1)
+        triangle = self._triangle[..., :k, :k]
+        triangle = triangle + torch.diag_embed((triangle.diagonal(dim1=-2, dim2=-1) == 0).to(triangle.dtype))
+        inputs = torch.linalg.solve_triangular(triangle.mT, self._basis[..., :k, :], upper=False)
+        outputs = self._rotations[..., :k, : k + 1] @ self._basis[..., : k + 1, :]
+        return torch.where(used, inputs, 0.0), torch.where(used, outputs, 0.0)

@@ -36,6 +36,8 @@ class Iterate:
     """``z + residual``, where the equation has computed it."""
     changes: tuple[Tensor, Tensor, Tensor] | None = None
     """``z``, ``z + residual`` and ``residual`` minus those of `previous`, where the equation has computed them."""
+    most: int | None = None
+    """Most steps that the stop allows, for a method that keeps to as many evaluations; None where it is not known."""
     to_image: bool = False
     """Whether the step from here was to ``z + residual``, for all samples."""
 
@@ -46,7 +48,7 @@ class Iterate:
 
     def without_previous(self, to_image: bool) -> Iterate:
         """The iterate as the `previous` of the next one."""
-        return Iterate(self.z, self.residual, self.norm, self.size, self.step, None, None, self.energy, None, None, to_image)
+        return Iterate(self.z, self.residual, self.norm, self.size, self.step, None, None, self.energy, to_image=to_image)
 
     def rows(self, keep: Tensor) -> Iterate:
         """That of the samples ``keep``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddeq.iteration.equation import Equation, Linear
 from ddeq.iteration.gmres import gmres
+from ddeq.iteration.inverse import Inverse
 from ddeq.iteration.iterate import Iterate, Step
 from ddeq.iteration.method import Solver
 from ddeq.iteration.samples import choose
@@ -21,6 +22,8 @@ SHORTEST = 1e-3
 """A step that had to be shortened more than that is given up for a plain one."""
 TRIES = 10
 """After so many plain steps that led to nothing finite a sample has diverged."""
+FAITHFUL = 0.25
+"""Share of the square of the residual down to which a step must lead for the next one to build on the products before it."""
 
 
 class NewtonState(NamedTuple):
@@ -34,6 +37,8 @@ class NewtonState(NamedTuple):
     forcing: Tensor  # relative residual to which the linear equation was solved
     failures: Tensor  # plain steps in a row that led to no smaller residual
     forward_mode: bool  # whether no operation is known to lack forward-mode derivatives
+    inverse: Inverse
+    products: Tensor  # evaluations that the last direction took, besides those of steps; (*batch,)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class NewtonKrylov(Solver):
               J_k = \partial \Phi(z_k), \quad r_k = \Phi(z_k) - z_k ,
 
     where GMRES in :math:`L^2(\mu)` finds :math:`d_k` from products with :math:`J_k`, by forward mode or, where an operation
-    has none, by two reverse ones. :math:`\eta_k = 0.9\,(|r_k|/|r_{k-1}|)^2` (Eisenstat and Walker), and :math:`t_k` is
+    has none, by two reverse ones. What these have told of the inverse is kept where a step has at least halved the residual,
+    and preconditions the next equation. :math:`\eta_k = 0.9\,(|r_k|/|r_{k-1}|)^2` (Eisenstat and Walker), and :math:`t_k` is
     shortened until :math:`|r_{k+1}| \le (1 - 10^{-4}\, t_k (1 - \eta_k))\,|r_k|`. Every trial is a step and an evaluation of
     its own, and every product counts as an evaluation. Converges fast near a fixed point at which :math:`I - J` is
     regular, whether the map contracts or not.
@@ -80,15 +86,17 @@ class NewtonKrylov(Solver):
 
     def init(self, equation: Equation, at: Iterate) -> NewtonState:
         nothing, zero = torch.zeros_like(at.z), torch.zeros_like(at.norm)
-        return NewtonState(at.z, nothing, nothing, zero + torch.inf, zero + 1.0, zero + 0.1, zero, True)
+        return NewtonState(
+            at.z, nothing, nothing, zero + torch.inf, zero + 1.0, zero + 0.1, zero, True, Inverse.identity(at), zero
+        )
 
     def step(self, equation: Equation, at: Iterate, state: NewtonState) -> Step:
         return self.step_of(equation, at, state, torch.ones_like(state.size, dtype=torch.bool))
 
-    def step_of(self, equation: Equation, at: Iterate, state: NewtonState, active: Tensor) -> Step:
+    def step_of(self, equation: Equation, at: Iterate, state: NewtonState, active: Tensor, most: Tensor | None = None) -> Step:
         """The step of the samples that are ``active``, ``(*batch,)``; for the others no equations are solved.
 
-        ``equation``, ``at`` and ``state`` as in `step`.
+        ``equation``, ``at`` and ``state`` as in `step`; ``most`` is how many evaluations it may take, ``(*batch,)``.
         """
         z, r, size = at.z, at.residual, at.norm
         taken = active & (size <= (1.0 - 1e-4 * state.length * (1.0 - state.forcing)) * state.size) & torch.isfinite(size)
@@ -105,7 +113,11 @@ class NewtonKrylov(Solver):
         plain = ~taken & ((length < SHORTEST) | ~known)
         failures = torch.where(taken, 0.0, state.failures + plain)
         base, residual = choose(taken, z, state.base), choose(taken, r, state.residual)
-        direction, linear = self._directions(equation, base, residual, state, forcing, taken)
+        # Where a step was not as good as the equations promised, the derivative has changed.
+        known_inverse = state.inverse.where(known & (ratio <= FAITHFUL))
+        direction, inverse, products, linear = self._directions(
+            equation, base, residual, state, known_inverse, forcing, taken, most
+        )
         direction = choose(plain, residual, direction)
         length = torch.where(plain, 0.5 ** (failures - 1.0).clamp_min(0.0), length)
         diverged = active & ~torch.isfinite(size) & (failures > TRIES)
@@ -119,6 +131,8 @@ class NewtonKrylov(Solver):
             forcing=torch.where(plain, 0.1, forcing),
             failures=failures,
             forward_mode=state.forward_mode and (linear is None or linear.forward_mode),
+            inverse=inverse,
+            products=products,
         )
         return Step(
             base + length.reshape(*length.shape, *(1,) * (z.ndim - length.ndim)) * direction,
@@ -128,23 +142,36 @@ class NewtonKrylov(Solver):
         )
 
     def _directions(
-        self, equation: Equation, z: Tensor, r: Tensor, state: NewtonState, forcing: Tensor, wanted: Tensor
-    ) -> tuple[Tensor, Linear | None]:
-        """Newton's directions of the samples ``wanted``, and the products that they took."""
+        self,
+        equation: Equation,
+        z: Tensor,
+        r: Tensor,
+        state: NewtonState,
+        inverse: Inverse,
+        forcing: Tensor,
+        wanted: Tensor,
+        most: Tensor | None,
+    ) -> tuple[Tensor, Inverse, Tensor, Linear | None]:
+        """Newton's directions of the samples ``wanted``, what is known of the inverse then, and the evaluations that they took."""
         if not bool(wanted.any()):
-            return state.direction, None
+            return state.direction, inverse, torch.zeros_like(forcing), None
         inner, linear = equation.inner, equation.linearize(z, forward_mode=state.forward_mode)
+        metric = inner.field_weights.expand(z.shape).flatten(-inner.dims)
         found = gmres(
-            lambda v: inner.bounded(-linear.product(v), v),
+            lambda u: inner.bounded(-linear.product(inverse.of(u, metric)), u),
             choose(wanted, r, torch.zeros_like(r)),
             weights=inner.field_weights,
             dims=inner.dims,
             rtol=forcing,
             max_steps=self.products,
             restart=self.memory,
+            most=None if most is None else most - 1,  # the first product may need one more evaluation
         )
-        length, size = inner.norms(found.x, r)
+        direction = inverse.of(found.x, metric)
+        length, size = inner.norms(direction, r)
         # A step that is this much longer is an effect of rounding.
         moves = (found.residual < 1.0) & (length <= size * torch.finfo(size.dtype).eps ** (-2 / 3))
         # A plain step where the equation is singular.
-        return choose(wanted, choose(moves, found.x, r), state.direction), linear
+        direction = choose(wanted, choose(moves, direction, r), state.direction)
+        products = torch.where(wanted, found.steps + (linear.evaluations - found.steps.amax()), 0).to(forcing)
+        return direction, inverse.updated(found.inputs, found.outputs, wanted, metric, self.memory), products, linear

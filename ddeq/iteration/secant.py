@@ -192,7 +192,9 @@ def _after_trial(
     tried, best = state.trial > 0.0, state.best_residual
     with torch.no_grad():
         expected = best + _over(state.trial, best) * (state.residual - best)
-        miss, change, length, end = equation.inner.norms(residual - expected, residual - best, state.z - state.best, state.residual)
+        miss, change, length, end = equation.inner.norms(
+            residual - expected, residual - best, state.z - state.best, state.residual
+        )
     resumes = tried & (miss <= AFFINE * change)
     failed = tried & ~resumes
     affine = torch.where(resumes, torch.maximum(length, state.affine), torch.where(failed, -1.0, state.affine))

@@ -153,7 +153,8 @@ def fixed_point(
 def _by_metric(stop: Stop, equation: MapEquation, at: Iterate) -> Measured:
     """The residual by the discrepancy of the stop between the measure and its image."""
     mu, image = equation.measure(at.z.detach()), equation.measure((at.z + at.residual).detach())
-    return Measured(relative_discrepancy(stop.metric, mu, image, stop.atol / stop.rtol), at.norm)
+    relative, size = relative_discrepancy(stop.metric, mu, image, stop.atol / stop.rtol)
+    return Measured(relative, at.norm, None, size)
 
 
 def _used(solver: Solver, outcome: Outcome) -> dict[str, Tensor]:

@@ -11,8 +11,11 @@ from ddeq.measures import DiscreteMeasure
 __all__ = ["check_metric", "relative_discrepancy"]
 
 
-def relative_discrepancy(metric: DiscrepancyLike, mu: DiscreteMeasure, image: DiscreteMeasure, floor: float) -> Tensor:
-    r"""Residual :math:`\sqrt{2 D(\mu, \Phi(\mu))} \,/\, (\sqrt{2 D(0_\#\mu, \Phi(\mu))} + \text{floor})`, ``(*batch,)``.
+def relative_discrepancy(
+    metric: DiscrepancyLike, mu: DiscreteMeasure, image: DiscreteMeasure, floor: float
+) -> tuple[Tensor, Tensor]:
+    r"""Residual :math:`\sqrt{2 D(\mu, \Phi(\mu))} \,/\, (\sqrt{2 D(0_\#\mu, \Phi(\mu))} + \text{floor})` and its
+    denominator, ``(*batch,)`` each.
 
     Discrepancies are halves of squares, and the size of a measure is its distance from all its mass at the origin: with half
     the squared Wasserstein distance this is :math:`W_2(\mu, \Phi(\mu)) / (|\Phi(\mu)| + \text{floor})`, at most the
@@ -33,8 +36,8 @@ def relative_discrepancy(metric: DiscrepancyLike, mu: DiscreteMeasure, image: Di
         # Rounding may make them negative: never rounded down to "equal".
         apart = functional(mu).abs()
         size = functional(mu.with_points(torch.zeros_like(mu.points))).abs()
-    residual = (2.0 * apart).sqrt() / ((2.0 * size).sqrt() + floor).clamp_min(torch.finfo(torch.float64).tiny)
-    return residual.to(image.dtype)
+    size = ((2.0 * size).sqrt() + floor).clamp_min(torch.finfo(torch.float64).tiny)
+    return ((2.0 * apart).sqrt() / size).to(image.dtype), size.to(image.dtype)
 
 
 def check_metric(metric: object, mu: DiscreteMeasure) -> None:

@@ -43,7 +43,7 @@ def check_solution(map: Callable[..., DiscreteMeasure], solution: Solution, *arg
         if stop.metric is None:
             residual = norm(image - mu.points) / (norm(image) + floor)
         else:
-            residual = relative_discrepancy(stop.metric, mu, mu.with_points(image), floor)
+            residual = relative_discrepancy(stop.metric, mu, mu.with_points(image), floor)[0]
     known = torch.isfinite(solution.residual)
     rounding = 100 * torch.finfo(mu.dtype).eps
     wrong = known & ((residual - solution.residual).abs() > rounding + 1e-3 * residual)

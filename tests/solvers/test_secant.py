@@ -128,7 +128,7 @@ def test_derivatives_of_the_steps_are_recorded():
 
 class TestSafeguards:
     def test_an_explosion_sends_a_sample_back_to_its_best_iterate(self):
-        """The second image is a hundred times worse than allowed: the third iterate is half a plain step from the first."""
+        """A residual a hundred times worse than allowed is checked at a quarter of the way, and then half a plain step is taken."""
         z0, z1 = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
         equation = problem(torch.ones(1, dtype=torch.float64), 1)
         for solver in (Anderson(), Anderson(kind="I"), Broyden()):
@@ -136,15 +136,32 @@ class TestSafeguards:
                 start = at(equation, z0, z1 - z0)
                 first = solver.step(equation, start, solver.init(equation, start))
                 assert first.z.item() == 1.0
-                state = first.state
-                for bad, expected in ((1e3, 0.5), (torch.nan, 0.25), (torch.inf, 0.125)):
-                    back = solver.step(equation, at(equation, first.z, torch.full_like(z0, bad) - first.z), state)
-                    state = back.state
-                    assert back.z.item() == expected
+                state, z = first.state, first.z
+                for bad, expected in ((1e3, 0.25), (2.0, 0.5), (torch.nan, 0.125), (torch.inf, 0.5**7)):
+                    back = solver.step(equation, at(equation, z, torch.full_like(z0, bad)), state)
+                    state, z = back.state, back.z
+                    assert z.item() == expected
                 # Better: the returns are forgotten, and the secant is used.
-                again = solver.step(equation, at(equation, back.z, torch.full_like(z0, 0.1)), state)
+                again = solver.step(equation, at(equation, z, torch.full_like(z0, 0.9)), state)
                 assert again.state.returns.item() == 0
-                assert again.z.item() == pytest.approx(0.125 + 0.1 * 0.125 / 0.9, rel=1e-6)
+                assert again.z.item() == pytest.approx(0.5**7 + 0.9 * 0.5**7 / 0.1, rel=1e-4)
+
+    def test_a_long_step_counts_where_the_residual_is_affine(self):
+        """The trial at a quarter of the way tells: after it the step from before the trial follows, and long ones count at once."""
+        equation = problem(torch.ones(1, dtype=torch.float64), 1)
+        slope = 500.0
+        for solver in (Anderson(), Anderson(kind="I"), Broyden()):
+            with torch.no_grad():
+                z, state, path = torch.full((1, 1), 1.0, dtype=torch.float64), None, []
+                for step in range(4):
+                    here = at(equation, z, slope * z - 1.0, step)
+                    taken = solver.step(equation, here, solver.init(equation, here) if state is None else state)
+                    path.append(z.item())
+                    z, state = taken.z, taken.state
+            assert path[1] == 1.0 + slope - 1.0
+            assert 1.0 < path[2] < 1.0 + 0.25 * slope  # the trial
+            assert path[3] == pytest.approx(1.0 / slope, abs=2e-3)  # what the secant of the whole step gives
+            assert state.affine.item() == pytest.approx(slope - 1.0)
 
     def test_a_sample_whose_image_is_never_finite_again_has_diverged(self):
         equation, z, solver = problem(torch.ones(1, dtype=torch.float64), 1), torch.zeros(1, 1, dtype=torch.float64), Anderson()
