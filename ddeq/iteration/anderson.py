@@ -30,12 +30,17 @@ class Anderson(Solver):
     ``ridge`` is added to the unit diagonal of their normal equations: the regularisation follows the scale of the residuals and
     vanishes with them.
 
-    A sample whose residual grows to ``restart`` times its least one, or whose image is not finite, goes back to its best
-    iterate, takes half a plain step from there (a quarter if that did not help, and so on) and forgets its history. One that
-    was led far away, by more than four times the size of its best iterate and to no smaller residual, goes back likewise and
-    takes a quarter of that way, or less, so that it is not far: where residuals are flat, their differences say where the
-    solution lies, and not how far. Where ten evaluations have not lowered the residual by a twentieth, twenty plain steps follow,
-    and so on in turn.
+    A difference of residuals that newer ones span, to rounding, is left out: among more differences than unknowns the old ones
+    say nothing. On a linear equation in :math:`n` unknowns, with ``memory`` :math:`\ge n` and without damping, the residual
+    vanishes after :math:`n + 2` evaluations (it is GMRES), and the steps before the last may be long.
+
+    Three safeguards serve equations that are not linear. (1) A step to no smaller residual that leads farther than four times
+    the size of the best iterate, or to a residual ``restart`` times the least, is tried first to a quarter of its length or less.
+    If the residual there is that of an affine function, to a tenth of its change, the whole step counts; else the iteration goes
+    on from the trial, or from the best iterate if the residual had exploded. (2) A sample whose image is not finite, or whose
+    residual explodes again, goes back to its best iterate and takes half a plain step from there, then less and less. (3) Where
+    ten evaluations, or ``memory + 2``, have not lowered the residual by a twentieth, twenty plain steps from the best iterate
+    follow, and so on in turn.
 
     Parameters
     ----------
@@ -51,7 +56,7 @@ class Anderson(Solver):
         precision, for the rounding unit :math:`\epsilon`. Smaller ones let rounding decide the coefficients where differences
         are nearly parallel.
     restart
-        Growth of the residual over its least one that sends a sample back.
+        Growth of the residual over its least one that counts as an explosion.
 
     Raises
     ------

@@ -25,7 +25,9 @@ class Broyden(Solver):
     acceleration, T9). The last ``memory`` updates are applied in their compact form (equivariant acceleration, T9):
     :math:`z_{k+1} = z_k + \beta r_k - \sum_j \gamma_j (\Delta z_j + \beta \Delta r_j)` as in `Anderson`, with :math:`(\Delta
     z_i^* \Delta r_j + \tfrac1\beta [i > j]\, \Delta z_i^* \Delta z_j)\, \gamma = \Delta z_i^* r_k`. Dropping the oldest update
-    gives Broyden's matrix of those that are left.
+    gives Broyden's matrix of those that are left. On a linear equation in :math:`n` unknowns, with ``memory`` :math:`\ge 2 n` and
+    without damping, the residual vanishes after at most :math:`2 n + 1` evaluations (Gay), and the steps before the last may be
+    long: the safeguards of `Anderson` try them first.
 
     Parameters
     ----------
@@ -34,7 +36,7 @@ class Broyden(Solver):
     damping
         Share of the plain step that is left out, ``0 <= damping < 1``.
     restart
-        Growth of the residual over its least one at which a sample goes back to its best iterate, as in `Anderson`.
+        Growth of the residual over its least one that counts as an explosion, as in `Anderson`.
 
     Raises
     ------
@@ -43,7 +45,8 @@ class Broyden(Solver):
 
     References
     ----------
-    :cite:t:`broyden1965class`; :cite:t:`byrd1994representations`, the compact form.
+    :cite:t:`broyden1965class`; :cite:t:`byrd1994representations`, the compact form;
+    :cite:t:`gay1979convergence`, linear equations.
     """
 
     memory: int = 20

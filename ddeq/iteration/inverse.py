@@ -18,10 +18,9 @@ SEEN = 0.1
 class Inverse(NamedTuple):
     r"""The approximate inverse :math:`M u = u + \sum_i (p_i - q_i) \langle q_i, u\rangle` of a derivative :math:`A`.
 
-    The :math:`q_i` are orthonormal in the inner product, and :math:`A p_i = q_i` where products were taken: there :math:`M` is the
-    inverse, and elsewhere the identity. It corrects itself by products with :math:`A M` (a block update of Broyden's second
-    method), so that a derivative near one that was seen takes few of them. It depends on inner products alone (equivariant
-    acceleration, T9).
+    The :math:`q_i` are orthonormal in the inner product, and :math:`A p_i = q_i` where products were taken: there :math:`M` is
+    the inverse, and elsewhere the identity. Products with :math:`A M` correct it (a block update of Broyden's second method), so
+    that a derivative near one that was seen takes few of them. It depends on inner products alone (equivariant acceleration, T9).
     """
 
     inputs: Tensor

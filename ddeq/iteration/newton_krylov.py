@@ -114,10 +114,8 @@ class NewtonKrylov(Solver):
         failures = torch.where(taken, 0.0, state.failures + plain)
         base, residual = choose(taken, z, state.base), choose(taken, r, state.residual)
         # Where a step was not as good as the equations promised, the derivative has changed.
-        known_inverse = state.inverse.where(known & (ratio <= FAITHFUL))
-        direction, inverse, products, linear = self._directions(
-            equation, base, residual, state, known_inverse, forcing, taken, most
-        )
+        state = state._replace(inverse=state.inverse.where(known & (ratio <= FAITHFUL)))
+        direction, inverse, products, linear = self._directions(equation, base, residual, state, forcing, taken, most)
         direction = choose(plain, residual, direction)
         length = torch.where(plain, 0.5 ** (failures - 1.0).clamp_min(0.0), length)
         diverged = active & ~torch.isfinite(size) & (failures > TRIES)
@@ -147,16 +145,15 @@ class NewtonKrylov(Solver):
         z: Tensor,
         r: Tensor,
         state: NewtonState,
-        inverse: Inverse,
         forcing: Tensor,
         wanted: Tensor,
         most: Tensor | None,
     ) -> tuple[Tensor, Inverse, Tensor, Linear | None]:
-        """Newton's directions of the samples ``wanted``, what is known of the inverse then, and the evaluations that they took."""
+        """Newton's directions of the samples ``wanted``, what is known of the inverse then, and the evaluations in all."""
         if not bool(wanted.any()):
-            return state.direction, inverse, torch.zeros_like(forcing), None
+            return state.direction, state.inverse, torch.zeros_like(forcing), None
         inner, linear = equation.inner, equation.linearize(z, forward_mode=state.forward_mode)
-        metric = inner.field_weights.expand(z.shape).flatten(-inner.dims)
+        inverse, metric = state.inverse, inner.field_weights.expand(z.shape).flatten(-inner.dims)
         found = gmres(
             lambda u: inner.bounded(-linear.product(inverse.of(u, metric)), u),
             choose(wanted, r, torch.zeros_like(r)),

@@ -17,7 +17,8 @@ class Stop:
     Parameters
     ----------
     rtol
-        A sample has converged when its relative residual is at most ``rtol``.
+        A sample has converged when its relative residual is at most ``rtol`` and, where residuals are relative to an iterate
+        that may grow, the absolute one is at most half of its largest so far, or ``rtol`` times the size at the start.
     atol
         Absolute residual that is accepted whatever the size: residuals are measured relative to a size plus ``atol / rtol``.
     max_steps
@@ -62,7 +63,7 @@ class Status(enum.IntEnum):
     """How an iteration ended for a sample."""
 
     CONVERGED = 0
-    """The residual is at most the tolerance."""
+    """The residual is at most the tolerance, and has come down: not only the iterate has grown (see `Stop`)."""
     MAX_STEPS = 1
     """All steps were taken and the residual is still above the tolerance."""
     DIVERGED = 2
