@@ -14,6 +14,8 @@ from ddeq.ranks import gathered
 
 __all__ = ["Measured", "Rule", "Samples", "agreed", "choose", "running_rows", "scatter"]
 
+FAR = 4.0
+"""A recovering method's iterate this many times larger than where its residual last changed much must have a smaller residual."""
 FALLEN = 0.5
 """Share of its largest value so far to which the absolute residual of a sample must have come down before it has converged."""
 
@@ -59,6 +61,8 @@ class Samples(NamedTuple):
     checked: Tensor  # step of the last evaluation while running
     scale: Tensor  # what residuals are divided by at the start
     limit: Tensor  # extent from which the sample counts as diverged
+    changed_norm: Tensor  # norm of the residual when it was last half or twice as large
+    changed_extent: Tensor  # the extent then
     largest: Tensor  # largest absolute residual, as the stop measures it
     small: Tensor  # one that is small at the start
     steps: Tensor
@@ -84,6 +88,8 @@ class Samples(NamedTuple):
             checked=zeros,
             scale=infinite,
             limit=infinite,
+            changed_norm=infinite,
+            changed_extent=infinite,
             largest=none,
             small=infinite,
             steps=zeros,
@@ -101,12 +107,12 @@ class Samples(NamedTuple):
             samples = self._replace(
                 scale=at.size,
                 limit=(DIVERGENCE * extent).clamp_max(torch.finfo(extent.dtype).max),
+                changed_norm=at.norm,
+                changed_extent=extent,
                 small=self.small if seen.size is None else rule.stop.rtol * seen.size,
             )
-        elif rule.recovers:  # what is not finite or too large is no solution, and for the method to deal with
-            too_large = ~(extent <= self.limit)
-            if not agreed(~too_large):
-                relative, extent = torch.where(too_large, torch.inf, relative), torch.where(too_large, 0.0, extent)
+        elif rule.recovers:
+            relative, extent, samples = self._not_misled(relative, at.norm, extent)
         fallen = None
         if rule.converging and seen.size is not None:
             value = relative * seen.size
@@ -145,6 +151,31 @@ class Samples(NamedTuple):
             checked=torch.where(running, step, samples.checked),
             status=status,
             running=left,
+        )
+
+    def _not_misled(self, relative: Tensor, norm: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Samples]:
+        """Relative residual and extent for a method that extrapolates and recovers.
+
+        What is not finite or too large is no solution, and for the method to deal with. Nor is a point far away whose residual
+        is small next to it only because it is far away: where there is no fixed point, extrapolation leads there.
+        """
+        ratio, too_large = extent / self.changed_extent, ~(extent <= self.limit)
+        far = ratio > FAR
+        if agreed(~(too_large | far)):
+            changed = (norm <= 0.5 * self.changed_norm) | (norm >= 2.0 * self.changed_norm)
+            return relative, extent, self._changed(changed, norm, extent)
+        rounding = self.changed_norm < 100.0 * torch.finfo(extent.dtype).eps * extent  # all that the residual would be there
+        rejected = too_large | (far & (rounding | (norm * ratio > FAR * self.changed_norm)))
+        changed = ~rejected & ((norm <= 0.5 * self.changed_norm) | (~far & (norm >= 2.0 * self.changed_norm)))
+        samples = self._changed(changed, norm, extent)
+        return torch.where(rejected, torch.inf, relative), torch.where(too_large, 0.0, extent), samples
+
+    def _changed(self, changed: Tensor, norm: Tensor, extent: Tensor) -> Samples:
+        if agreed(changed):
+            return self._replace(changed_norm=norm, changed_extent=extent)
+        return self._replace(
+            changed_norm=torch.where(changed, norm, self.changed_norm),
+            changed_extent=torch.where(changed, extent, self.changed_extent),
         )
 
     def move(self, z: Tensor, taken: Step, ends_when_still: bool) -> Samples:

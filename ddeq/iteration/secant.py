@@ -195,7 +195,7 @@ def _after_trial(
         miss, change, length, end = equation.inner.norms(
             residual - expected, residual - best, state.z - state.best, state.residual
         )
-    resumes = tried & (miss <= AFFINE * change)
+    resumes = tried & (miss < AFFINE * change)  # where the residual has not changed at all, it is flat
     failed = tried & ~resumes
     affine = torch.where(resumes, torch.maximum(length, state.affine), torch.where(failed, -1.0, state.affine))
     state = state._replace(affine=affine, trial=torch.zeros_like(affine))

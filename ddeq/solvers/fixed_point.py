@@ -69,7 +69,8 @@ def fixed_point(
         Tolerances and most steps. A sample is CONVERGED at the first iterate whose residual is at most ``rtol``, if the
         absolute residual is also at most half of its largest so far, or at most ``rtol`` times the size
         :math:`|\Phi(\mu_0)|` at the start. (Next to an iterate that only grows, as that of a translation, every residual
-        becomes small.) With a metric, such as ``Stop(metric=MMD)``, the residual is
+        becomes small. Nor is an iterate accepted to which a solver has extrapolated, and whose residual has not fallen in
+        proportion to how far away it is.) With a metric, such as ``Stop(metric=MMD)``, the residual is
         :math:`\sqrt{D(\mu, \Phi(\mu)) / D(0_\#\mu, \Phi(\mu))}`,
         which does not ask which atom goes where; it sees half as many digits, and may be small far from a fixed point
         (fixed-point discrepancy, T4).
