@@ -36,6 +36,7 @@ SHORT = {
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
     "equilibrium": ["--repeats", "2"],
     "overhead": ["--repeats", "15"],
+    "classics": ["--seeds", "2"],
     "profiling": ["--rounds", "1", "--repeats", "5"],
     "throughput": ["--clouds", "8", "--points", "256", "--repeats", "2"],
     "sharded": ["--sizes", "4000", "8000", "--ranks", "1", "2", "--steps", "3"],
