@@ -66,10 +66,9 @@ def test_every_term_is_needed(terms_on_the_line):
     assert gradient not in (frozen, frozen - at_image, frozen - through_measure)
 
 
-def gap_in_the_plane(transpose):
+def gap_in_the_plane(transpose, a, b):
     """T_mu(x) = A x + B int y dmu with undetermined matrices and k(x, y) = x.y + (x.y)^2; the other atom is fixed."""
     first, other, z = sp.Matrix(sp.symbols("x1 x2")), sp.Matrix([2, -1]), sp.Matrix(sp.symbols("z1 z2"))
-    a, b = sp.Matrix(2, 2, sp.symbols("a0:4")), sp.Matrix(2, 2, sp.symbols("b0:4"))
     mass = (sp.Rational(1, 3), sp.Rational(2, 3))
     x = (first, other)
 
@@ -92,11 +91,14 @@ def gap_in_the_plane(transpose):
 
 
 def test_formula_in_the_plane():
-    assert gap_in_the_plane(sp.transpose) == sp.zeros(2, 1)
+    a, b = sp.Matrix(2, 2, sp.symbols("a0:4")), sp.Matrix(2, 2, sp.symbols("b0:4"))
+    assert gap_in_the_plane(sp.transpose, a, b) == sp.zeros(2, 1)
 
 
 def test_a_forgotten_transpose_is_rejected():
-    assert gap_in_the_plane(lambda matrix: matrix) != sp.zeros(2, 1)
+    a, b = sp.Matrix([[1, 2], [0, 3]]), sp.Matrix([[2, -1], [1, 1]])
+    assert gap_in_the_plane(sp.transpose, a, b) == sp.zeros(2, 1)
+    assert gap_in_the_plane(lambda matrix: matrix, a, b) != sp.zeros(2, 1)
 
 
 def test_the_frozen_gradient_vanishes_where_only_the_measure_is_fixed():

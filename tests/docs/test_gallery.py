@@ -10,6 +10,7 @@ import pytest
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "gallery").glob("plot_*.py"))
 
 
+@pytest.mark.slow  # `make docs` runs them too
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page_runs(page, monkeypatch):
     mpl.use("Agg")

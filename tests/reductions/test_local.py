@@ -16,7 +16,7 @@ from ddeq.testing.strategies import measures
 from proofs_checks.test_t19_local_geometry import gaussian_local_moments
 
 FOREIGN = [  # derivatives are formulas of their own, which take half a minute to compile
-    pytest.param("keops", False, marks=pytest.mark.xdist_group("keops")),
+    pytest.param("keops", False, marks=[pytest.mark.xdist_group("keops"), pytest.mark.slow]),
     pytest.param("keops", True, marks=[pytest.mark.xdist_group("keops"), pytest.mark.slow]),
     pytest.param("compiled", False, marks=pytest.mark.xdist_group("compiled")),
     pytest.param("compiled", True, marks=[pytest.mark.xdist_group("compiled"), pytest.mark.slow]),

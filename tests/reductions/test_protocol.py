@@ -335,7 +335,7 @@ def test_compiled_sums_leave_the_warning_filters(tmp_path):
     [
         "dense",
         "sorted",
-        pytest.param("keops", marks=pytest.mark.xdist_group("keops")),
+        pytest.param("keops", marks=[pytest.mark.xdist_group("keops"), pytest.mark.slow]),
         pytest.param("compiled", marks=pytest.mark.xdist_group("compiled")),
     ],
 )

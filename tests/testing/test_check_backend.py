@@ -23,7 +23,7 @@ def test_the_backends_that_need_no_compiler(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("keops", marks=[KEOPS, pytest.mark.slow]), pytest.param("compiled", marks=COMPILED)]
+    "name", [pytest.param("keops", marks=[KEOPS, pytest.mark.slow]), pytest.param("compiled", marks=[COMPILED, pytest.mark.slow])]
 )
 def test_compiled_backends_with_one_kernel(name):
     check_backend(named(name), [trained()], dtypes=[torch.float64])
