@@ -13,9 +13,10 @@ __all__ = ["Kind", "coefficients"]
 
 Kind = Literal["II", "I", "Broyden"]
 
-DEPENDENT = 3.0
-"""A difference of which the newer ones leave less than that share, times the rounding unit to the power of two thirds, is left
-out: what it says besides is old or rounding."""
+DEPENDENT, POWER = 3.0, 4
+"""A difference of which the newer ones leave a share of the square below that, times the rounding unit to the power of two
+thirds, counts less and less: what it says besides is old or rounding. Its penalty changes continuously, as derivatives of steps need,
+and has none itself: where it matters they would be rounding."""
 
 
 def coefficients(kind: Kind, system: Tensor, right: Tensor, used: Tensor, squares: Tensor, ridge: float | None) -> Tensor:
@@ -66,20 +67,16 @@ def _solved(system: Tensor, right: Tensor, used: Tensor) -> Tensor:
 
 def _least_squares(normal: Tensor, right: Tensor, used: Tensor, ridge: float, dependent: float) -> Tensor:
     """The solution of normal equations whose diagonal is one, without entries that depend on newer ones."""
-    latest_first = normal.flip(-1, -2).contiguous()
-    diagonal = latest_first.diagonal(dim1=-2, dim2=-1)
-    diagonal.add_(0.01 * dependent)
+    latest_first = normal.flip(-1, -2)
+    latest_first.diagonal(dim1=-2, dim2=-1).add_(0.01 * dependent)
     if not agreed(used):
-        diagonal.masked_fill_(~used.flip(-1), 1.0)
-    left: Tensor = torch.linalg.cholesky_ex(latest_first).L.diagonal(dim1=-2, dim2=-1).flip(-1)
-    # Where rounding has made the matrix indefinite the factor ends, and what comes later is not known to be dependent.
-    used = used & ~(left.square() <= dependent)
-    if agreed(used):
-        normal = normal.clone()
-        normal.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    else:  # an entry that is not used has a row of zeros, and one on its diagonal
+        latest_first.diagonal(dim1=-2, dim2=-1).masked_fill_(~used.flip(-1), 1.0)
+    left: Tensor = torch.linalg.cholesky_ex(latest_first.detach()).L.diagonal(dim1=-2, dim2=-1).flip(-1).square()
+    known = left > 0  # false for NaN: where rounding has made the matrix indefinite the factor ends
+    penalty = ridge + (dependent / torch.where(known, left, 1.0)).clamp_max(1.0) ** POWER
+    if not agreed(used):  # an entry that is not used has a row of zeros, and one on its diagonal
         normal = torch.where(used.unsqueeze(-1) & used.unsqueeze(-2), normal, 0.0)
-        normal.diagonal(dim1=-2, dim2=-1).add_(torch.where(used, ridge, 1.0))
-        right = torch.where(used, right, 0.0)
+        right, penalty = torch.where(used, right, 0.0), torch.where(used, penalty, 1.0)
+    normal.diagonal(dim1=-2, dim2=-1).add_(penalty)
     found: Tensor = torch.linalg.solve_ex(normal, right).result
     return found.contiguous()  # products with strided ones are much slower

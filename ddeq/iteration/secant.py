@@ -177,7 +177,7 @@ def _judged(
     leap, size = at.z - state.best, at.norm
     length, distance, image = equation.inner.norms(leap, state.best, state.best + state.best_residual)
     scale = torch.maximum(image, 0.25 * distance)
-    finite, exploded, known = torch.isfinite(size), ~(size <= restart * state.least), length <= FAR * state.affine
+    finite, exploded, known = torch.isfinite(size), ~(size <= restart * state.least), length <= FAR**2 * state.affine
     suspect = ((length > FAR * scale) | (exploded & (state.affine >= 0.0))) & finite & ~known & ~better
     goes_on = (suspect | ~exploded | (finite & known)) & (better | ~failed) & ~resumes
     share = (FAR * scale / torch.where(suspect, length, 1.0)).clamp_max(TRIAL)

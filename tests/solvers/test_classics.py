@@ -259,4 +259,5 @@ def test_unrolled_gradients_of_trials(solver):
         stop = Stop(rtol=1e-14, max_steps=5)
         return fixed_point(map, mu, slope, solver=solver, stop=stop, adjoint=Unrolled()).measure.points
 
-    assert torch.autograd.gradcheck(end, torch.tensor(1.3, dtype=torch.float64, requires_grad=True), atol=1e-5)
+    # The equations of type I are nearly singular here: finite differences have three digits.
+    assert torch.autograd.gradcheck(end, torch.tensor(1.3, dtype=torch.float64, requires_grad=True), atol=1e-5, rtol=2e-3)
