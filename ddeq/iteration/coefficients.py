@@ -15,8 +15,8 @@ Kind = Literal["II", "I", "Broyden"]
 
 DEPENDENT, POWER = 3.0, 4
 """A difference of which the newer ones leave a share of the square below that, times the rounding unit to the power of two
-thirds, counts less and less: what it says besides is old or rounding. Its penalty changes continuously, as derivatives of steps need,
-and has none itself: where it matters they would be rounding."""
+thirds, counts less and less: what it says besides is old or rounding. Its penalty changes continuously, as derivatives of
+steps need, and has none itself: where it matters they would be rounding."""
 
 
 def coefficients(kind: Kind, system: Tensor, right: Tensor, used: Tensor, squares: Tensor, ridge: float | None) -> Tensor:
