@@ -12,18 +12,20 @@ from ddeq.autodiff import check_recordable
 from ddeq.flows.adaptive import AdaptiveEuler
 from ddeq.flows.combinations import check_combination
 from ddeq.flows.descent import FunctionalDescent
+from ddeq.flows.downhill import leads_downhill
 from ddeq.flows.flow import by_energy
 from ddeq.flows.geometries import Geometry, Wasserstein
-from ddeq.flows.method import FlowMethod
+from ddeq.flows.lbfgs import LBFGS
 from ddeq.flows.newton import NewtonFinish
 from ddeq.flows.stationary import Stationary
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.entropy import split_entropy
-from ddeq.iteration import ConvergenceError, Equation, Implicit, Outcome, Report, Solution, Stop, iterate
+from ddeq.iteration import ConvergenceError, Equation, Implicit, NoDescentWarning, Outcome, Report, Solution, Status, Stop, iterate
 from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.driver import watched
 from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.messages import warn
 
 __all__ = ["equilibrium"]
 
@@ -142,7 +144,8 @@ def equilibrium(
         raise RuntimeError(
             "equilibrium cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
-    stepper = AdaptiveEuler() if stepper is None else stepper
+    if stepper is None:
+        stepper = LBFGS() if isinstance(geometry, Geometry) and geometry.is_wasserstein else AdaptiveEuler()
     _check_options(functional, mu0, stepper, geometry, stop, finish, on_failure)
     check_recordable("an equilibrium")
     if torch.is_grad_enabled() and mu0.points.requires_grad:
@@ -163,7 +166,7 @@ def equilibrium(
             descent,
             stop,
             z=mu0.points.detach(),
-            method=FlowMethod(way),
+            method=way,
             patient=True,
             best=False,
             metric=partial(by_energy, stop) if stop.metric == "energy" else None,
@@ -175,6 +178,7 @@ def equilibrium(
     rtol = max(0.1 * stop.rtol, 20 * eps) if stop.rtol < 1e-5 else 1e-6
     equation = Stationary(functional, mu0, conserves_mean=geometry.is_wasserstein, rtol=rtol)
     outcome = Implicit(on_failure=on_failure).solve(equation, run, stop)
+    _warn_of_ascent(outcome, way, descent)
     solution = Solution(
         measure=mu0.with_points(outcome.value),
         residual=outcome.residual,
@@ -187,6 +191,25 @@ def equilibrium(
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(f"the equilibrium was not found: {solution.summary()}", solution)
     return solution
+
+
+def _warn_of_ascent(outcome: Outcome, way: Stepper, descent: FunctionalDescent) -> None:
+    if "uphill" not in way.parts or descent.geometry.is_wasserstein:
+        return
+    uphill = outcome.note[..., way.parts.index("uphill")] > 0
+    stuck = outcome.status == Status.STAGNATED.value
+    if bool(stuck.any()):  # a step that moves nothing leaves no note
+        z = outcome.value.detach()
+        uphill = uphill | (stuck & ~leads_downhill(descent, z, descent.force(z)))
+    if bool(uphill.any()):
+        text = (
+            "equilibrium: the velocity of some samples leads uphill, as in a game: the mobility of the geometry is not positive "
+            "semidefinite. Newton's method, which lowers the energy, would leave the equilibria of such a flow and is not used; "
+            "the flow alone goes to the end. Take finish=False"
+        )
+        if way.descends:
+            text += ", and a stepper that does not go by energies, Euler or Heun"
+        warn(NoDescentWarning(text, failed=uphill, residual=outcome.residual))
 
 
 def _check_options(

@@ -116,6 +116,8 @@ class LBFGS(Stepper):
     memory: int = 30
 
     descends: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = True
+    superlinear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:

@@ -62,7 +62,8 @@ def check_stepper(
     AssertionError
         Saying which law broke, with numbers.
     """
-    booleans = ("descends", "explicit", "has_momentum", "removable", "differentiable", "recovers", "ends_when_still")
+    booleans = ("descends", "explicit", "has_momentum", "needs_gradients", "superlinear", "removable", "differentiable")
+    booleans += ("recovers", "ends_when_still")
     check_declarations(stepper, Stepper, "Stepper", booleans)
     if stepper.has_momentum and stepper.ends_when_still:
         raise AssertionError("typed capabilities: a stepper with momentum may move again, and declares ends_when_still")
