@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddeq.flows.descent import FunctionalDescent
-from ddeq.flows.symmetries import Place, generic_field
+from ddeq.flows.symmetries import Place
 
 __all__ = ["energy_resolution"]
 
@@ -31,9 +31,10 @@ def energy_resolution(equation: FunctionalDescent, place: Place, energy: Tensor,
         The energy there, ``(*batch,)``, and minus its Wasserstein gradient, ``(*batch, n, d)``.
     """
     eps = torch.finfo(energy.dtype).eps
-    scatter = torch.zeros_like(energy)
+    scatter, unit = torch.zeros_like(energy), place.unit
     for k in range(SHAKES):
-        shake = 2 * 4**k * eps * generic_field(place, k).sign() * place.points.abs()
+        sign = (37.0 * (k + 1) * unit + 11.0 * unit.sum(-1, keepdim=True) + k).sin().sign()
+        shake = 2 * 4**k * eps * sign * place.points.abs()
         seen = equation.energy(place.points + shake) - energy + equation.inner(force, shake)
         scatter = torch.maximum(scatter, seen.abs())
     return 2 * scatter + (4 * eps + equation.functional.tolerance) * energy.abs()
