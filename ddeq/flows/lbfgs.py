@@ -25,7 +25,7 @@ SUFFICIENT = 1e-4
 """Share of the decrease that the slope promises which a step must keep."""
 CLOSE = 0.5
 """Relative distance from the minimum of the parabola at which a step that is good enough is not improved."""
-EXPLORED = 10
+EXPLORED = 20
 """How often a step is improved where no curvature along it is known; else once."""
 MOST_TRIALS = 40
 """Lengths that are tried in a step; then the energy cannot be lowered along it."""
@@ -47,8 +47,6 @@ class _State(NamedTuple):
     """Inverses of the inner products of the two, ``(*batch, memory)``; 0 for steps from which no curvature is learnt."""
     scale: Tensor
     """Inverse curvature, ``(*batch,)``: where nothing else is known, steps are the velocity times this."""
-    stretch: Tensor
-    """First trial where the last step has shown no curvature, ``(*batch,)``; 0 before the first step."""
     least: Tensor
     """Least norm of the velocity so far, ``(*batch,)``."""
     lowest: Tensor
@@ -84,7 +82,7 @@ class LBFGS(Stepper):
     .. math:: F(\mu_{k+1}) \le F(\mu_k) - 10^{-4}\, t\, \langle v, H v\rangle_{L^2(\mu)} .
 
     So a step takes one gradient, and between one and two energies. Pairs without positive curvature teach nothing; then the
-    next step is tried twice as long. The first step of a flow is found by energies alone, from a tenth of the spread of the
+    next step is as long as the last one, or longer if the energies say so. The first step of a flow is found by energies alone, from a tenth of the spread of the
     atoms. Each sample has a matrix and a length of its own.
 
     Where rounding hides the decrease, which is found out by energies of shaken points, full steps are taken as long as the
@@ -135,7 +133,6 @@ class LBFGS(Stepper):
             changes=(nothing,) * self.memory,
             inverse=torch.stack([none] * self.memory, -1),
             scale=torch.where(moving, FIRST * _length(equation, at.z) / speed, 1.0),
-            stretch=none,
             least=none + torch.inf,
             lowest=none + torch.inf,
             hidden=none,
@@ -146,20 +143,15 @@ class LBFGS(Stepper):
         recorded = torch.is_grad_enabled() and (x.requires_grad or v.requires_grad)
         energy = equation.energy(x) if at.energy is None or recorded else at.energy
         lowest = torch.minimum(state.lowest, energy.detach())
-        state, curved = _learnt(equation, at, state)
+        state, curved, way = _learnt(equation, at, state)
         direction = _times_inverse_hessian(equation, v, state, min(self.memory, at.step))
         slope = inner(v, direction)
         downhill = (slope > 0) & torch.isfinite(slope)
-        trial = torch.where(curved | (state.stretch == 0), 1.0, state.stretch)
-        search = _LineSearch(equation, x, v, energy, lowest)
-        found = search(direction, torch.where(downhill, slope, 0.0), trial, explores=~curved)
-        lost = (found.length == 0) & (inner(v, v) > 0) & (state.inverse > 0).any(-1)
-        if bool(lost.any()):  # along minus the gradient, once
-            along = over_atoms(state.scale) * v
-            rescued = search(along, torch.where(lost, inner(v, along), 0.0), torch.ones_like(trial), explores=lost)
-            found = _Found(*(torch.where(lost, b, a) for a, b in zip(found, rescued, strict=True)))
-            direction, slope = torch.where(over_atoms(lost), along, direction), torch.where(lost, inner(v, along), slope)
-            state = state._replace(inverse=torch.where(lost.unsqueeze(-1), 0.0, state.inverse))
+        size = inner(direction, direction)
+        repeats = ~curved & (way > 0) & (size > 0) & torch.isfinite(size)  # as far as the last step, in the new direction
+        trial = torch.where(repeats, (torch.where(repeats, way, 1.0) / torch.where(repeats, size, 1.0)).sqrt(), 1.0)
+        slope = torch.where(downhill, slope, 0.0)
+        found = _LineSearch(equation, x, v, energy, lowest)(direction, slope, trial, explores=~curved)
         smaller = at.norm < 0.9 * state.least
         hidden = torch.where(smaller, 0.0, state.hidden + found.hidden)
         moves = (found.length > 0) & (hidden <= PATIENCE)
@@ -170,7 +162,6 @@ class LBFGS(Stepper):
             state._replace(
                 points=x,
                 velocity=v,
-                stretch=torch.where(moves, 2.0 * length, trial),
                 least=torch.where(smaller, at.norm, state.least),
                 lowest=lowest,
                 hidden=hidden,
@@ -180,11 +171,11 @@ class LBFGS(Stepper):
         )
 
 
-def _learnt(equation: FunctionalDescent, at: Iterate, state: _State) -> tuple[_State, Tensor]:
-    """The state with what the last step has shown, and where that was positive curvature."""
+def _learnt(equation: FunctionalDescent, at: Iterate, state: _State) -> tuple[_State, Tensor, Tensor]:
+    """The state with what the last step has shown, where that was positive curvature, and the squared length of the step."""
     inner, s, y = equation.inner, at.z - state.points, state.velocity - at.residual
-    sy, yy, both = inner(s, y), inner(y, y), inner(s, s) * inner(y, y)
-    curved = (sy > 0) & (sy.square() > CURVED**2 * both) & torch.isfinite(1.0 / sy) & torch.isfinite(yy)
+    sy, ss, yy = inner(s, y), inner(s, s), inner(y, y)
+    curved = (sy > 0) & (sy.square() > CURVED**2 * ss * yy) & torch.isfinite(1.0 / sy) & torch.isfinite(yy)
     inverse = torch.where(curved, 1.0 / torch.where(curved, sy, 1.0), 0.0)
     learnt = state._replace(
         moves=(s, *state.moves[:-1]),
@@ -192,7 +183,7 @@ def _learnt(equation: FunctionalDescent, at: Iterate, state: _State) -> tuple[_S
         inverse=torch.cat([inverse.unsqueeze(-1), state.inverse[..., :-1]], -1),
         scale=torch.where(curved, sy / torch.where(curved, yy, 1.0), state.scale),
     )
-    return learnt, curved
+    return learnt, curved, ss
 
 
 def _times_inverse_hessian(equation: FunctionalDescent, v: Tensor, state: _State, count: int) -> Tensor:
@@ -249,19 +240,23 @@ class _LineSearch:
             reached = self._energy(direction, trial, searching)
             promised = trial * slope
             lower = searching & (reached <= start - SUFFICIENT * promised) & (reached < torch.where(found > 0, energy, torch.inf))
-            unseen = failing & ~lower & (promised <= resolution) & (reached <= self.lowest + resolution)
+            unseen = (failing | (searching & explores)) & ~lower & (promised <= resolution)
+            unseen = unseen & (reached <= self.lowest + resolution)
             parabola = _minimum_of_parabola(reached - start + promised, promised, trial)
             found = torch.where(lower | unseen, trial, found)
             energy = torch.where(lower | unseen, reached, energy)
-            hidden = hidden | unseen
+            hidden = (hidden | unseen) & ~lower
             far = (parabola - trial).abs() > CLOSE * trial
-            improvable = lower & far & (improvements > 0) & (promised > VISIBLE * resolution)
+            improvable = (lower & far & (explores | (promised > VISIBLE * resolution))) | (unseen & explores)
+            improvable = improvable & (improvements > 0)
             improvements = improvements - improvable.long()
             shortened = searching & (found == 0)
             searching = shortened | improvable
             if not bool(searching.any()):
                 break
-            most = torch.where(shortened, 0.5 * trial, 10.0 * trial)
+            parabola = torch.where(unseen, torch.inf, parabola)
+            longer = torch.where(torch.isfinite(parabola) | unseen, 10.0, 2.0)  # where it is concave a well may lie behind
+            most = trial * torch.where(shortened, 0.5, longer)
             trial = torch.where(searching, parabola.minimum(most).maximum(0.1 * trial), trial)
         return _Found(found, energy, hidden)
 

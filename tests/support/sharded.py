@@ -103,7 +103,7 @@ FLOWS = {
     "Heun": {"stepper": Heun(step_size=0.1), "steps": 10},
     "Nesterov": {"stepper": Nesterov(step_size=0.1), "steps": 10},
     "AdaptiveEuler": {"stepper": AdaptiveEuler(), "stop": Stop(rtol=1e-2, max_steps=20)},
-    "LBFGS": {"stepper": LBFGS(), "stop": Stop(rtol=1e-1, max_steps=20)},
+    "LBFGS": {"stepper": LBFGS(), "steps": 6},
     "Proximal": {"stepper": Proximal(step_size=0.1), "steps": 2},
     "Langevin": {"steps": 5, "noise": Langevin(0.1)},
     "NoiseInjection": {"steps": 5, "noise": NoiseInjection(0.1)},
