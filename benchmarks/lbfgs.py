@@ -86,7 +86,12 @@ class Counting(Functional):
 
     def __init__(self, functional: Functional) -> None:
         super().__init__()
-        self.functional, self.energies, self.smoothness, self.tolerance = functional, 0, functional.smoothness, functional.tolerance
+        self.functional, self.energies, self.smoothness, self.tolerance = (
+            functional,
+            0,
+            functional.smoothness,
+            functional.tolerance,
+        )
 
     def forward(self, mu: DiscreteMeasure) -> Tensor:
         self.energies += 1

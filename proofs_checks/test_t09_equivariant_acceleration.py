@@ -174,7 +174,8 @@ numbers = [sp.Matrix(r) for r in ([3, -2], [sp.Rational(1, 2), 1], [-1, sp.Ratio
 
 @every_move
 @pytest.mark.parametrize(
-    ("step", "residuals"), [(with_ridge, history), (type_one, history), (gmres, history), (broyden, numbers), (lbfgs, numbers[:2])],
+    ("step", "residuals"),
+    [(with_ridge, history), (type_one, history), (gmres, history), (broyden, numbers), (lbfgs, numbers[:2])],
 )
 def test_weighted_steps_commute_with_every_move(step, residuals, move):
     """The rational functions of Broyden and L-BFGS are too large for undetermined residuals; masses are symbols in both."""

@@ -21,13 +21,13 @@ from ddeq.iteration import Step
 from ddeq.messages import renamed
 
 __all__ = [
+    "LBFGS",
     "AdaptiveEuler",
     "Euler",
     "FisherRao",
     "FunctionalDescent",
     "Geometry",
     "Heun",
-    "LBFGS",
     "Langevin",
     "Nesterov",
     "Noise",

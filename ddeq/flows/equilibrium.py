@@ -21,7 +21,18 @@ from ddeq.flows.stationary import Stationary
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.entropy import split_entropy
-from ddeq.iteration import ConvergenceError, Equation, Implicit, NoDescentWarning, Outcome, Report, Solution, Status, Stop, iterate
+from ddeq.iteration import (
+    ConvergenceError,
+    Equation,
+    Implicit,
+    NoDescentWarning,
+    Outcome,
+    Report,
+    Solution,
+    Status,
+    Stop,
+    iterate,
+)
 from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.driver import watched
 from ddeq.measures import DiscreteMeasure, check_mass
@@ -43,7 +54,7 @@ def equilibrium(
     trace: bool = False,
     callback: Callable[[Report], object] | None = None,
 ) -> Solution:
-    r"""A stationary measure, :math:`\nabla_W F_\theta(\mu^*) = 0`, by flow and Newton's method, as a function of :math:`\theta`.
+    r"""A stationary measure, :math:`\nabla_W F_\theta(\mu^*) = 0`, by L-BFGS and Newton's method, as a function of :math:`\theta`.
 
     .. math:: \frac{\mathrm dZ^*}{\mathrm d\theta} = -H^+ \frac{\partial g}{\partial\theta}, \qquad
               g(Z, \theta) = \nabla_W F_\theta \text{ at the atoms } Z, \qquad H = \frac{\partial g}{\partial Z}
@@ -59,17 +70,17 @@ def equilibrium(
     mu0
         The start; its weights and marks stay.
     stepper
-        How the flow steps; default ``AdaptiveEuler()``.
+        How the flow steps; default ``LBFGS()``, in another geometry than `Wasserstein` ``AdaptiveEuler()``.
     geometry
         Of the flow. The stationary measures do not depend on it, if it is that of `Wasserstein`, or `Stein` with a strictly
-        positive definite kernel; which of them is found may.
+        positive definite kernel; which of them is found may, and may depend on the stepper.
     stop
         Tolerance and most steps. Default: ``rtol`` 1e-6 in double and 1e-4 in single precision, 2000 steps. The
         error of derivatives is about that of the points, relative to the length over which the Hessian changes.
     finish
         Whether samples leave the flow for Newton's method where that lowers the energy (see the notes); not done where the
-        functional is twice differentiable almost everywhere only, as those are that declare no ``smoothness``. If false, the
-        flow alone goes to the end.
+        functional is twice differentiable almost everywhere only, as those are that declare no ``smoothness``, nor where
+        the velocity leads uphill. If false, the flow alone goes to the end.
     on_failure
         What to do where the equations of the derivative have no answer: "raise" a `ConvergenceError` in backward, or "warn"
         with a `ConvergenceWarning` and take zero for these samples (the best answer found, where only a solve took too long).
@@ -102,14 +113,17 @@ def equilibrium(
 
     Warns
     -----
+    NoDescentWarning
+        If Newton's method was not used because the velocity leads uphill for some samples, as in a game, whose mobility is
+        indefinite.
     ConvergenceWarning
         In backward: of samples that did not converge (derivatives are taken where they are) or diverged (zero); of a loss
         that depends on how the equilibrium is turned, where rotations leave the functional as it is.
 
     Notes
     -----
-    Newton's method is tried once the velocity is a tenth of that at the start and 20 steps are done, again at once where it
-    helped, ever later where not, and where the flow is stuck; a step takes at most 64 products with the Hessian. It is accepted
+    Steps of L-BFGS take one gradient each. Newton's method is tried once the velocity is a tenth of that at the start and 20
+    steps of another stepper are done, or 300 of L-BFGS, again at once where it helped, ever later where not, and where the flow is stuck; a step takes at most 64 products with the Hessian. It is accepted
     only if the energy falls by a share of what the quadratic model promises; or, below what rounding lets energies tell, if the
     energy rises by no more than that and the norm of the gradient falls, with no negative curvature in sight. Along negative
     curvature steps lead downhill, and none of them is a last one: like a flow, it ends in a saddle only if the gradient has

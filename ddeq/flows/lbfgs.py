@@ -255,8 +255,9 @@ class _LineSearch:
             if not bool(searching.any()):
                 break
             parabola = torch.where(unseen, torch.inf, parabola)
-            longer = torch.where(torch.isfinite(parabola) | unseen, 10.0, 2.0)  # where it is concave a well may lie behind
-            most = trial * torch.where(shortened, 0.5, longer)
+            # Where it is concave a well may lie behind.
+            longer = torch.where(torch.isfinite(parabola) | unseen, 10.0 * trial, 2.0 * trial)
+            most = torch.where(shortened, 0.5 * trial, longer)
             trial = torch.where(searching, parabola.minimum(most).maximum(0.1 * trial), trial)
         return _Found(found, energy, hidden)
 
