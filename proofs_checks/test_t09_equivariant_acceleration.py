@@ -4,11 +4,12 @@ They do if their coefficients depend on the residuals through L2(mu) inner produ
 identity and transposes in L2(mu). On cotangents the inner product is sum_i a_i . b_i / w_i over live atoms.
 
 Verified: one Anderson step of memory 2, of type II with ridge and of type I, one GMRES step in a Krylov space of dimension
-2 (undetermined residuals), three steps of Broyden's good method and two of L-BFGS (rational residuals) commute with the three
-moves for symbolic masses, three of L-BFGS for rational ones; the two loops of L-BFGS are its dense recursion, whose matrix is self-adjoint, fulfils the secant
-equation and, where the last pair has positive curvature, is positive definite; the compact form of Broyden's method gives its steps, with the lower triangle and no other; Anderson on
-cotangents commutes with the moves for 1/w_i; unweighted inner products fail for splits and mass-zero atoms; a Gram matrix
-without ridge is singular for collinear differences.
+2 (undetermined residuals), three steps of Broyden's good method and two of L-BFGS (rational residuals) commute with the
+three moves for symbolic masses, three of L-BFGS for rational ones; the two loops of L-BFGS are its dense recursion, whose
+matrix is self-adjoint, fulfils the secant equation and, where the last pair has positive curvature, is positive definite;
+the compact form of Broyden's method gives its steps, with the lower triangle and no other; Anderson on cotangents commutes
+with the moves for 1/w_i; unweighted inner products fail for splits and mass-zero atoms; a Gram matrix without ridge is
+singular for collinear differences.
 Assumed: residuals and Krylov vectors follow the moves, that is, the map and its derivative are measure consistent (T1).
 """
 

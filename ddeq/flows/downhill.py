@@ -55,7 +55,8 @@ def leads_downhill(equation: FunctionalDescent, points: Tensor, force: Tensor) -
     descends = (values[..., 0] >= -least) & ((values[..., -1] > least) | (least == 0))
     along = inner(force, velocity)
     follows = ~(along < -tolerance * inner.norm(force) * inner.norm(velocity))
-    return downhill & ~(usable & ~(descends & follows))
+    found: Tensor = downhill & ~(usable & ~(descends & follows))
+    return found
 
 
 def _unit(equation: FunctionalDescent, field: Tensor) -> Tensor:

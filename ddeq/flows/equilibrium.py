@@ -54,7 +54,7 @@ def equilibrium(
     trace: bool = False,
     callback: Callable[[Report], object] | None = None,
 ) -> Solution:
-    r"""A stationary measure, :math:`\nabla_W F_\theta(\mu^*) = 0`, by L-BFGS and Newton's method, as a function of :math:`\theta`.
+    r"""A stationary measure, :math:`\nabla_W F_\theta(\mu^*) = 0`, by L-BFGS and Newton's method; a function of :math:`\theta`.
 
     .. math:: \frac{\mathrm dZ^*}{\mathrm d\theta} = -H^+ \frac{\partial g}{\partial\theta}, \qquad
               g(Z, \theta) = \nabla_W F_\theta \text{ at the atoms } Z, \qquad H = \frac{\partial g}{\partial Z}
@@ -122,12 +122,13 @@ def equilibrium(
 
     Notes
     -----
-    Steps of L-BFGS take one gradient each. Newton's method is tried once the velocity is a tenth of that at the start and 20
-    steps of another stepper are done, or 300 of L-BFGS, again at once where it helped, ever later where not, and where the flow is stuck; a step takes at most 64 products with the Hessian. It is accepted
-    only if the energy falls by a share of what the quadratic model promises; or, below what rounding lets energies tell, if the
-    energy rises by no more than that and the norm of the gradient falls, with no negative curvature in sight. Along negative
-    curvature steps lead downhill, and none of them is a last one: like a flow, it ends in a saddle only if the gradient has
-    no part along the way out, to the tolerance (equilibria, T16). Each sample has the result that it has alone.
+    Steps of L-BFGS take one gradient each. Newton's method is tried once the velocity is a tenth of that at the start and
+    20 steps of another stepper are done, or 300 of L-BFGS, again at once where it helped, ever later where not, and where
+    the flow is stuck; a step takes at most 64 products with the Hessian. It is accepted only if the energy falls by a share
+    of what the quadratic model promises; or, below what rounding lets energies tell, if the energy rises by no more than
+    that and the norm of the gradient falls, with no negative curvature in sight. Along negative curvature steps lead
+    downhill, and none of them is a last one: like a flow, it ends in a saddle only if the gradient has no part along the
+    way out, to the tolerance (equilibria, T16). Each sample has the result that it has alone.
 
     Translations and rotations that leave :math:`F_\theta` as it is are found from gradients at other configurations (above
     dimension 6: all translations, or none) and left out of the equations. The answer is that of an equilibrium which does not

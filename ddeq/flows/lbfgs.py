@@ -82,8 +82,8 @@ class LBFGS(Stepper):
     .. math:: F(\mu_{k+1}) \le F(\mu_k) - 10^{-4}\, t\, \langle v, H v\rangle_{L^2(\mu)} .
 
     So a step takes one gradient, and between one and two energies. Pairs without positive curvature teach nothing; then the
-    next step is as long as the last one, or longer if the energies say so. The first step of a flow is found by energies alone, from a tenth of the spread of the
-    atoms. Each sample has a matrix and a length of its own.
+    next step is as long as the last one, or longer if the energies say so. The first step of a flow is found by energies
+    alone, from a tenth of the spread of the atoms. Each sample has a matrix and a length of its own.
 
     Where rounding hides the decrease, which is found out by energies of shaken points, full steps are taken as long as the
     energy does not rise visibly and the norm of the velocity falls by a tenth in 50 of them. A sample along whose velocity no
@@ -158,7 +158,7 @@ class LBFGS(Stepper):
         length = torch.where(moves, found.length, 0.0)
         speed = inner(v, v)
         return Step(
-            torch.where(over_atoms(moves), x + over_atoms(length) * direction, x),
+            torch.where(moves[..., None, None], x + over_atoms(length) * direction, x),
             state._replace(
                 points=x,
                 velocity=v,
@@ -175,7 +175,7 @@ def _learnt(equation: FunctionalDescent, at: Iterate, state: _State) -> tuple[_S
     """The state with what the last step has shown, where that was positive curvature, and the squared length of the step."""
     inner, s, y = equation.inner, at.z - state.points, state.velocity - at.residual
     sy, ss, yy = inner(s, y), inner(s, s), inner(y, y)
-    curved = (sy > 0) & (sy.square() > CURVED**2 * ss * yy) & torch.isfinite(1.0 / sy) & torch.isfinite(yy)
+    curved = (sy > CURVED * ss.detach().sqrt() * yy.detach().sqrt()) & torch.isfinite(1.0 / sy) & torch.isfinite(yy)
     inverse = torch.where(curved, 1.0 / torch.where(curved, sy, 1.0), 0.0)
     learnt = state._replace(
         moves=(s, *state.moves[:-1]),
@@ -291,7 +291,7 @@ def _minimum_of_parabola(excess: Tensor, promised: Tensor, length: Tensor) -> Te
 
 
 def _length(equation: FunctionalDescent, points: Tensor) -> Tensor:
-    r"""The spread of the atoms times the root of their mass, ``(*batch,)``; a tenth of their distance from 0 for a single place."""
+    """The spread of the atoms times the root of their mass, ``(*batch,)``; of a single place a tenth of its distance from 0."""
     weights = equation.like.weights.unsqueeze(-1)
     mass = weights.sum((-2, -1))
     centre = (weights * points).sum(-2, keepdim=True) / over_atoms(torch.where(mass > 0, mass, 1.0))

@@ -554,7 +554,7 @@ def test_each_sample_has_the_result_that_it_has_alone():
                 one = MMD(DiscreteMeasure(target[i] / widths[i]), Gaussian(1.0))
                 alone = equilibrium(one, mu[i].with_points(mu.points[i] / widths[i]), stepper=stepper, stop=stop)
                 assert alone.converged
-                # L-BFGS enlarges how sums round in a batch: the last sample, whose Hessian is nearly singular, has a step to spare.
+                # L-BFGS enlarges how sums round in a batch: the last sample has a nearly singular Hessian, and a step to spare.
                 assert abs(alone.steps - solution.steps[i]) <= (stepper is None)
                 assert_close(solution.measure.points[i], alone.measure.points, rtol=1e-6 if stepper else 1e-5)
 

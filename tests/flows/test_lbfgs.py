@@ -224,7 +224,7 @@ def test_negative_curvature_is_not_learnt():
 
 
 def test_an_overflow_is_no_step():
-    """Where a trial overflows, the step is shortened; where the gradient does, the sample has diverged and no other is touched."""
+    """Where a trial overflows, the step is shortened; where the gradient does, the sample has diverged, alone."""
     F = PotentialEnergy(lambda x: (30 * x).exp().sum(-1) - x.sum(-1))
     mu = DiscreteMeasure(torch.tensor([[[10.0]], [[0.1]]], dtype=DOUBLE))
     trajectory = flow(F, mu, LBFGS(), stop=Stop(rtol=1e-130, atol=1e-300, max_steps=60))
