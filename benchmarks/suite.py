@@ -35,6 +35,7 @@ SHORT = {
     "functionals": ["--sizes", "300", "--sliced", "10000", "--repeats", "2", "--limit", "1"],
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
     "equilibrium": ["--repeats", "2"],
+    "lbfgs": ["--repeats", "1"],
     "overhead": ["--repeats", "15"],
     "classics": ["--seeds", "2"],
     "profiling": ["--rounds", "1", "--repeats", "5"],

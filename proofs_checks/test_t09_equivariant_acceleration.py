@@ -1,13 +1,15 @@
-"""T9 Equivariant acceleration: Anderson, Broyden and GMRES steps commute with permutations, splits and mass-zero atoms.
+"""T9 Equivariant acceleration: Anderson, Broyden, L-BFGS and GMRES steps commute with permutations, splits and mass-zero atoms.
 
 They do if their coefficients depend on the residuals through L2(mu) inner products only: B_0 a multiple of the
 identity and transposes in L2(mu). On cotangents the inner product is sum_i a_i . b_i / w_i over live atoms.
 
 Verified: one Anderson step of memory 2, of type II with ridge and of type I, one GMRES step in a Krylov space of dimension
-2 (undetermined residuals) and three steps of Broyden's good method (rational residuals) commute with the three moves for
-symbolic masses; the compact form of Broyden's method gives its steps, with the lower triangle and no other; Anderson on
-cotangents commutes with the moves for 1/w_i; unweighted inner products fail for splits and mass-zero atoms; a Gram matrix
-without ridge is singular for collinear differences.
+2 (undetermined residuals), three steps of Broyden's good method and two of L-BFGS (rational residuals) commute with the
+three moves for symbolic masses, three of L-BFGS for rational ones; the two loops of L-BFGS are its dense recursion, whose
+matrix is self-adjoint, fulfils the secant equation and, where the last pair has positive curvature, is positive definite;
+the compact form of Broyden's method gives its steps, with the lower triangle and no other; Anderson on cotangents commutes
+with the moves for 1/w_i; unweighted inner products fail for splits and mass-zero atoms; a Gram matrix without ridge is
+singular for collinear differences.
 Assumed: residuals and Krylov vectors follow the moves, that is, the map and its derivative are measure consistent (T1).
 """
 
@@ -102,6 +104,47 @@ def compact_broyden(x, residuals, metric, later=lambda i, j: i > j):
     return x + sum(steps, 0 * x)
 
 
+def two_loops(field, pairs, metric):
+    """The inverse Hessian of the pairs (s, y), oldest first, times a field."""
+    shares = []
+    for s, y in reversed(pairs):
+        share = sp.cancel(inner(s, field, metric) / inner(s, y, metric))
+        field = (field - share * y).applyfunc(sp.cancel)
+        shares.append(share)
+    s, y = pairs[-1]
+    field = (inner(s, y, metric) / inner(y, y, metric) * field).applyfunc(sp.cancel)
+    for (s, y), share in zip(pairs, reversed(shares), strict=True):
+        field = (field + (share - inner(y, field, metric) / inner(s, y, metric)) * s).applyfunc(sp.cancel)
+    return field
+
+
+def inverse_hessian(pairs, metric, order=lambda pairs: pairs):
+    """The same as a matrix, by the update of Broyden, Fletcher, Goldfarb and Shanno; transposes are taken in the metric."""
+    one = sp.eye(metric.shape[0])
+    s, y = pairs[-1]
+    inverse = inner(s, y, metric) / inner(y, y, metric) * one
+    for s, y in order(pairs):
+        curvature = inner(s, y, metric)
+        left, right = one - s * y.T * metric / curvature, one - y * s.T * metric / curvature
+        inverse = (left * inverse * right + s * s.T * metric / curvature).applyfunc(sp.cancel)
+    return inverse
+
+
+def pairs_of(residuals, metric):
+    """Steps of length one, the first along the residual, and the changes of the gradient, which is minus the residual."""
+    pairs, step = [], residuals[0]
+    for before, after in pairwise(residuals):
+        pairs.append((step, before - after))
+        step = two_loops(after, pairs, metric).applyfunc(sp.cancel)
+    return pairs, step
+
+
+def lbfgs(x, residuals, metric):
+    """As many steps of L-BFGS as there are residuals."""
+    pairs, step = pairs_of(residuals, metric)
+    return x + sum((s for s, _ in pairs), 0 * x) + step
+
+
 def carried(move, vector, label):
     """The vector after the move; a mass-zero atom may have any value."""
     lift, weights = MOVES[move]
@@ -132,14 +175,15 @@ numbers = [sp.Matrix(r) for r in ([3, -2], [sp.Rational(1, 2), 1], [-1, sp.Ratio
 
 @every_move
 @pytest.mark.parametrize(
-    ("step", "residuals"), [(with_ridge, history), (type_one, history), (gmres, history), (broyden, numbers)]
+    ("step", "residuals"),
+    [(with_ridge, history), (type_one, history), (gmres, history), (broyden, numbers), (lbfgs, numbers[:2])],
 )
 def test_weighted_steps_commute_with_every_move(step, residuals, move):
-    """Broyden's rational functions are too large for undetermined residuals; masses are symbols in both."""
+    """The rational functions of Broyden and L-BFGS are too large for undetermined residuals; masses are symbols in both."""
     assert commutes(step, move, weighted, residuals)
 
 
-@pytest.mark.parametrize(("step", "memory"), [(with_ridge, 2), (type_one, 1), (gmres, 1), (broyden, 2)])
+@pytest.mark.parametrize(("step", "memory"), [(with_ridge, 2), (type_one, 1), (gmres, 1), (broyden, 2), (lbfgs, 1)])
 def test_unweighted_steps_commute_with_permutations_only(step, memory):
     """With as many unknowns as coordinates the equations of type I and GMRES are solved exactly, in any inner product."""
     assert [move for move in MOVES if commutes(step, move, unweighted, numbers[: memory + 1])] == ["swap"]
@@ -150,6 +194,48 @@ def test_the_compact_form_is_broydens_method():
     assert all(is_zero(gap) for gap in compact_broyden(point, numbers, weighted(w)) - exact)
     for wrong in (lambda i, j: i < j, lambda i, j: False):  # the other triangle; none, which is Anderson's type I
         assert not all(is_zero(gap) for gap in compact_broyden(point, numbers, weighted(w), wrong) - exact)
+
+
+MASSES = dict(zip((*w, share), (sp.Rational(1, 3), sp.Rational(2, 5), sp.Rational(3, 7)), strict=True))
+
+
+def test_two_pairs_commute_with_every_move_too():
+    plain = lbfgs(point, numbers, weighted(w).subs(MASSES))
+    for lift, weights in MOVES.values():
+        moved = lbfgs(lift * point, [lift * r for r in numbers], weighted(weights).subs(MASSES))
+        assert all(is_zero(moved[i] - (lift * plain)[i]) for i, mass in enumerate(weights) if mass != 0)
+
+
+def test_the_two_loops_are_the_dense_recursion():
+    metric = weighted(w).subs(MASSES)
+    pairs, step = pairs_of(numbers, metric)
+    exact = inverse_hessian(pairs, metric) * numbers[-1]
+    assert all(is_zero(gap) for gap in step - exact)
+    wrong = inverse_hessian(pairs, metric, order=lambda pairs: pairs[::-1]) * numbers[-1]
+    assert not all(is_zero(gap) for gap in step - wrong)
+    plain = inverse_hessian(pairs, unweighted(w)) * numbers[-1]
+    assert not all(is_zero(gap) for gap in step - plain)
+
+
+def test_the_matrix_is_self_adjoint_and_knows_the_last_pair():
+    metric = weighted(w).subs(MASSES)
+    pairs, _ = pairs_of(numbers, metric)
+    inverse = inverse_hessian(pairs, metric)
+    s, y = pairs[-1]
+    assert all(is_zero(entry) for entry in metric * inverse - (metric * inverse).T)
+    assert all(is_zero(gap) for gap in inverse * y - s)
+    assert not all(is_zero(gap) for gap in inverse * pairs[0][1] - pairs[0][0])
+
+
+def test_steps_lead_downhill_where_the_pair_has_positive_curvature():
+    """For one pair and any residual: <r, H r> is a sum of squares, times <s, y> in one term and over it in the other."""
+    metric = weighted(w)
+    s, y, r = (sp.Matrix(sp.symbols(f"{name}1:3")) for name in "syr")
+    value = inner(r, inverse_hessian([(s, y)], metric) * r, metric)
+    curvature = inner(s, y, metric)
+    rest = r - inner(s, r, metric) / curvature * y
+    squares = curvature / inner(y, y, metric) * inner(rest, rest, metric) + inner(s, r, metric) ** 2 / curvature
+    assert is_zero(sp.together(value - squares))
 
 
 def test_the_reason_is_that_a_move_is_an_isometry():

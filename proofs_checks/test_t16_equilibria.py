@@ -12,6 +12,8 @@ Verified of what the library asks before it answers: gradients are orthogonal to
 these are symmetries; a loss and a force in the range of H determine the answer, and a force outside of it makes the
 solution of least norm wrong; a polynomial in H applied to the right-hand side, less its part along the residual, is
 H^+ of it; where Newton's method goes from near a degenerate minimum, H is at most half of what it was.
+Verified of games: where the mobility is indefinite the flow comes to rest at a saddle of F, away from which every step that
+lowers F leads; its derivative is -H^-1 dg/dtheta all the same; the force and its image show that the mobility is indefinite.
 Assumed: the implicit function theorem on the complement of the kernel.
 """
 
@@ -228,3 +230,33 @@ def test_newton_tells_a_degenerate_minimum_from_a_regular_one():
     assert left(sp.exp(-z)) == sp.exp(-1)  # a flow that creeps to infinity
     assert sp.limit(left(s * z + a * z**2), z, 0) == 1  # a regular zero: nothing changes
     assert sp.series(left(s * z + a * z**2), z, 0, 2).removeO() == 1 - 2 * a * z / s
+
+
+def test_a_game_rests_at_a_saddle():
+    """a x^2/2 - b y^2/2 + c x y - theta x, descended in x and climbed in y: the flow contracts, the energy has a saddle."""
+    a, b, x, y = sp.symbols("a b x y", positive=True)
+    c = sp.Symbol("c", real=True)
+    energy = a * x**2 / 2 - b * y**2 / 2 + c * x * y - theta * x
+    g = wasserstein_gradient(energy, (x, y), (1, 1))
+    hessian, mobility = g.jacobian((x, y)), sp.diag(1, -1)
+    flow = -mobility * hessian
+    assert flow.trace() == -a - b  # negative, and the determinant positive: both eigenvalues have negative real parts
+    assert sp.expand(flow.det() - (a * b + c**2)) == 0
+    assert sp.expand(hessian.det() + a * b + c**2) == 0  # negative: one eigenvalue of each sign
+    rest = sp.solve(list(g), (x, y), dict=True)[0]
+    direct = sp.Matrix([sp.diff(rest[z], theta) for z in (x, y)])
+    assert is_zero(-hessian.inv() * g.diff(theta) - direct)
+    descent = -hessian  # of the energy: it grows along the direction of negative curvature
+    assert sp.expand(descent.det()) == sp.expand(hessian.det())
+
+
+def test_a_force_and_its_image_show_an_indefinite_mobility():
+    """For C = diag(1, -1) and a force with parts in both: the form a, C a on their span takes negative values."""
+    p, q = sp.symbols("p q", positive=True)
+    mobility = sp.diag(1, -1)
+    force = sp.Matrix([p, q])
+    fields = [force, mobility * force]
+    products = sp.Matrix(2, 2, lambda i, j: (fields[i].T * mobility * fields[j])[0])
+    assert sp.factor(products.det()) == -4 * p**2 * q**2  # of a semidefinite form it is not negative
+    alone = (force.T * mobility * force)[0]
+    assert alone.subs({p: 2, q: 1}) > 0  # the slope along the flow need not show it

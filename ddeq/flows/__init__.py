@@ -9,6 +9,7 @@ from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.equilibrium import equilibrium
 from ddeq.flows.flow import flow
 from ddeq.flows.geometries import Geometry, Wasserstein
+from ddeq.flows.lbfgs import LBFGS
 from ddeq.flows.nesterov import Nesterov
 from ddeq.flows.noise import Langevin, Noise, NoiseInjection
 from ddeq.flows.proximal import Proximal
@@ -20,6 +21,7 @@ from ddeq.iteration import Step
 from ddeq.messages import renamed
 
 __all__ = [
+    "LBFGS",
     "AdaptiveEuler",
     "Euler",
     "FisherRao",

@@ -23,6 +23,11 @@ def check_combination(
 ) -> None:
     """Raise a `ValueError` that says why, and what to do, unless the parts of a flow make sense together."""
     stepper_name = type(stepper).__name__
+    if stepper.needs_gradients and not geometry.is_wasserstein:
+        raise ValueError(
+            f"geometry: {stepper_name} learns the curvature from gradients, and velocities are these in the geometry of "
+            f"Wasserstein, not in {type(geometry).__name__}; use AdaptiveEuler"
+        )
     if noise is not None:
         name = f"noise: {type(noise).__name__} "
         if stepper.descends and stepper.explicit:

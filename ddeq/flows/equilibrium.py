@@ -12,18 +12,31 @@ from ddeq.autodiff import check_recordable
 from ddeq.flows.adaptive import AdaptiveEuler
 from ddeq.flows.combinations import check_combination
 from ddeq.flows.descent import FunctionalDescent
+from ddeq.flows.downhill import leads_downhill
 from ddeq.flows.flow import by_energy
 from ddeq.flows.geometries import Geometry, Wasserstein
-from ddeq.flows.method import FlowMethod
+from ddeq.flows.lbfgs import LBFGS
 from ddeq.flows.newton import NewtonFinish
 from ddeq.flows.stationary import Stationary
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.entropy import split_entropy
-from ddeq.iteration import ConvergenceError, Equation, Implicit, Outcome, Report, Solution, Stop, iterate
+from ddeq.iteration import (
+    ConvergenceError,
+    Equation,
+    Implicit,
+    NoDescentWarning,
+    Outcome,
+    Report,
+    Solution,
+    Status,
+    Stop,
+    iterate,
+)
 from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.driver import watched
 from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.messages import warn
 
 __all__ = ["equilibrium"]
 
@@ -41,7 +54,7 @@ def equilibrium(
     trace: bool = False,
     callback: Callable[[Report], object] | None = None,
 ) -> Solution:
-    r"""A stationary measure, :math:`\nabla_W F_\theta(\mu^*) = 0`, by flow and Newton's method, as a function of :math:`\theta`.
+    r"""A stationary measure, :math:`\nabla_W F_\theta(\mu^*) = 0`, by L-BFGS and Newton's method; a function of :math:`\theta`.
 
     .. math:: \frac{\mathrm dZ^*}{\mathrm d\theta} = -H^+ \frac{\partial g}{\partial\theta}, \qquad
               g(Z, \theta) = \nabla_W F_\theta \text{ at the atoms } Z, \qquad H = \frac{\partial g}{\partial Z}
@@ -57,17 +70,17 @@ def equilibrium(
     mu0
         The start; its weights and marks stay.
     stepper
-        How the flow steps; default ``AdaptiveEuler()``.
+        How the flow steps; default ``LBFGS()``, in another geometry than `Wasserstein` ``AdaptiveEuler()``.
     geometry
         Of the flow. The stationary measures do not depend on it, if it is that of `Wasserstein`, or `Stein` with a strictly
-        positive definite kernel; which of them is found may.
+        positive definite kernel; which of them is found may, and may depend on the stepper.
     stop
         Tolerance and most steps. Default: ``rtol`` 1e-6 in double and 1e-4 in single precision, 2000 steps. The
         error of derivatives is about that of the points, relative to the length over which the Hessian changes.
     finish
         Whether samples leave the flow for Newton's method where that lowers the energy (see the notes); not done where the
-        functional is twice differentiable almost everywhere only, as those are that declare no ``smoothness``. If false, the
-        flow alone goes to the end.
+        functional is twice differentiable almost everywhere only, as those are that declare no ``smoothness``, nor where
+        the velocity leads uphill. If false, the flow alone goes to the end.
     on_failure
         What to do where the equations of the derivative have no answer: "raise" a `ConvergenceError` in backward, or "warn"
         with a `ConvergenceWarning` and take zero for these samples (the best answer found, where only a solve took too long).
@@ -100,18 +113,22 @@ def equilibrium(
 
     Warns
     -----
+    NoDescentWarning
+        If Newton's method was not used because the velocity leads uphill for some samples, as in a game, whose mobility is
+        indefinite.
     ConvergenceWarning
         In backward: of samples that did not converge (derivatives are taken where they are) or diverged (zero); of a loss
         that depends on how the equilibrium is turned, where rotations leave the functional as it is.
 
     Notes
     -----
-    Newton's method is tried once the velocity is a tenth of that at the start and 20 steps are done, again at once where it
-    helped, ever later where not, and where the flow is stuck; a step takes at most 64 products with the Hessian. It is accepted
-    only if the energy falls by a share of what the quadratic model promises; or, below what rounding lets energies tell, if the
-    energy rises by no more than that and the norm of the gradient falls, with no negative curvature in sight. Along negative
-    curvature steps lead downhill, and none of them is a last one: like a flow, it ends in a saddle only if the gradient has
-    no part along the way out, to the tolerance (equilibria, T16). Each sample has the result that it has alone.
+    Steps of L-BFGS take one gradient each. Newton's method is tried once the velocity is a tenth of that at the start and
+    20 steps of another stepper are done, or 300 of L-BFGS, again at once where it helped, ever later where not, and where
+    the flow is stuck; a step takes at most 64 products with the Hessian. It is accepted only if the energy falls by a share
+    of what the quadratic model promises; or, below what rounding lets energies tell, if the energy rises by no more than
+    that and the norm of the gradient falls, with no negative curvature in sight. Along negative curvature steps lead
+    downhill, and none of them is a last one: like a flow, it ends in a saddle only if the gradient has no part along the
+    way out, to the tolerance (equilibria, T16). Each sample has the result that it has alone.
 
     Translations and rotations that leave :math:`F_\theta` as it is are found from gradients at other configurations (above
     dimension 6: all translations, or none) and left out of the equations. The answer is that of an equilibrium which does not
@@ -142,7 +159,8 @@ def equilibrium(
         raise RuntimeError(
             "equilibrium cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
-    stepper = AdaptiveEuler() if stepper is None else stepper
+    if stepper is None:
+        stepper = LBFGS() if isinstance(geometry, Geometry) and geometry.is_wasserstein else AdaptiveEuler()
     _check_options(functional, mu0, stepper, geometry, stop, finish, on_failure)
     check_recordable("an equilibrium")
     if torch.is_grad_enabled() and mu0.points.requires_grad:
@@ -163,7 +181,7 @@ def equilibrium(
             descent,
             stop,
             z=mu0.points.detach(),
-            method=FlowMethod(way),
+            method=way,
             patient=True,
             best=False,
             metric=partial(by_energy, stop) if stop.metric == "energy" else None,
@@ -175,6 +193,7 @@ def equilibrium(
     rtol = max(0.1 * stop.rtol, 20 * eps) if stop.rtol < 1e-5 else 1e-6
     equation = Stationary(functional, mu0, conserves_mean=geometry.is_wasserstein, rtol=rtol)
     outcome = Implicit(on_failure=on_failure).solve(equation, run, stop)
+    _warn_of_ascent(outcome, way, descent)
     solution = Solution(
         measure=mu0.with_points(outcome.value),
         residual=outcome.residual,
@@ -187,6 +206,25 @@ def equilibrium(
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(f"the equilibrium was not found: {solution.summary()}", solution)
     return solution
+
+
+def _warn_of_ascent(outcome: Outcome, way: Stepper, descent: FunctionalDescent) -> None:
+    if "uphill" not in way.parts or descent.geometry.is_wasserstein:
+        return
+    uphill = outcome.note[..., way.parts.index("uphill")] > 0
+    stuck = outcome.status == Status.STAGNATED.value
+    if bool(stuck.any()):  # a step that moves nothing leaves no note
+        z = outcome.value.detach()
+        uphill = uphill | (stuck & ~leads_downhill(descent, z, descent.force(z)))
+    if bool(uphill.any()):
+        text = (
+            "equilibrium: the velocity of some samples leads uphill, as in a game: the mobility of the geometry is not positive "
+            "semidefinite. Newton's method, which lowers the energy, would leave the equilibria of such a flow and is not used; "
+            "the flow alone goes to the end. Take finish=False"
+        )
+        if way.descends:
+            text += ", and a stepper that does not go by energies, Euler or Heun"
+        warn(NoDescentWarning(text, failed=uphill, residual=outcome.residual))
 
 
 def _check_options(

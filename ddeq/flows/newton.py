@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from ddeq.flows.descent import FunctionalDescent
+from ddeq.flows.downhill import leads_downhill
 from ddeq.flows.quadratic_model import QuadraticModel
+from ddeq.flows.resolution import energy_resolution
 from ddeq.flows.steppers import Stepper
-from ddeq.flows.symmetries import Place, find_symmetries, generic_field
+from ddeq.flows.symmetries import Place, find_symmetries
 from ddeq.iteration import Iterate, Step, Stop
 
 __all__ = ["NewtonFinish"]
 
 FIRST = 20
 """Steps of the flow before the first attempt."""
+FIRST_OF_SUPERLINEAR = 300
+"""The same of a stepper that converges nearly as fast."""
 NEAR = 0.1
 """Norm of the velocity, relative to the start, from which an attempt is made."""
 LATE = 200
@@ -32,8 +36,6 @@ BUDGET = 10
 """Most products with it in all, for each step that the stop allows."""
 SHIFTS = 6
 """Shifts that are tried in an attempt, the first one zero."""
-SHAKES = 4
-"""Energies by which their scatter is known."""
 SHARE = 0.1
 """Share of the decrease that the quadratic model promises which a step must keep."""
 
@@ -49,7 +51,11 @@ class _State(NamedTuple):
     products: Tensor
     """Products so far, ``(*batch,)``."""
     over: Tensor
-    """Whether neither flow nor attempt moves the sample, ``(*batch,)``."""
+    """Whether no attempt is made any more: neither it nor the flow moves the sample, or it leads elsewhere; ``(*batch,)``."""
+    taken: Tensor
+    """Accepted attempts so far, ``(*batch,)``."""
+    uphill: Tensor
+    """Whether the velocity was seen not to be that of a descent, 0 or 1, ``(*batch,)``."""
     possible: bool
     """Whether no operation is known to lack second derivatives in torch."""
 
@@ -61,6 +67,8 @@ class _Attempt(NamedTuple):
     energy: Tensor
     products: Tensor
     """``(*batch,)``"""
+    uphill: Tensor
+    """Whether no attempt was made because the velocity is not that of a descent, ``(*batch,)``."""
     evaluations: int = 0
     """Gradients, and products with the Hessian, on the batch."""
     possible: bool = True
@@ -73,6 +81,7 @@ class _Attempt(NamedTuple):
             joined(self.points, other.points),
             joined(self.energy, other.energy),
             joined(self.products, other.products),
+            joined(self.uphill, other.uphill),
             self.evaluations + other.evaluations,
             other.possible,
         )
@@ -105,7 +114,10 @@ class NewtonFinish(Stepper):
 
     An attempt is made once the velocity is a tenth of that at the start and 20 steps of the flow are done, or 200; again at once
     if it helped, after longer and longer pauses if not; and where the flow is stuck. Each sample is judged by itself. Atoms that
-    coincide move together, those of mass zero stay.
+    coincide move together, those of mass zero stay. A stepper that is ``superlinear`` has 300 steps before the first attempt.
+
+    Where the velocity is not that of a descent, as in a game, whose mobility is indefinite, no attempt is made: lower energies
+    would lead away from where the flow comes to rest.
 
     Parameters
     ----------
@@ -122,14 +134,17 @@ class NewtonFinish(Stepper):
     flow: Stepper
     stop: Stop
 
+    parts: ClassVar[tuple[str, ...]] = ("newton", "uphill")
+
     def __post_init__(self) -> None:
-        for capability in ("descends", "explicit", "has_momentum"):  # those of the stepper within
+        for capability in ("descends", "explicit", "has_momentum", "needs_gradients", "superlinear"):  # of the stepper within
             object.__setattr__(self, capability, getattr(self.flow, capability))
 
     def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
         state = self.flow.init(equation, at)
         none = torch.zeros_like(at.norm)
-        return _State(state, state, none + FIRST, none + FIRST, none, none > 0, True)
+        wait = FIRST_OF_SUPERLINEAR if self.superlinear else FIRST
+        return _State(state, state, none + wait, none + FIRST, none, none > 0, none.long(), none.long(), True)
 
     def step(self, equation: FunctionalDescent, at: Iterate, state: _State) -> Step:
         norm, points = at.norm, at.z
@@ -150,6 +165,8 @@ class NewtonFinish(Stepper):
                 attempt = _merged(attempt, again)
                 accepted = attempt.accepted
                 over = over | (still & ~accepted)
+        over = over | attempt.uphill
+        count, uphill = state.taken + accepted, state.uphill.maximum(attempt.uphill.long())
         tried = attempt.products > 0
         pause = torch.where(tried, torch.maximum(2 * state.pause, COST * attempt.products).clamp(max=LONGEST), state.pause)
         pause = torch.where(accepted, FIRST, pause)
@@ -162,10 +179,11 @@ class NewtonFinish(Stepper):
         duration = torch.as_tensor(taken.duration, dtype=norm.dtype, device=norm.device)
         return Step(
             torch.where(_like(accepted, points), attempt.points, taken.z),
-            _State(inner, state.fresh, wait, pause, state.products + attempt.products, over, attempt.possible),
+            _State(inner, state.fresh, wait, pause, state.products + attempt.products, over, count, uphill, attempt.possible),
             evaluations=taken.evaluations + attempt.evaluations,
             duration=torch.where(accepted, 0.0, duration),
             energy=energy if energy is None else torch.where(accepted, attempt.energy, energy),
+            note=torch.stack([count, uphill], -1),
         )
 
     def _attempt(
@@ -173,7 +191,7 @@ class NewtonFinish(Stepper):
     ) -> _Attempt:
         """A step of the samples that are due; the others are left out of the computation where it is known how."""
         nothing = torch.zeros_like(residual)
-        none = _Attempt(torch.zeros_like(due), points, nothing, nothing, possible=possible)
+        none = _Attempt(torch.zeros_like(due), points, nothing, nothing, torch.zeros_like(due), possible=possible)
         if not possible or not bool(due.any()):
             return none
         try:
@@ -200,7 +218,12 @@ class NewtonFinish(Stepper):
         with torch.enable_grad():
             z = points.detach().requires_grad_()
             g = gradient(z)
-        force = g.detach()
+        force, size = g.detach(), inner.norm(g)
+        uphill = due & ~leads_downhill(equation, points, -force)
+        count[0] += not equation.geometry.is_wasserstein
+        due = due & ~uphill
+        if not bool(due.any()):
+            return _Attempt(due, points, torch.zeros_like(size), torch.zeros_like(size), uphill, count[0])
         place = Place.of(points, like.weights, points)
         together = _Together.of(points, like.weights, like.marks if functional.reads_marks else None)
         symmetries = find_symmetries(gradient, place, 10 * (eps ** (2 / 3) + functional.tolerance))
@@ -220,13 +243,12 @@ class NewtonFinish(Stepper):
                 raise
             return admissible(torch.where(alive, image / masses, 0.0))
 
-        size = inner.norm(force)
         due = due & torch.isfinite(size) & (size > 0)
         right = torch.where(_like(due, force), admissible(force), 0.0)
         model = QuadraticModel.of(hessian, right, like.weights.unsqueeze(-1), residual.clamp(1e-6, 1e-2))
         open_ = due & model.sound
         start = equation.energy(points)
-        noise = self._noise(equation, place, start)
+        noise = energy_resolution(equation, place, start, -force)
         accepted, moved, energy = torch.zeros_like(due), points, start
         shift, following = torch.zeros_like(size), None
         for _ in range(SHIFTS):
@@ -246,28 +268,19 @@ class NewtonFinish(Stepper):
             accepted, open_ = accepted | taken, open_ & ~taken
             moved, energy = torch.where(_like(taken, there), there, moved), torch.where(taken, reached, energy)
             shift, following = following, 8.0 * following
-        return _Attempt(accepted, moved, energy, torch.where(due, model.products, 0.0), count[0])
+        return _Attempt(accepted, moved, energy, torch.where(due, model.products, 0.0), uphill, count[0])
 
     @staticmethod
     def _speed(equation: FunctionalDescent, points: Tensor, norm: Tensor) -> Tensor:
         """Norm of the velocity at points where that of the gradient is known, ``(*batch,)``."""
         return norm if equation.geometry.is_wasserstein else equation.inner.norm(equation.residual(points))
 
-    @staticmethod
-    def _noise(equation: FunctionalDescent, place: Place, start: Tensor) -> Tensor:
-        """By how much energies scatter, ``(*batch,)``, seen by shaking the points in their last digits."""
-        eps = torch.finfo(start.dtype).eps
-        scatter = torch.zeros_like(start)
-        for k in range(SHAKES):
-            shaken = place.points + 2 * eps * generic_field(place, k).sign() * place.points.abs()
-            scatter = torch.maximum(scatter, (equation.energy(shaken) - start).abs())
-        return 2 * scatter + (4 * eps + equation.functional.tolerance) * start.abs()
-
 
 def _merged(first: _Attempt, second: _Attempt) -> _Attempt:
     """Two attempts of different samples as one."""
     tried = second.products > 0
-    return first.joined_with(second, lambda a, b: torch.where(_like(tried, b), b, a))
+    both = first.joined_with(second, lambda a, b: torch.where(_like(tried, b), b, a))
+    return both._replace(uphill=first.uphill | second.uphill)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ class Stepper(Method[FunctionalDescent]):
     has_momentum: ClassVar[bool] = False
     """Whether atoms keep moving when the velocity is zero."""
 
+    needs_gradients: ClassVar[bool] = False
+    """Whether the velocity must be minus the Wasserstein gradient, as it is in the geometry of Wasserstein alone."""
+    superlinear: ClassVar[bool] = False
+    """Whether it converges so fast that Newton's method is not tried early in its place."""
+
     @property
     def ends_when_still(self) -> bool:
         return not self.has_momentum

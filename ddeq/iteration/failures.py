@@ -12,6 +12,7 @@ __all__ = [
     "ConvergenceWarning",
     "DivergedWarning",
     "InnerProblemWarning",
+    "NoDescentWarning",
     "SingularAdjointWarning",
     "SymmetryWarning",
     "UnconvergedWarning",
@@ -95,6 +96,10 @@ class SymmetryWarning(ConvergenceWarning):
 
 class InnerProblemWarning(ConvergenceWarning):
     """An inner problem of a functional or of a step was not solved to its tolerance."""
+
+
+class NoDescentWarning(ConvergenceWarning):
+    """The velocity of a flow leads uphill, as in a game: methods that lower the energy would leave its equilibria."""
 
 
 class ConvergenceError(RuntimeError):

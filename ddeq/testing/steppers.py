@@ -62,8 +62,9 @@ def check_stepper(
     AssertionError
         Saying which law broke, with numbers.
     """
-    booleans = ("descends", "explicit", "has_momentum", "removable", "differentiable", "recovers", "ends_when_still")
-    check_declarations(stepper, Stepper, "Stepper", booleans)
+    of_steppers = ("descends", "explicit", "has_momentum", "needs_gradients", "superlinear")
+    of_methods = ("removable", "differentiable", "recovers", "ends_when_still")
+    check_declarations(stepper, Stepper, "Stepper", of_steppers + of_methods)
     if stepper.has_momentum and stepper.ends_when_still:
         raise AssertionError("typed capabilities: a stepper with momentum may move again, and declares ends_when_still")
     mu0 = trial_batch() if mu0 is None else mu0.detach()

@@ -7,11 +7,23 @@ import torch
 from landscapes import DOUBLE, cloud, quadratic
 
 from ddeq import flow
-from ddeq.flows import AdaptiveEuler, Euler, FisherRao, Heun, Langevin, Nesterov, NoiseInjection, Proximal, Stein, Wasserstein
+from ddeq.flows import (
+    LBFGS,
+    AdaptiveEuler,
+    Euler,
+    FisherRao,
+    Heun,
+    Langevin,
+    Nesterov,
+    NoiseInjection,
+    Proximal,
+    Stein,
+    Wasserstein,
+)
 from ddeq.functionals import MMD, KLDivergence
 from ddeq.kernels import Gaussian
 
-STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), AdaptiveEuler(0.1), Proximal(0.1)]
+STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), AdaptiveEuler(0.1), LBFGS(), Proximal(0.1)]
 GEOMETRIES = [Wasserstein(), Stein()]
 NOISES = [None, Langevin(0.1), NoiseInjection(0.1)]
 F = MMD(cloud(4, seed=3), Gaussian(1.0)) + 0.3 * quadratic()
@@ -25,6 +37,8 @@ def makes_sense(stepper, geometry, noise, reaction):
         return False
     if isinstance(noise, NoiseInjection) and not (plain or isinstance(stepper, Nesterov)):
         return False
+    if isinstance(stepper, LBFGS) and not isinstance(geometry, Wasserstein):
+        return False
     return reaction is None or not reaction.birth_death or plain
 
 
@@ -36,7 +50,7 @@ def test_combinations(parts):
     options = {"stepper": stepper, "geometry": geometry, "noise": noise, "reaction": reaction}
     mu = cloud(4, batch=(2,))
     if not makes_sense(*parts):
-        with pytest.raises(ValueError, match=r"^(noise|reaction): .*; |^(noise|reaction): .*: "):
+        with pytest.raises(ValueError, match=r"^(noise|reaction|geometry): .*; |^(noise|reaction): .*: "):
             flow(F, mu, steps=1, **options)
         return
     g = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from landscapes import cloud
 
 from ddeq import DiscreteMeasure, flow
-from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Trajectory
+from ddeq.flows import LBFGS, AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Trajectory
 from ddeq.functionals import MMD, InteractionEnergy, PotentialEnergy
 from ddeq.iteration import Status, Stop
 from ddeq.kernels import Gaussian, Riesz
@@ -232,7 +232,7 @@ def test_an_atom_of_mass_zero_ends_no_flow():
 
 
 @pytest.mark.theorem("T1")
-@pytest.mark.parametrize("stepper", [Euler(0.3), Heun(0.3), AdaptiveEuler(0.5), Proximal(1.0)])
+@pytest.mark.parametrize("stepper", [Euler(0.3), Heun(0.3), AdaptiveEuler(0.5), LBFGS(), Proximal(1.0)])
 @pytest.mark.parametrize("far", [3.0, -1.0])
 def test_an_atom_of_mass_zero_may_be_where_the_energy_is_steep_or_not_defined(stepper, far):
     """Far out steps are too long; left of the origin there is no logarithm."""

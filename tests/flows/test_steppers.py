@@ -8,7 +8,7 @@ from hypothesis import given
 from landscapes import FEW, cloud, quadratic
 
 from ddeq import DiscreteMeasure, flow
-from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stein
+from ddeq.flows import LBFGS, AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stein
 from ddeq.functionals import KALE, MMD, InteractionEnergy, PotentialEnergy, SinkhornDivergence, SlicedMMD
 from ddeq.iteration import Status, Stop
 from ddeq.kernels import Gaussian
@@ -63,7 +63,7 @@ def test_a_step_that_is_too_long_raises_the_energy_of_euler():
 
 
 @pytest.mark.theorem("T10")
-@pytest.mark.parametrize("stepper", [AdaptiveEuler(), Proximal(0.5), Euler(0.1)], ids=repr)
+@pytest.mark.parametrize("stepper", [AdaptiveEuler(), LBFGS(), Proximal(0.5), Euler(0.1)], ids=repr)
 @pytest.mark.parametrize(
     "functional", [SinkhornDivergence(TARGET, blur=0.5), KALE(TARGET, Gaussian(1.0), 0.5)], ids=["sinkhorn", "kale"]
 )
@@ -73,7 +73,7 @@ def test_energies_with_inner_problems_fall(functional, stepper):
 
 
 @pytest.mark.theorem("T1")
-@pytest.mark.parametrize("stepper", [Heun(0.1), Nesterov(0.1), AdaptiveEuler(0.3), Proximal(0.3)], ids=repr)
+@pytest.mark.parametrize("stepper", [Heun(0.1), Nesterov(0.1), AdaptiveEuler(0.3), LBFGS(), Proximal(0.3)], ids=repr)
 @FEW
 @given(mu=measures(**NICE))
 def test_steppers_see_the_measure_alone(stepper, mu):
@@ -81,7 +81,7 @@ def test_steppers_see_the_measure_alone(stepper, mu):
     check_flow(F, mu, stepper=stepper, steps=3, descends=stepper.descends, units=1e8 if stepper.descends else 2e4)
 
 
-@pytest.mark.parametrize("stepper", [Heun(0.2), Nesterov(0.1), AdaptiveEuler(), Proximal(3.0)], ids=repr)
+@pytest.mark.parametrize("stepper", [Heun(0.2), Nesterov(0.1), AdaptiveEuler(), LBFGS(), Proximal(3.0)], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_steppers_converge_in_both_dtypes(stepper, dtype):
     F = MMD(TARGET.to(dtype), Gaussian(1.0)) + quadratic()
@@ -98,7 +98,7 @@ def test_a_sample_flows_as_it_would_alone():
     """Also where the others have left the computation."""
     targets = cloud(4, seed=5, batch=(3,))
     start = cloud(3, seed=6, batch=(3,), scale=2.0)
-    for stepper in (Euler(2.0), Heun(2.0), Nesterov(2.0), AdaptiveEuler(), Proximal(4.0)):
+    for stepper in (Euler(2.0), Heun(2.0), Nesterov(2.0), AdaptiveEuler(), LBFGS(), Proximal(4.0)):
         stop = Stop(rtol=0.1, max_steps=60)
         together = flow(MMD(targets, Gaussian(2.0)), start, stepper=stepper, stop=stop)
         assert len(set(together.steps.tolist())) > 1
@@ -188,7 +188,7 @@ def test_stopping_by_the_energy():
     assert decrease[-1] <= 1e-3 * raised.energies[-1] + 1e-8
 
 
-@pytest.mark.parametrize("stepper", [Heun(0.2), Nesterov(0.2), AdaptiveEuler(0.2)], ids=repr)
+@pytest.mark.parametrize("stepper", [Heun(0.2), Nesterov(0.2), LBFGS(), AdaptiveEuler(0.2)], ids=repr)
 def test_gradients_flow_through_the_steps(stepper):
     """Against finite differences, where step sizes are given; adaptive ones are constants."""
     strength = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)

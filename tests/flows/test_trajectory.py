@@ -5,7 +5,19 @@ import torch
 from landscapes import DOUBLE, cloud, quadratic
 
 from ddeq import flow
-from ddeq.flows import AdaptiveEuler, Euler, FisherRao, Heun, Langevin, Nesterov, NoiseInjection, Proximal, Stein, Trajectory
+from ddeq.flows import (
+    LBFGS,
+    AdaptiveEuler,
+    Euler,
+    FisherRao,
+    Heun,
+    Langevin,
+    Nesterov,
+    NoiseInjection,
+    Proximal,
+    Stein,
+    Trajectory,
+)
 from ddeq.functionals import MMD, PotentialEnergy
 from ddeq.iteration import Status, Stop
 from ddeq.kernels import Gaussian
@@ -20,6 +32,7 @@ FLOWS = {
     "heun in the geometry of stein": {"stepper": Heun(0.1), "geometry": Stein()},
     "nesterov": {"stepper": Nesterov(0.1)},
     "adaptive": {"stepper": AdaptiveEuler()},
+    "lbfgs": {"stepper": LBFGS(3)},
     "proximal": {"stepper": Proximal(0.5)},
     "langevin": {"stepper": Euler(0.1), "noise": Langevin(lambda k: 1.0 / (k + 1))},
     "injection": {"stepper": Nesterov(0.1), "noise": NoiseInjection(0.2)},

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import ddeq
 from ddeq import reductions
 from ddeq.flows import (
+    LBFGS,
     AdaptiveEuler,
     Euler,
     FisherRao,
@@ -102,6 +103,7 @@ FLOWS = {
     "Heun": {"stepper": Heun(step_size=0.1), "steps": 10},
     "Nesterov": {"stepper": Nesterov(step_size=0.1), "steps": 10},
     "AdaptiveEuler": {"stepper": AdaptiveEuler(), "stop": Stop(rtol=1e-2, max_steps=20)},
+    "LBFGS": {"stepper": LBFGS(), "steps": 6},
     "Proximal": {"stepper": Proximal(step_size=0.1), "steps": 2},
     "Langevin": {"steps": 5, "noise": Langevin(0.1)},
     "NoiseInjection": {"steps": 5, "noise": NoiseInjection(0.1)},

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stepper
+from ddeq.flows import LBFGS, AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stepper
 from ddeq.iteration import Step, Stop
 from ddeq.testing import check_stepper
 
@@ -20,6 +20,8 @@ STEPPERS = [
     (Nesterov(0.3, restart=False), {}),
     (AdaptiveEuler(), {"exact": False}),
     (AdaptiveEuler(rule="armijo"), {"exact": False}),
+    (LBFGS(), {}),
+    (LBFGS(1), {}),
     (Proximal(), {"stop": SHORT, "rtol": 1e-5}),
     (Proximal(1.0, inner=Stop(rtol=1e-8, max_steps=300)), {"stop": SHORT, "rtol": 1e-5}),
 ]
