@@ -2,8 +2,8 @@
 
 `integrate` sums over the atoms of one measure. `integrate_kernel` and `integrate_pairs` integrate a function of pairs against a
 measure in blocks of at most `block_size` numbers, `integrate_kernel_gradient` and `log_integrate_kernel` its gradient and its
-logarithm. `local_moments` and `local_operators` describe a measure around a point, `nearest_squared_distance` is the distance to
-its support. A `Backend` computes the sums, and `backend` sets which: ``dense`` (PyTorch, in blocks), ``compiled`` (loops fused by
+logarithm; `kernel_average` averages values with a kernel as weights. `local_moments` and `local_operators` describe a measure
+around a point, `nearest_squared_distance` is the distance to its support. A `Backend` computes the sums, and `backend` sets which: ``dense`` (PyTorch, in blocks), ``compiled`` (loops fused by
 ``torch.compile``), ``keops`` (symbolic formulas), ``sorted`` (by sorting, on the line), ``auto``, or one of your own after
 `register`. All give the same numbers and the same derivatives of every order.
 
@@ -21,6 +21,7 @@ from ddeq.reductions.integrals import (
     integrate_kernel,
     integrate_kernel_gradient,
     integrate_pairs,
+    kernel_average,
     log_integrate_kernel,
 )
 from ddeq.reductions.local import local_moments, local_operators
@@ -44,6 +45,7 @@ __all__ = [
     "integrate_kernel",
     "integrate_kernel_gradient",
     "integrate_pairs",
+    "kernel_average",
     "join_shards",
     "local_moments",
     "local_operators",
