@@ -214,7 +214,7 @@ class _Drift(FunctionalDescent):
         like = equation.measure(at.z)
         super().__init__(_JointMMD(self, at.image), like)
         self.solver, self.equation, self.calls, self.state = solver, equation, calls, state
-        self.here, self.image = at.z, at.image
+        self.here, self.image, self.to_image = at.z, at.image, at.residual
 
     def start(self, at: Iterate) -> tuple[Tensor, _State]:
         """The velocity at the iterate, and the state with what was seen there."""
@@ -241,7 +241,7 @@ class _Drift(FunctionalDescent):
     def _direction(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """The direction at ``z`` before it is made safe, and the gain of the transposed derivative."""
         alive = self.like.support().unsqueeze(-1)
-        to_image = image - z
+        to_image = self.to_image if z is self.here else image - z
         if self.state.distinct:
             velocity = to_image
         else:
