@@ -1,9 +1,10 @@
 """T21 The particle flow: its normalised force as a difference of mean shifts, its bandwidth rule, and its moving target.
 
-Verified: h^2 / p_nu times minus the Wasserstein gradient (T2) of 1/2 MMD_K^2(., nu) is the mean shift towards nu minus p_mu / p_nu
-times the one within mu, for two atoms of symbolic masses and an undetermined kernel on marks; that it is y - x where different
-marks are not compared; its limit for large bandwidths; the identity behind the bound of a mean shift; the comparison matrix of the
-bandwidth rule and when its spectral radius is less than one; the linearised step of the moving target, with the adjoint in L2(mu).
+Verified: h^2 / p_nu times minus the Wasserstein gradient (T2) of 1/2 MMD_K^2(., nu) is the mean shift towards nu minus
+p_mu / p_nu times the one within mu, for two atoms of symbolic masses and an undetermined kernel on marks; that it is y - x where
+different marks are not compared; its limit for large bandwidths; the identity behind the bound of a mean shift; the comparison
+matrix of the bandwidth rule and when its spectral radius is less than one; the linearised step of the moving target, with the
+adjoint in L2(mu).
 Assumed: T2; that a Kullback-Leibler divergence is not negative; that a non-negative matrix of spectral radius less than one
 contracts what it bounds.
 """
@@ -113,8 +114,8 @@ def test_the_comparison_matrix_contracts_below_a_threshold():
 
 
 def moving_step(step):
-    """The derivative of z + step (I - J*) (Phi(z) - z) for Phi(z) = J z, with the adjoint J* in L2(mu), and the Euclidean gradient
-    of -1/2 |Phi(z) - z|^2 over the masses."""
+    """For Phi(z) = J z and the adjoint J* in L2(mu): the direction (I - J*) (Phi(z) - z), the gradient of half the squared
+    residual in L2(mu), the derivative of a step, J and J*."""
     j = sp.Matrix(2, 2, sp.symbols("j0:4", real=True))
     z = sp.Matrix(x)
     weights = sp.diag(*w)
@@ -135,7 +136,7 @@ def test_the_moving_direction_is_the_gradient_of_half_the_squared_residual():
 
 
 def test_a_transpose_without_the_masses_is_rejected():
-    direction, gradient, _, j, _ = moving_step(sp.S.One)
+    _, gradient, _, j, _ = moving_step(sp.S.One)
     residual = j * sp.Matrix(x) - sp.Matrix(x)
     assert (residual - j.T * residual + gradient).applyfunc(sp.expand) != sp.zeros(2, 1)
 

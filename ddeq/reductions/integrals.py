@@ -127,7 +127,10 @@ def log_integrate_kernel(
 def kernel_average(
     kernel: Kernel, x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure, values: Float[Tensor, "*batch m c"]
 ) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n c"]]:
-    r"""Logarithm of :math:`p(x_i) = \int k(x_i, y) \,\mathrm d\mu(y)` and average :math:`\frac1{p(x_i)} \int k(x_i, y) f(y) \,\mathrm d\mu(y)`.
+    r"""Logarithm of a kernel density, and average of a function by it.
+
+    .. math:: \log p(x_i) , \quad p(x_i) = \int k(x_i, y) \,\mathrm d\mu(y) , \qquad
+              \frac1{p(x_i)} \int k(x_i, y) f(y) \,\mathrm d\mu(y) .
 
     The kernel density and the regression of Nadaraya and Watson, without overflow or underflow: far from all atoms the average
     is that of the nearest ones. With the places of the atoms as values, the average minus :math:`x_i` is the mean shift.
@@ -161,7 +164,7 @@ def kernel_average(
 def _without_overflow(
     kernel: Kernel, x: Tensor, mu: DiscreteMeasure, exponents: Tensor | None = None
 ) -> tuple[Kernel, Tensor, Tensor, Tensor, DiscreteMeasure]:
-    """A kernel and points for which the largest term of each sum is one, and the logarithm by which sums are then to be shifted."""
+    """A kernel and points for which the largest term of each sum is one, and the logarithm that sums are to be shifted by."""
     mu = against(x, mu)
     x = placed_like(x, mu.points)
     g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)

@@ -3,8 +3,6 @@ r"""The velocity of the particle flow: a mean shift towards the image of a measu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +12,7 @@ from ddeq.kernels import Gaussian
 from ddeq.measures import DiscreteMeasure, middle, unchecked
 from ddeq.reductions import integrate, kernel_average, nearest_squared_distance
 
-__all__ = ["Bandwidth", "Pair", "follow", "mark_numbers", "marks_are_distinct"]
-
-PATIENCE = 20
-"""Steps that the separation may take to fall to `FALL` times its least value, before the ratio is halved."""
-FALL = 0.9
+__all__ = ["Pair", "mark_numbers", "marks_are_distinct", "root"]
 
 
 class Pair:
@@ -53,8 +47,8 @@ class Pair:
     def separation(self) -> Tensor:
         r"""Distance of the two measures, ``(*batch,)``, that asks for no coupling; at most :math:`W_2(\mu, \nu)`.
 
-        Root of the mean squared distance from the atoms of either to the nearest ones of the other of equal marks. With a Gaussian
-        :math:`k_U` distances of marks count too, in units of its bandwidth and of the root-mean-square of the points.
+        Root of the mean squared distance from the atoms of either to the nearest ones of the other, among those of equal marks.
+        With a Gaussian :math:`k_U` distances of marks count too, times the root-mean-square of the points over its bandwidth.
         """
         mu, nu = self.whole
         moments = [integrate(p.detach().square().sum(-1), m) for p, m in zip(self.points, self.whole, strict=True)]
@@ -70,8 +64,8 @@ class Pair:
 
         .. math:: v_i = M_\nu(x_i) - x_i - \min\Big(1, \frac{p_\mu(x_i)}{p_\nu(x_i)}\Big) \big(M_\mu(x_i) - x_i\big)
 
-        with the density :math:`p_\mu(x_i) = \int K((u_i, x_i), \cdot) \,\mathrm d\mu` and the mean :math:`M_\mu(x_i)` of :math:`y`
-        under the probability :math:`\propto K((u_i, x_i), (v, y))\, \mathrm d\mu(v, y)`.
+        with the density :math:`p_\mu(x_i) = \int K((u_i, x_i), \cdot) \,\mathrm d\mu` and the mean :math:`M_\mu(x_i)` of
+        :math:`y` under the probability :math:`\propto K((u_i, x_i), (v, y))\, \mathrm d\mu(v, y)` (particle flow, T21).
 
         Parameters
         ----------
@@ -87,9 +81,7 @@ class Pair:
 
     def energy(self, bandwidth: Tensor) -> Tensor:
         r""":math:`\tfrac12 \mathrm{MMD}_K^2(\mu, \nu)`, ``(*batch,)``."""
-        first, second = (
-            unchecked(p, m.weights) for p, m in zip(self._scaled(bandwidth), self.whole, strict=True)
-        )
+        first, second = (unchecked(p, m.weights) for p, m in zip(self._scaled(bandwidth), self.whole, strict=True))
         return MMD(second, Gaussian(1.0))(first)
 
     def _scaled(self, bandwidth: Tensor) -> list[Tensor]:
@@ -127,26 +119,3 @@ def root(square: Tensor) -> Tensor:
     """The square root, with derivative zero at zero."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
-
-
-class Bandwidth(NamedTuple):
-    """What the bandwidth rule remembers of each sample, ``(*batch,)`` each."""
-
-    ratio: Tensor
-    """The bandwidth in units of the separation."""
-    least: Tensor
-    """The separation that has last been a new minimum."""
-    waited: Tensor
-    """Steps since."""
-
-
-def follow(state: Bandwidth, separation: Tensor) -> Bandwidth:
-    """The rule after one more ``separation``: the ratio is halved where that has not fallen for `PATIENCE` steps."""
-    fallen = separation < FALL * state.least
-    waited = torch.where(fallen, 0.0, state.waited + 1.0)
-    halved = waited >= PATIENCE
-    return Bandwidth(
-        torch.where(halved, 0.5 * state.ratio, state.ratio),
-        torch.where(fallen | halved, separation, state.least),
-        torch.where(halved, 0.0, waited),
-    )

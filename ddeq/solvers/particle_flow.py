@@ -11,16 +11,17 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ddeq.autodiff import gradient
 from ddeq.flows.descent import FunctionalDescent
-from ddeq.flows.schedules import check_schedule, number_at, over_atoms
+from ddeq.flows.schedules import check_schedule, number_at
 from ddeq.flows.steppers import Euler, Stepper
 from ddeq.functionals.base import Functional
 from ddeq.functionals.discrepancy import DiscrepancyLike, against
 from ddeq.functionals.fixed_point import FixedPointDiscrepancy
 from ddeq.iteration import Equation, Iterate, Solver, Step
 from ddeq.measures import DiscreteMeasure
-from ddeq.solvers.mean_shift import Bandwidth, Pair, follow, mark_numbers, marks_are_distinct, root
+from ddeq.solvers.bandwidth import Bandwidth, follow
+from ddeq.solvers.drift import Drift
+from ddeq.solvers.mean_shift import mark_numbers, marks_are_distinct
 
 __all__ = ["ParticleFlow"]
 
@@ -28,12 +29,12 @@ __all__ = ["ParticleFlow"]
 class _State(NamedTuple):
     step: int
     stepper: Any
-    marks: Tensor | None
+    marks: Tensor | None = None
     """Marks as the kernel compares them, ``(*batch, n, q)``."""
-    distinct: bool
+    distinct: bool = False
     """Whether no two atoms interact, because their marks differ."""
-    rule: Bandwidth | None
-    gain: Tensor | None
+    rule: Bandwidth | None = None
+    gain: Tensor | None = None
     """Largest gain of the transposed derivative of the map so far, ``(*batch,)``."""
 
 
@@ -42,9 +43,9 @@ class ParticleFlow(Solver):
     r"""Flow of a measure down its discrepancy from its image, :math:`G(\mu) = D(\mu, \Phi(\mu))`.
 
     By default :math:`D = \tfrac12 \mathrm{MMD}_K^2` on marks times points, with a kernel that compares atoms of equal marks alone
-    and a Gaussian one between points, whose bandwidth :math:`h` is half the distance between the measure and its image. Its force is
-    divided by the kernel density of the image (particle flow, T21): with the densities :math:`p_\mu, p_\nu` of the measure and
-    its image :math:`\nu = \Phi(\mu)` and the local means :math:`M_\mu, M_\nu`, the velocity of an atom is
+    and a Gaussian one between points, whose bandwidth :math:`h` is half the distance between the measure and its image. Its force
+    is divided by the kernel density of the image (particle flow, T21): with the densities :math:`p_\mu, p_\nu` of the measure
+    and its image :math:`\nu = \Phi(\mu)` and the local means :math:`M_\mu, M_\nu`, the velocity of an atom is
 
     .. math:: v_i = \big(M_\nu(x_i) - x_i\big)
               - \min\Big(1, \frac{p_\mu(x_i)}{p_\nu(x_i)}\Big) \big(M_\mu(x_i) - x_i\big) .
@@ -79,8 +80,8 @@ class ParticleFlow(Solver):
 
     Notes
     -----
-    *Moving target.* The direction :math:`v - J^* v'`, with the derivative :math:`J` of the map and the velocity :math:`-v'` of the
-    image towards the measure, is multiplied by :math:`(1 + \ell)^{-2}`, :math:`\ell` the largest :math:`|J^* v'| / |v'|` that
+    *Moving target.* The direction :math:`v - J^* v'`, with the derivative :math:`J` of the map and the velocity :math:`-v'` of
+    the image towards the measure, is multiplied by :math:`(1 + \ell)^{-2}`, :math:`\ell` the largest :math:`|J^* v'| / |v'|` that
     was seen: a full step would diverge where the map reverses. The error falls by about :math:`1 - ((1 - L)/(1 + L))^2` per step
     for an :math:`L`-contraction, where the frozen target gives about :math:`L`.
 
@@ -89,8 +90,8 @@ class ParticleFlow(Solver):
 
     *As in the paper*: ``ParticleFlow(MMD, Euler(5.0))``, which follows the gradient as it is. It needs hundreds of steps where
     `Picard` needs ten. With the Riesz kernel of ``MMD`` steps must shrink, ``Euler(lambda k: 10 * 0.95**k)``, since its force
-    does not fade at the minimum; a smooth kernel is flat near point masses. An explicit discrepancy compares points and not marks,
-    unless it says otherwise: atoms may end in each other's places, a residual that is not small where the discrepancy is.
+    does not fade at the minimum; a smooth kernel is flat near point masses. An explicit discrepancy compares points and not
+    marks, unless it says otherwise: atoms may end in each other's places, a residual that is not small where the discrepancy is.
 
     References
     ----------
@@ -141,40 +142,65 @@ class ParticleFlow(Solver):
     def init(self, equation: Equation, at: Iterate) -> _State:
         if self.discrepancy is not None:
             moving = replace(self, target="moving")  # which evaluates nothing yet
-            return _State(0, self.stepper.init(moving._descent(equation, at, 0)[0], at), None, False, None, None)
-        mu = equation.measure(at.z)
-        marks, distinct = None, False
+            return _State(0, self.stepper.init(moving._descent(equation, at, 0)[0], at))
+        mu, marks, distinct = equation.measure(at.z), None, False
         if mu.marks is not None and not math.isinf(self.mark_bandwidth):
             marks = mark_numbers(mu.marks) if self.mark_bandwidth == 0.0 else mu.marks
             distinct = self.mark_bandwidth == 0.0 and marks_are_distinct(marks, mu.weights)
-        infinite = torch.full_like(at.norm, torch.inf)
-        rule = Bandwidth(torch.full_like(at.norm, self.RATIO), infinite, torch.zeros_like(at.norm))
+        rule = Bandwidth.start(at.norm, self.RATIO)
         state = _State(0, None, marks, distinct, rule, torch.zeros_like(at.norm))
-        drift = _Drift(self, equation, at, state, _Count())
-        return state._replace(stepper=self.stepper.init(drift, at))
+        return state._replace(stepper=self.stepper.init(self._drift(equation, at, state)[0], at))
 
     def step(self, equation: Equation, at: Iterate, state: _State) -> Step:
-        calls = _Count()
-        descent: FunctionalDescent
-        if self.discrepancy is not None:
-            descent, calls = self._descent(equation, at, state.step)
-            velocity = descent.residual(at.z)
-        else:
-            descent = _Drift(self, equation, at, state, calls)
-            velocity, state = descent.start(at)
-        here = Iterate(at.z, velocity, at.norm, at.size, state.step)
-        moved = self.stepper.step(descent, here, state.stepper)
-        return Step(moved.z, state._replace(step=state.step + 1, stepper=moved.state), evaluations=calls.number)
+        if self.discrepancy is None:
+            return self._normalised_step(equation, at, state)
+        descent, calls = self._descent(equation, at, state.step)
+        moved = self.stepper.step(descent, self._on(descent.residual(at.z), at, state), state.stepper)
+        return Step(moved.z, _State(state.step + 1, moved.state), evaluations=len(calls))
 
-    def _descent(self, equation: Equation, at: Iterate, step: int) -> tuple[FunctionalDescent, _Count]:
+    def _normalised_step(self, equation: Equation, at: Iterate, state: _State) -> Step:
+        """A step of the default discrepancy."""
+        drift, rule = self._drift(equation, at, state)
+        direction, gain = drift.direction(at.z)
+        if gain is not None:
+            assert state.gain is not None
+            gain = torch.maximum(state.gain, gain)
+            drift = drift.safe(gain)
+        moved = self.stepper.step(drift, self._on(drift.scaled(direction), at, state), state.stepper)
+        state = state._replace(step=state.step + 1, stepper=moved.state, rule=rule, gain=gain)
+        return Step(moved.z, state, evaluations=drift.evaluations)
+
+    def _on(self, velocity: Tensor, at: Iterate, state: _State) -> Iterate:
+        """The iterate as the stepper sees it."""
+        return Iterate(at.z, velocity, at.norm, at.size, state.step)
+
+    def _drift(self, equation: Equation, at: Iterate, state: _State) -> tuple[Drift, Bandwidth]:
+        """The velocity of the default discrepancy in a step, and what the bandwidth rule then remembers."""
+        rule = state.rule
+        assert rule is not None
+        moving = self.target == "moving"
+        drift = Drift(equation, at, state.marks, self.mark_bandwidth, None, moving)
+        if state.distinct:
+            return drift, rule
+        if self.bandwidth is not None:
+            given = number_at("bandwidth", self.bandwidth, state.step, batch_shape=())
+            h = torch.ones_like(at.norm) * given
+        else:
+            pair = drift.pair(at.z, at.image)
+            separation = pair.separation()
+            rule = follow(rule, separation.detach())
+            h = torch.maximum(rule.ratio * separation, torch.finfo(at.z.dtype).eps * pair.extent[..., 0, 0])
+        return Drift(equation, at, state.marks, self.mark_bandwidth, h, moving), rule
+
+    def _descent(self, equation: Equation, at: Iterate, step: int) -> tuple[FunctionalDescent, list[DiscreteMeasure]]:
         """What a step descends: the discrepancy from the image, which moves with the measure or is held fixed.
 
-        Also a count of the evaluations of the map in it, which grows.
+        Also the measures at which the map is evaluated in it, a list that grows.
         """
-        mu, calls = equation.measure(at.z), _Count()
+        mu, calls = equation.measure(at.z), []
 
         def image(mu: DiscreteMeasure) -> DiscreteMeasure:
-            calls.number += 1
+            calls.append(mu)
             return equation.image(mu)
 
         discrepancy = self._discrepancy(step)
@@ -190,117 +216,6 @@ class ParticleFlow(Solver):
             return cast(DiscrepancyLike, self.discrepancy)
         bandwidth = number_at("bandwidth", self.bandwidth, step, batch_shape=())
         return cast(DiscrepancyLike, partial(_at, cast(Any, self.discrepancy), bandwidth))
-
-
-@dataclass
-class _Count:
-    """Evaluations of the map so far."""
-
-    number: int = 0
-
-
-class _Drift(FunctionalDescent):
-    """The velocity of the default discrepancy in one step of the solver: its residual, for steppers.
-
-    Parameters
-    ----------
-    solver, equation, at, state
-        Those of the step.
-    calls
-        Counts evaluations of the map.
-    """
-
-    def __init__(self, solver: ParticleFlow, equation: Equation, at: Iterate, state: _State, calls: _Count) -> None:
-        like = equation.measure(at.z)
-        super().__init__(_JointMMD(self, at.image), like)
-        self.solver, self.equation, self.calls, self.state = solver, equation, calls, state
-        self.here, self.image, self.to_image = at.z, at.image, at.residual
-
-    def start(self, at: Iterate) -> tuple[Tensor, _State]:
-        """The velocity at the iterate, and the state with what was seen there."""
-        state = self.state
-        if self.solver.bandwidth is None and not state.distinct:
-            assert state.rule is not None
-            separation = self._pair(at.z, self.image).separation()
-            state = state._replace(rule=follow(state.rule, separation.detach()))
-        self.state = state
-        direction, gain = self._direction(at.z, self.image)
-        if gain is not None:
-            assert state.gain is not None
-            state = state._replace(gain=torch.maximum(state.gain, gain))
-        self.state = state
-        return self._safe(direction), state
-
-    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        image = self.image
-        if z is not self.here and self.solver.target == "moving":
-            self.calls.number += 1
-            image = self.equation.image(self.measure(z)).points
-        return self._safe(self._direction(z, image)[0])
-
-    def _direction(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The direction at ``z`` before it is made safe, and the gain of the transposed derivative."""
-        alive = self.like.support().unsqueeze(-1)
-        to_image = self.to_image if z is self.here else image - z
-        if self.state.distinct:
-            velocity = to_image
-        else:
-            pair = self._pair(z, image)
-            bandwidth = self._bandwidth(pair)
-            velocity = torch.where(alive, pair.velocity(bandwidth), to_image)
-        if self.solver.target == "frozen":
-            return velocity, None
-        back = to_image if self.state.distinct else torch.where(alive, -self._pair(image, z).velocity(bandwidth), 0.0)
-        weighted = torch.where(alive, self.like.weights.unsqueeze(-1) * back, 0.0)
-
-        def work(z: Tensor) -> Tensor:
-            self.calls.number += 1
-            return weighted * self.equation.image(self.measure(z)).points
-
-        mass = torch.where(alive, self.like.weights.unsqueeze(-1), 1.0)
-        pulled = torch.where(alive, gradient(work, z) / mass, 0.0)
-        before, after = self.inner(back, back), self.inner(pulled, pulled)
-        gain = root(torch.where(before > 0, after / torch.where(before > 0, before, 1.0), 0.0))
-        return velocity - pulled, gain
-
-    def _safe(self, direction: Tensor) -> Tensor:
-        if self.solver.target == "frozen":
-            return direction
-        assert self.state.gain is not None
-        return direction / over_atoms((1.0 + self.state.gain).square())
-
-    def _bandwidth(self, pair: Pair) -> Tensor:
-        """The bandwidth between the measures of the ``pair``."""
-        if self.solver.bandwidth is not None:
-            given = number_at("bandwidth", self.solver.bandwidth, self.state.step, batch_shape=())
-            return torch.ones_like(self.like.weights[..., 0]) * given
-        assert self.state.rule is not None
-        floor = torch.finfo(self.like.dtype).eps * pair.extent[..., 0, 0]
-        return torch.maximum(self.state.rule.ratio * pair.separation(), floor)
-
-    def _pair(self, z: Tensor, image: Tensor) -> Pair:
-        marks = self.state.marks
-        return Pair(
-            self.measure(z), self.measure(image), None if marks is None else (marks, marks), self.solver.mark_bandwidth
-        )
-
-
-class _JointMMD(Functional):
-    """Half the squared MMD on marks times points from a fixed image: the energy that a stepper may ask for."""
-
-    reads_marks = True
-
-    def __init__(self, drift: _Drift, image: Tensor) -> None:
-        super().__init__()
-        self.energy: Callable[[Tensor], Tensor] = lambda z: _energy(drift, z, image)
-
-    def forward(self, mu: DiscreteMeasure) -> Tensor:
-        return self.energy(mu.points)
-
-
-def _energy(drift: _Drift, z: Tensor, image: Tensor) -> Tensor:
-    pair = drift._pair(z, image)
-    return pair.energy(drift._bandwidth(pair))
 
 
 def _at(
