@@ -3,7 +3,7 @@
 Affine maps of points and their mean, whose linear part has the given norm in L2(mu), and maps that are not affine, from
 Gaussian clouds. Unmarked, with a frozen target, both solvers are stopped by ``Wasserstein``, which does not ask which atom
 goes where; with a moving one, and at distinct marks, by the residual atom by atom. A row is a setting, over all kinds of maps;
-a ratio is of evaluations. Beside each count stands what was to be held: 6 times Picard's and 20 without marks, 1.5 times and 10 with marks,
+a ratio is of evaluations. The bounds are 6 times Picard's and 20 without marks, 1.5 times and 10 with marks, and
 5 ln(1/rtol) ((1 + L)/(1 - L))^2 with a moving target.
 
     python benchmarks/particle_flow.py [--seeds 3]
