@@ -101,11 +101,12 @@ class Pair:
 
 def mark_numbers(marks: Tensor) -> Tensor:
     """A number for each mark, ``(*batch, n, 1)``: equal marks of a measure have equal numbers."""
-    rows = marks.detach().flatten(0, -3) if marks.ndim > 2 else marks.detach().unsqueeze(0)
-    numbers = [torch.unique(sample, dim=0, return_inverse=True)[1] for sample in rows]
-    if not numbers:
-        return torch.zeros_like(marks[..., :1])
-    return torch.stack(numbers).reshape(*marks.shape[:-1], 1).to(marks.dtype)
+    marks = marks.detach()
+    flat = marks.reshape(-1, *marks.shape[-2:])
+    sample = torch.arange(len(flat), device=marks.device).to(marks.dtype)[:, None, None].expand(*flat.shape[:-1], 1)
+    rows = torch.cat([sample, flat], -1).flatten(0, 1)
+    numbers = torch.unique(rows, dim=0, return_inverse=True)[1].reshape(*marks.shape[:-1], 1)  # sorted by samples first
+    return (numbers - numbers.amin(-2, keepdim=True)).to(marks.dtype) if numbers.numel() else torch.zeros_like(marks[..., :1])
 
 
 def marks_are_distinct(numbers: Tensor, weights: Tensor) -> bool:
