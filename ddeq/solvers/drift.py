@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ from ddeq.measures import DiscreteMeasure
 from ddeq.solvers.mean_shift import Pair, root
 
 __all__ = ["Drift"]
+
+
+class Direction(NamedTuple):
+    """Where the atoms of a measure are to go, ``(*batch, n, d)``, before steps have a size."""
+
+    direction: Tensor
+    velocity: Tensor
+    """The direction for a fixed image."""
+    gain: Tensor | None
+    """Gain of the transposed derivative of the map that was seen, ``(*batch,)``, where the image moves."""
 
 
 class Drift(FunctionalDescent):
@@ -50,24 +61,24 @@ class Drift(FunctionalDescent):
         self.here, self.to_image, self.reached = at.z, at.residual, at.image
         self.evaluations = 0
         """Evaluations of the map so far."""
-        self.gain: Tensor | None = None
-        """Bound on the gain of the transposed derivative, ``(*batch,)``, by which steps are made safe; None: they are full."""
+        self.step: Tensor | None = None
+        """What directions are multiplied by, ``(*batch,)``; None: one."""
 
-    def safe(self, gain: Tensor | None) -> Drift:
-        """The same velocity, divided by the square of one plus the ``gain``."""
+    def times(self, step: Tensor) -> Drift:
+        """The drift whose directions are multiplied by ``step``, ``(*batch,)``."""
         other = copy.copy(self)
-        other.gain = gain
+        other.step = step
         return other
 
     def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        return self.scaled(self.direction(z)[0])
+        return self.scaled(self.direction(z).direction)
 
     def scaled(self, direction: Tensor) -> Tensor:
         """The velocity in a ``direction``."""
-        return direction if self.gain is None else direction / over_atoms((1.0 + self.gain).square())
+        return direction if self.step is None else over_atoms(self.step) * direction
 
-    def direction(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The direction at ``z`` before steps are made safe, and the gain seen of the transposed derivative, if it moves."""
+    def direction(self, z: Tensor) -> Direction:
+        """What is found at ``z``."""
         image, to_image = self.reached, self.to_image
         if z is not self.here:
             image = self._moved(z) if self.moving else self.reached
@@ -77,7 +88,7 @@ class Drift(FunctionalDescent):
         if self.bandwidth is not None:
             velocity = torch.where(alive, self.pair(z, image).velocity(self.bandwidth), to_image)
         if not self.moving:
-            return velocity, None
+            return Direction(velocity, velocity, None)
         if self.bandwidth is not None:
             back = torch.where(alive, -self.pair(image, z).velocity(self.bandwidth), 0.0)
         masses = torch.where(alive, self.like.weights.unsqueeze(-1), 0.0)
@@ -85,7 +96,7 @@ class Drift(FunctionalDescent):
         pulled = torch.where(alive, pulled / torch.where(alive, masses, 1.0), 0.0)
         before, after = self.inner(back, back), self.inner(pulled, pulled)
         some = before > 0
-        return velocity - pulled, root(torch.where(some, after / torch.where(some, before, 1.0), 0.0))
+        return Direction(velocity - pulled, velocity, root(torch.where(some, after / torch.where(some, before, 1.0), 0.0)))
 
     def pair(self, z: Tensor, image: Tensor) -> Pair:
         """The measures with their atoms at ``z`` and at ``image``."""

@@ -109,11 +109,11 @@ def mark_numbers(marks: Tensor) -> Tensor:
     return (numbers - numbers.amin(-2, keepdim=True)).to(marks.dtype) if numbers.numel() else torch.zeros_like(marks[..., :1])
 
 
-def marks_are_distinct(numbers: Tensor, weights: Tensor) -> bool:
-    """Whether no two atoms of positive mass have equal `mark_numbers`, in all samples."""
+def marks_are_distinct(numbers: Tensor, weights: Tensor) -> Tensor:
+    """Whether no two atoms of positive mass have equal `mark_numbers`, ``(*batch,)``."""
     alone = torch.arange(1, numbers.shape[-2] + 1, device=numbers.device).to(numbers.dtype)
     ordered = torch.where(weights > 0, numbers.squeeze(-1), -alone).sort(-1).values
-    return not bool((ordered.diff(dim=-1) == 0).any())
+    return (ordered.diff(dim=-1) != 0).all(-1)
 
 
 def root(square: Tensor) -> Tensor:

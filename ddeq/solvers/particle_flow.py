@@ -22,6 +22,7 @@ from ddeq.measures import DiscreteMeasure
 from ddeq.solvers.bandwidth import Bandwidth, follow
 from ddeq.solvers.drift import Drift
 from ddeq.solvers.mean_shift import mark_numbers, marks_are_distinct
+from ddeq.solvers.step_sizes import Moving, step_size
 
 __all__ = ["ParticleFlow"]
 
@@ -32,10 +33,11 @@ class _State(NamedTuple):
     marks: Tensor | None = None
     """Marks as the kernel compares them, ``(*batch, n, q)``."""
     distinct: bool = False
-    """Whether no two atoms interact, because their marks differ."""
+    """Whether no two atoms of any sample interact, because their marks differ."""
+    long: Tensor | None = None
+    """Samples of which this holds, ``(*batch,)``, if the stepper takes long steps well."""
     rule: Bandwidth | None = None
-    gain: Tensor | None = None
-    """Largest gain of the transposed derivative of the map so far, ``(*batch,)``."""
+    moving: Moving | None = None
 
 
 @dataclass(frozen=True)
@@ -143,36 +145,38 @@ class ParticleFlow(Solver):
         if self.discrepancy is not None:
             moving = replace(self, target="moving")  # which evaluates nothing yet
             return _State(0, self.stepper.init(moving._descent(equation, at, 0)[0], at))
-        mu, marks, distinct = equation.measure(at.z), None, False
+        mu, marks, distinct = equation.measure(at.z), None, torch.zeros_like(at.norm, dtype=torch.bool)
         if mu.marks is not None and not math.isinf(self.mark_bandwidth):
             marks = mark_numbers(mu.marks) if self.mark_bandwidth == 0.0 else mu.marks
-            distinct = self.mark_bandwidth == 0.0 and marks_are_distinct(marks, mu.weights)
+            if self.mark_bandwidth == 0.0:
+                distinct = marks_are_distinct(marks, mu.weights)
         rule = Bandwidth.start(at.norm, self.RATIO)
-        state = _State(0, None, marks, distinct, rule, torch.zeros_like(at.norm))
+        moved = Moving.start(at.z, at.norm) if self.target == "moving" else None
+        state = _State(0, None, marks, bool(distinct.all()), distinct & (not self.stepper.has_momentum), rule, moved)
         return state._replace(stepper=self.stepper.init(self._drift(equation, at, state)[0], at))
 
     def step(self, equation: Equation, at: Iterate, state: _State) -> Step:
         if self.discrepancy is None:
             return self._normalised_step(equation, at, state)
         descent, calls = self._descent(equation, at, state.step)
-        moved = self.stepper.step(descent, self._on(descent.residual(at.z), at, state), state.stepper)
+        here = Iterate(at.z, descent.residual(at.z), at.norm, at.size, state.step)
+        moved = self.stepper.step(descent, here, state.stepper)
         return Step(moved.z, _State(state.step + 1, moved.state), evaluations=len(calls))
 
     def _normalised_step(self, equation: Equation, at: Iterate, state: _State) -> Step:
         """A step of the default discrepancy."""
         drift, rule = self._drift(equation, at, state)
-        direction, gain = drift.direction(at.z)
-        if gain is not None:
-            assert state.gain is not None
-            gain = torch.maximum(state.gain, gain)
-            drift = drift.safe(gain)
-        moved = self.stepper.step(drift, self._on(drift.scaled(direction), at, state), state.stepper)
-        state = state._replace(step=state.step + 1, stepper=moved.state, rule=rule, gain=gain)
+        direction, velocity, gain = drift.direction(at.z)
+        moving, z = state.moving, at.z
+        if moving is not None:
+            assert gain is not None
+            assert state.long is not None
+            size, moving = step_size(moving, z, direction, gain, velocity, drift.inner, state.long)
+            drift, z, direction = drift.times(size), moving.z, moving.direction
+        here = Iterate(z, drift.scaled(direction), at.norm, at.size, state.step)
+        moved = self.stepper.step(drift, here, state.stepper)
+        state = state._replace(step=state.step + 1, stepper=moved.state, rule=rule, moving=moving)
         return Step(moved.z, state, evaluations=drift.evaluations)
-
-    def _on(self, velocity: Tensor, at: Iterate, state: _State) -> Iterate:
-        """The iterate as the stepper sees it."""
-        return Iterate(at.z, velocity, at.norm, at.size, state.step)
 
     def _drift(self, equation: Equation, at: Iterate, state: _State) -> tuple[Drift, Bandwidth]:
         """The velocity of the default discrepancy in a step, and what the bandwidth rule then remembers."""

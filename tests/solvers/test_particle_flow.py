@@ -88,7 +88,7 @@ class TestVelocity:
     def test_at_distinct_marks_it_is_the_residual_for_every_bandwidth(self, mu, shift, h):
         nu = mu.with_points(mu.points + shift.points[: mu.n])
         numbers = mark_numbers(marked(mu).marks)
-        assert marks_are_distinct(numbers, mu.weights)
+        assert marks_are_distinct(numbers, mu.weights).all()
         velocity = Pair(mu, nu, (numbers, numbers)).velocity(torch.full(mu.batch_shape, h, dtype=mu.dtype))
         assert_close(velocity, nu.points - mu.points, scale=nu.points.abs().max())
 
