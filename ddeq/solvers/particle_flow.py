@@ -85,7 +85,8 @@ class ParticleFlow(Solver):
     *Moving target.* The direction :math:`v - J^* v'`, with the derivative :math:`J` of the map and the velocity :math:`-v'` of
     the image towards the measure, is multiplied by :math:`(1 + \ell)^{-2}`, :math:`\ell` the largest :math:`|J^* v'| / |v'|` that
     was seen: a full step would diverge where the map reverses. The error falls by about :math:`1 - ((1 - L)/(1 + L))^2` per step
-    for an :math:`L`-contraction, where the frozen target gives about :math:`L`.
+    for an :math:`L`-contraction, where the frozen target gives about :math:`L`. At distinct marks most steps are longer, of the
+    size of Barzilai and Borwein, and safe where these do not lower the residual.
 
     *Bandwidth.* The distance is the root-mean-square one to the nearest atoms, at most :math:`W_2`. Its multiple, one half, is
     halved for a sample whose distance does not fall. Atoms of mass zero follow the map.
@@ -97,7 +98,8 @@ class ParticleFlow(Solver):
 
     References
     ----------
-    :cite:t:`geuter2025ddeqs`; :cite:t:`comaniciu2002mean`, the mean shift.
+    :cite:t:`geuter2025ddeqs`; :cite:t:`comaniciu2002mean`, the mean shift; :cite:t:`barzilai1988two`, the long
+    steps of a moving target.
 
     Examples
     --------

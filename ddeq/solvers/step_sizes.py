@@ -83,6 +83,11 @@ def step_size(
     moved, change = z - state.z, state.direction - direction
     curved = inner(moved, change)
     known = long & ~bad & (curved > 0)
-    size = torch.where(known, inner(moved, moved) / torch.where(known, curved, 1.0), safe)
+    size = torch.where(known, inner_ratio(inner(moved, moved), torch.where(known, curved, 1.0)), safe)
     start, along = choose(back, best_z, z), choose(back, best_direction, direction)
     return torch.minimum(size, LONGEST * safe), Moving(gain, start, along, best_z, best_direction, best, least, waited)
+
+
+def inner_ratio(moved: Tensor, curved: Tensor) -> Tensor:
+    """The size of Barzilai and Borwein."""
+    return moved / curved

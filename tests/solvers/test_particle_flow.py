@@ -363,6 +363,20 @@ class TestMoving:
         assert solution.converged
         assert solution.evaluations <= 5  # the safe step is the exact one
 
+    @pytest.mark.theorem("T21")
+    def test_long_steps_pay_and_safe_ones_come_back(self, monkeypatch):
+        """Beside the bound of safe steps; then with the long ones made far too long, by a thousand."""
+        map = contraction("symmetric", 3, 0.9)
+        driven = lambda mu: map(mu).with_points(map(mu).points + mu.marks)
+        mu = cloud(10, 3, marks=3)
+        solution = fixed_point(driven, mu, solver=ParticleFlow(), stop=Stop(max_steps=200))
+        assert solution.converged
+        picard = fixed_point(driven, mu, solver=Picard(), stop=Stop(max_steps=500))
+        assert solution.evaluations < 3 * picard.evaluations
+        slow = lambda mu: mu.with_points(0.4 * mu.points + mu.marks)
+        monkeypatch.setattr("ddeq.solvers.step_sizes.inner_ratio", lambda a, b: 1e3 * torch.ones_like(a))
+        assert fixed_point(slow, mu, solver=ParticleFlow(), stop=Stop(max_steps=200)).converged
+
     def test_an_expanding_map_too(self):
         """A contraction is not needed, only that I - J is invertible."""
         solution = fixed_point(
@@ -376,7 +390,7 @@ class TestMoving:
 
         def map(mu):
             calls.append(1)
-            return affine(mu, 0.5, 1.0)
+            return mean_field(mu, 0.3, 0.1)
 
         for stepper, per_step in ((Euler(1.0), 2), (Heun(0.5), 4)):
             for marks in (0, 1):
