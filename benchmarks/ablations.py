@@ -59,7 +59,7 @@ TABLES = {
             "Broyden": {"model.solver": {"class": "Broyden"}},
             "Auto": {"model.solver": {"class": "Auto"}},
             "ParticleFlow, 200 steps, as in the paper": {
-                "model.solver": {"class": "ParticleFlow", "stepper": {"class": "ddeq.flows.Euler", "step_size": 5.0}},
+                "model.solver": {"class": "ddeq.experiments.paper_flow", "step_size": 5.0},
                 "model.stop": {"class": "Stop", "rtol": 1e-3, "max_steps": 200, "patience": 200},
                 "training_stop": {"rtol": 1e-2, "max_steps": 200, "patience": 200},
             },

@@ -10,6 +10,7 @@ from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.completion import CompletionEvaluation, CompletionTask, evaluate_completion
 from ddeq.experiments.guard import ConvergenceGuard
 from ddeq.experiments.logs import KeptCSVLogger
+from ddeq.experiments.paper import paper_flow
 from ddeq.experiments.task import EquilibriumTask
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "build_classifier",
     "evaluate",
     "evaluate_completion",
+    "paper_flow",
 ]

@@ -30,13 +30,11 @@ __all__ = ["run"]
 EPOCHS = 150
 BATCH = 64
 TOLERANCE = Stop(rtol=1e-5, max_steps=200)
-DESCENT = Euler(lambda step: 10.0 * 0.95**step)
-"""Steps that shrink: near its minimum the Riesz kernel pulls with a force that does not fade."""
 SOLVERS: dict[str, Solver] = {
     "Picard": Picard(),
     "Anderson": Anderson(),
-    "ParticleFlow, moving target": ParticleFlow(MMD, DESCENT, target="moving"),
-    "ParticleFlow, frozen target": ParticleFlow(MMD, DESCENT, target="frozen"),
+    "ParticleFlow, moving target": ParticleFlow(target="moving"),
+    "ParticleFlow, frozen target": ParticleFlow(target="frozen"),
 }
 FROM, TO = 3, 8
 """Digits between which the flow runs, the first of each class in the test split; the equilibrium shown is that of the former."""

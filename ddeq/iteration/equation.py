@@ -14,6 +14,7 @@ from ddeq.autodiff import check_recordable, forward_mode_is_missing
 from ddeq.iteration.failures import ConvergenceWarning
 from ddeq.iteration.inner import InnerProduct
 from ddeq.iteration.iterate import Iterate
+from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Descent", "Equation", "Linear", "LinearAnswer", "LinearSolver", "Sizes"]
 
@@ -98,6 +99,14 @@ class Equation(ABC):
         other = copy.copy(self)
         other.recomputes = True
         return other
+
+    def measure(self, z: Tensor) -> DiscreteMeasure:
+        """The measure with its atoms at ``z``; a `ValueError` where ``z`` are not points of a measure."""
+        raise ValueError("solver: this problem is not one on measures; take Picard, Anderson or another point solver")
+
+    def image(self, mu: DiscreteMeasure) -> DiscreteMeasure:
+        """The image of a `measure` under the map whose fixed point is wanted; a `ValueError` where there is none."""
+        raise ValueError("solver: this problem has no map on measures; take Picard, Anderson or another point solver")
 
     def coupled(self, z: Tensor, residual: Tensor) -> Tensor:
         """The ``residual`` at ``z`` with optimally coupled images; a `ValueError` where ``z`` are not points of a measure."""

@@ -2,10 +2,11 @@
 
 `integrate` sums over the atoms of one measure. `integrate_kernel` and `integrate_pairs` integrate a function of pairs against a
 measure in blocks of at most `block_size` numbers, `integrate_kernel_gradient` and `log_integrate_kernel` its gradient and its
-logarithm. `local_moments` and `local_operators` describe a measure around a point, `nearest_squared_distance` is the distance to
-its support. A `Backend` computes the sums, and `backend` sets which: ``dense`` (PyTorch, in blocks), ``compiled`` (loops fused by
-``torch.compile``), ``keops`` (symbolic formulas), ``sorted`` (by sorting, on the line), ``auto``, or one of your own after
-`register`. All give the same numbers and the same derivatives of every order.
+logarithm; `kernel_average` averages values with a kernel as weights. `local_moments` and `local_operators` describe a measure
+around a point, `nearest_squared_distance` is the distance to its support. A `Backend` computes the sums, and `backend` sets
+which: ``dense`` (PyTorch, in blocks), ``compiled`` (loops fused by ``torch.compile``), ``keops`` (symbolic formulas), ``sorted``
+(by sorting, on the line), ``auto``, or one of your own after `register`. All give the same numbers and the
+same derivatives of every order.
 
 `shard` spreads the atoms of a measure over several processes, `join_shards` makes one measure of the parts that they have, and
 `gather` collects it again. In sums over such measures each process computes its rows with one of these backends.
@@ -21,6 +22,7 @@ from ddeq.reductions.integrals import (
     integrate_kernel,
     integrate_kernel_gradient,
     integrate_pairs,
+    kernel_average,
     log_integrate_kernel,
 )
 from ddeq.reductions.local import local_moments, local_operators
@@ -45,6 +47,7 @@ __all__ = [
     "integrate_kernel_gradient",
     "integrate_pairs",
     "join_shards",
+    "kernel_average",
     "local_moments",
     "local_operators",
     "log_integrate_kernel",

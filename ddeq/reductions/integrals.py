@@ -15,7 +15,14 @@ from ddeq.reductions.dispatch import backend_for
 from ddeq.reductions.exponential import Exponential
 from ddeq.reductions.placement import sum_function
 
-__all__ = ["integrate", "integrate_kernel", "integrate_kernel_gradient", "integrate_pairs", "log_integrate_kernel"]
+__all__ = [
+    "integrate",
+    "integrate_kernel",
+    "integrate_kernel_gradient",
+    "integrate_pairs",
+    "kernel_average",
+    "log_integrate_kernel",
+]
 
 
 def integrate(values: Float[Tensor, "*batch n"], mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
@@ -112,6 +119,52 @@ def log_integrate_kernel(
     ValueError
         If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
     """
+    kernel, x, y, shift, mu = _without_overflow(kernel, x, mu, exponents)
+    b = mu.weights.unsqueeze(-1)
+    return shift + backend_for(kernel, x, y, b).sum_pairs(kernel, x, y, b).squeeze(-1).log()
+
+
+def kernel_average(
+    kernel: Kernel, x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure, values: Float[Tensor, "*batch m c"]
+) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n c"]]:
+    r"""Logarithm of a kernel density, and average of a function by it.
+
+    .. math:: \log p(x_i) , \quad p(x_i) = \int k(x_i, y) \,\mathrm d\mu(y) , \qquad
+              \frac1{p(x_i)} \int k(x_i, y) f(y) \,\mathrm d\mu(y) .
+
+    The kernel density and the regression of Nadaraya and Watson, without overflow or underflow: far from all atoms the average
+    is that of the nearest ones. With the places of the atoms as values, the average minus :math:`x_i` is the mean shift.
+
+    Parameters
+    ----------
+    kernel
+        A positive kernel :math:`k`.
+    x
+        Points ``(*batch, n, d)`` at which the average is wanted.
+    mu
+        Measure of positive mass with ``m`` atoms; a single one serves every point set of the batch.
+    values
+        Values ``(*batch, m, c)`` of :math:`f` at the atoms of ``mu``.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` and ``mu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
+
+    References
+    ----------
+    :cite:t:`comaniciu2002mean`, the mean shift.
+    """
+    kernel, x, y, shift, mu = _without_overflow(kernel, x, mu)
+    b = mu.weights.unsqueeze(-1) * torch.cat([torch.ones_like(values[..., :1]), values], -1)
+    total = backend_for(kernel, x, y, b).sum_pairs(kernel, x, y, b)
+    return shift + total[..., 0].log(), total[..., 1:] / total[..., :1]
+
+
+def _without_overflow(
+    kernel: Kernel, x: Tensor, mu: DiscreteMeasure, exponents: Tensor | None = None
+) -> tuple[Kernel, Tensor, Tensor, Tensor, DiscreteMeasure]:
+    """A kernel and points for which the largest term of each sum is one, and the logarithm that sums are to be shifted by."""
     mu = against(x, mu)
     x = placed_like(x, mu.points)
     g = torch.zeros_like(mu.weights) if exponents is None else exponents.expand(mu.weights.shape)
@@ -120,9 +173,7 @@ def log_integrate_kernel(
     backend = backend_for(exponential, start, y.detach(), alive)
     shift = backend.max_pairs(exponential, start, y.detach(), alive).detach()
     shift = torch.where(torch.isfinite(shift), shift, 0.0)  # a measure of mass zero: the logarithm below is of zero
-    x, b = torch.cat([x, shift.unsqueeze(-1)], -1), mu.weights.unsqueeze(-1)
-    total = backend_for(exponential, x, y, b).sum_pairs(exponential, x, y, b)
-    return shift + total.squeeze(-1).log()
+    return exponential, torch.cat([x, shift.unsqueeze(-1)], -1), y, shift, mu
 
 
 def integrate_pairs(

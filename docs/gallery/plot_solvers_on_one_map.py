@@ -45,7 +45,8 @@ def start_with(n):
 # - `Auto` begins with Picard's steps, and goes on to Anderson's and Newton's where these do not do.
 # - `ParticleFlow` is how the paper on these models does it: it takes the discrepancy between a measure and its image, a squared
 #   :term:`MMD` (a distance of measures from a kernel), as an energy and descends it. It needs the derivative of the map for
-#   that, unless it takes the image as a frozen target.
+#   that, unless it takes the image as a frozen target. Here it is the paper's, down an MMD as it is. By default
+#   ``ParticleFlow()`` divides the force by a density, and where marks differ it is then Picard's iteration (T21).
 
 gaussian = partial(MMD, kernel=Gaussian(0.5))
 solvers = {
@@ -127,4 +128,5 @@ plt.show()
 # atom by atom they are not (T4), and that is what the :term:`residual` compares.
 #
 # *Which to choose?* `Anderson`, the default; `Picard` for a map that contracts well by construction; `Auto` where nothing is
-# known; `NewtonKrylov` for the last digits from a good start; `ParticleFlow` to compare with the paper.
+# known; `NewtonKrylov` for the last digits from a good start; `ParticleFlow` to compare with the paper, and, with its defaults,
+# where only the measure is fixed.

@@ -55,4 +55,5 @@ def test_all_solvers_are_compared_on_one_input():
     solutions, seconds = solve_by_all(build_classifier(2, 10).eval(), first_of_class(load_digits("test"), 3))
     assert len(solutions) == 4
     assert set(solutions) == set(seconds)
+    assert all(solution.converged for solution in solutions.values())
     assert solutions["Anderson"].evaluations <= solutions["Picard"].evaluations

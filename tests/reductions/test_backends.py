@@ -17,6 +17,7 @@ from ddeq.reductions import (
     integrate_kernel,
     integrate_kernel_gradient,
     integrate_pairs,
+    kernel_average,
     log_integrate_kernel,
 )
 from ddeq.reductions.backends import named
@@ -115,6 +116,32 @@ def test_logarithms_neither_overflow_nor_underflow(name, offset):
         ofw = torch.autograd.functional.jacobian(lambda w: value(y, w, g), w)
     assert_close(ofw[:2, :2], (terms - expected[:, None]).exp()[:2, :2])
     assert torch.isfinite(ofw).all()
+
+
+@pytest.mark.parametrize("name", ["dense", *MARKED])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_averages_neither_overflow_nor_underflow(name, offset):
+    """Against sums of the terms; far from all atoms the average is that of the nearest one."""
+    x = torch.tensor([[0.0], [60.0], [-1.3]], dtype=torch.float64) + offset
+    y = torch.tensor([[1.0], [-2.0], [59.0]], dtype=torch.float64) + offset
+    w = torch.tensor([0.4, 0.6, 0.0], dtype=torch.float64)
+    values = torch.tensor([[1.0, 2.0], [3.0, -4.0], [torch.pi, 7.0]], dtype=torch.float64)
+    terms = -0.5 * (x - y.mT) ** 2 + torch.where(w > 0, w.log(), -torch.inf)
+
+    def average(y, w):
+        return kernel_average(Gaussian(1.0), x, DiscreteMeasure(y, w), values)
+
+    with backend(name):
+        log_density, means = average(y, w)
+        slopes = [torch.autograd.functional.jacobian(lambda *a, i=i: average(*a)[i], (y, w)) for i in (0, 1)]
+    assert_close(log_density, torch.logsumexp(terms, -1))
+    assert_close(means, terms.softmax(-1) @ values)
+    assert_close(means[1], values[0])
+    assert all(torch.isfinite(t).all() for pair in slopes for t in pair)
+    step = torch.tensor([[0.0], [1e-6], [0.0]], dtype=torch.float64)
+    for i in (0, 1):
+        difference = (average(y + step, w)[i] - average(y - step, w)[i]) / 2e-6
+        assert_close(slopes[i][0][..., 1, 0], difference, rtol=1e-5)
 
 
 def test_logarithm_of_nothing_is_minus_infinity():

@@ -147,6 +147,7 @@ def local(shard):
         reductions.log_integrate_kernel(Gaussian(0.1), x, mu),
         reductions.log_integrate_kernel(Gaussian(0.1), NU.points, mu),
         reductions.log_integrate_kernel(Gaussian(0.1), x, MU, MU.weights),
+        *reductions.kernel_average(Gaussian(0.1), x, mu, mu.points),
     )
 
 
