@@ -58,6 +58,12 @@ TABLES = {
             "Anderson (default)": {"model.solver": {"class": "Anderson"}},
             "Broyden": {"model.solver": {"class": "Broyden"}},
             "Auto": {"model.solver": {"class": "Auto"}},
+            "ParticleFlow, frozen target": {"model.solver": {"class": "ParticleFlow", "target": "frozen"}},
+            "ParticleFlow, moving target": {
+                "model.solver": {"class": "ParticleFlow"},
+                "model.stop": {"class": "Stop", "rtol": 1e-3, "max_steps": 200},
+                "training_stop": {"rtol": 1e-2, "max_steps": 200},
+            },
             "ParticleFlow, 200 steps, as in the paper": {
                 "model.solver": {"class": "ddeq.experiments.paper_flow", "step_size": 5.0},
                 "model.stop": {"class": "Stop", "rtol": 1e-3, "max_steps": 200, "patience": 200},

@@ -22,7 +22,7 @@ SHORTEST = 1e-3
 """A step that had to be shortened more than that is given up for a plain one."""
 TRIES = 10
 """After so many plain steps that led to nothing finite a sample has diverged."""
-FAITHFUL = 0.25
+FAITHFUL = 0.03
 """Share of the square of the residual down to which a step must lead for the next one to build on the products before it."""
 
 
