@@ -107,7 +107,8 @@ class TestVelocity:
         uncapped = (densities[0] <= densities[1]).unsqueeze(-1)
         assert_close(torch.where(uncapped, velocity, 0.0), torch.where(uncapped, expected, 0.0), scale=mu.points.abs().max())
 
-    @pytest.mark.theorem("T1", "T21")
+    @pytest.mark.theorem("T1")
+    @pytest.mark.theorem("T21")
     @given(mu=measures(min_atoms=2, offsets=(0.0,), scales=(1.0,)), data=st.data())
     def test_it_does_not_ask_which_image_is_whose(self, mu, data):
         nu = mu.with_points(torch.tanh(mu.points) + 0.3)
