@@ -27,6 +27,9 @@ first to this share of its length, or a smaller one: the residual may be flat th
 AFFINE = 0.1
 """The whole step counts after all if the residual at the trial is that of an affine function, to this share of its change: on
 linear equations steps are long before the last one."""
+LOST = 10.0
+"""Where that many rounding units of the size are more than the least residual so far, a smaller one means nothing: far enough away
+every residual is zero to rounding."""
 RETURNS = 2000
 """A sample whose residual is NaN has diverged when its `History.returns` are more."""
 
@@ -113,7 +116,7 @@ def secant_step(
 ) -> Step:
     """The next iterate, ``z + beta * r`` minus the combination of moves that the equations of ``kind`` give."""
     beta, z, r, size = 1.0 - damping, at.z, at.residual, at.norm
-    better = size < state.least  # false for NaN
+    better = (size < state.least) & (LOST * torch.finfo(size.dtype).eps * at.size < state.least)  # false for NaN
     verdict = None
     if state.tries or not agreed(better):
         state, verdict = _judged(equation, at, state, better, restart, beta)
