@@ -28,8 +28,8 @@ AFFINE = 0.1
 """The whole step counts after all if the residual at the trial is that of an affine function, to this share of its change: on
 linear equations steps are long before the last one."""
 LOST = 10.0
-"""Where that many rounding units of the size are more than the least residual so far, a smaller one means nothing: far enough away
-every residual is zero to rounding."""
+"""Where that many rounding units of the size are more than the least residual so far, a smaller one means nothing: far enough
+away every residual is zero to rounding."""
 RETURNS = 2000
 """A sample whose residual is NaN has diverged when its `History.returns` are more."""
 
