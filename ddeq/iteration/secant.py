@@ -117,9 +117,18 @@ def secant_step(
     """The next iterate, ``z + beta * r`` minus the combination of moves that the equations of ``kind`` give."""
     beta, z, r, size = 1.0 - damping, at.z, at.residual, at.norm
     better = (size < state.least) & (LOST * torch.finfo(size.dtype).eps * at.size < state.least)  # false for NaN
+    fell = size < FALL * state.fallen
+    waited = torch.where(fell, 0.0, state.waited + 1.0)
+    patience, plain = max(PATIENCE, memory + 2), None
+    if state.step + 1 >= patience:  # no sample can have waited so long before
+        plain = waited % (patience + PLAIN) - patience  # plain steps so far, if not negative
     verdict = None
     if state.tries or not agreed(better):
+        tried = state.tries  # then products in the history may be those of another residual
         state, verdict = _judged(equation, at, state, better, restart, beta)
+        goes_on = verdict.goes_on & (verdict.trial == 0.0)
+        if not tried and agreed(goes_on if plain is None else goes_on & (plain != 0.0)):
+            verdict = None
     if state.follows and not damping and at.changes is not None:
         moved, move, change = at.changes
         damped = at.image
@@ -127,11 +136,6 @@ def secant_step(
         damped = z + beta * r if damping else at.image
         moved, move, change = z - state.z, damped - state.image, r - state.residual
     test = change if kind == "II" else moved
-    fell = size < FALL * state.fallen
-    waited = torch.where(fell, 0.0, state.waited + 1.0)
-    patience, plain = max(PATIENCE, memory + 2), None
-    if state.step + 1 >= patience:  # no sample can have waited so long before
-        plain = waited % (patience + PLAIN) - patience  # plain steps so far, if not negative
     following = state._replace(
         step=state.step + 1,
         follows=verdict is None,
