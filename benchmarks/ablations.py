@@ -280,8 +280,7 @@ def draw(runs: dict[str, dict[str, list[Run]]], path: Path) -> None:
             seconds = f"{statistics.mean(run['seconds'] for run in some):.0f} s"
             axis.annotate(seconds, (1.0, place), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
                           va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
-        names = [name.split(",")[0] if table == "solver" else name for name in found]
-        axis.set_yticks(range(len(found)), [name.removesuffix(" (default)") for name in names], fontsize=9)
+        axis.set_yticks(range(len(found)), [name.removesuffix(" (default)") for name in found], fontsize=9)
         axis.set_ylim(len(found) - 0.5, -0.5)
         axis.margins(x=0.08)
         axis.set_xlabel(label, fontsize=9)
