@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from ddeq.autodiff import check_recordable
-from ddeq.flows.adaptive import AdaptiveEuler
 from ddeq.flows.combinations import check_combination
 from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.downhill import leads_downhill
@@ -19,6 +18,7 @@ from ddeq.flows.lbfgs import LBFGS
 from ddeq.flows.newton import NewtonFinish
 from ddeq.flows.stationary import Stationary
 from ddeq.flows.steppers import Stepper
+from ddeq.flows.undirected import EulerOrHeun
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.entropy import split_entropy
 from ddeq.iteration import (
@@ -70,7 +70,8 @@ def equilibrium(
     mu0
         The start; its weights and marks stay.
     stepper
-        How the flow steps; default ``LBFGS()``, in another geometry than `Wasserstein` ``AdaptiveEuler()``.
+        How the flow steps; default ``LBFGS()``, in another geometry than `Wasserstein` ``AdaptiveEuler()``, and steps of Heun's
+        method of a length that is found on the way where the velocity is not that of a descent, as in a game.
     geometry
         Of the flow. The stationary measures do not depend on it, if it is that of `Wasserstein`, or `Stein` with a strictly
         positive definite kernel; which of them is found may, and may depend on the stepper.
@@ -160,7 +161,7 @@ def equilibrium(
             "equilibrium cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
     if stepper is None:
-        stepper = LBFGS() if isinstance(geometry, Geometry) and geometry.is_wasserstein else AdaptiveEuler()
+        stepper = LBFGS() if isinstance(geometry, Geometry) and geometry.is_wasserstein else EulerOrHeun()
     _check_options(functional, mu0, stepper, geometry, stop, finish, on_failure)
     check_recordable("an equilibrium")
     if torch.is_grad_enabled() and mu0.points.requires_grad:

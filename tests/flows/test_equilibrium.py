@@ -10,11 +10,12 @@ from torch import nn
 
 from ddeq import ConvergenceError, ConvergenceWarning, DiscreteMeasure, Functional
 from ddeq.flows import AdaptiveEuler, Euler, FunctionalDescent, Geometry, Heun, Nesterov, Proximal, Stein, equilibrium
+from ddeq.flows.undirected import EulerOrHeun
 from ddeq.functionals import MMD, Entropy, InteractionEnergy, PotentialEnergy, SinkhornDivergence, Wasserstein
 from ddeq.iteration import DivergedWarning, NoDescentWarning, Status, Stop, UnconvergedWarning, UntrustedDerivativeWarning
 from ddeq.iteration.driver import watched
 from ddeq.kernels import Gaussian, Riesz
-from ddeq.testing import assert_close
+from ddeq.testing import assert_close, check_stepper
 
 pytestmark = pytest.mark.theorem("T16")
 
@@ -663,13 +664,62 @@ def test_games_are_left_to_the_flow(name, stepper):
 
 
 def test_a_stepper_that_goes_by_energies_is_told_so():
-    """Adaptive Euler steps, the default in other geometries, are stuck at once: status and warning say so."""
+    """Adaptive Euler steps are stuck at once: status and warning say so."""
+    F = potential(GAMES["cosh"], torch.tensor(0.3, dtype=torch.float64))
     with pytest.warns(NoDescentWarning, match="does not go by energies, Euler or Heun"):
-        solution = equilibrium(
-            potential(GAMES["cosh"], torch.tensor(0.3, dtype=torch.float64)), points([1.0, 2.0]), geometry=GAME
-        )
+        solution = equilibrium(F, points([1.0, 2.0]), stepper=AdaptiveEuler(), geometry=GAME)
     assert solution.status.item() == Status.STAGNATED
     assert solution.measure.points.abs().max() < 10
+
+
+@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_by_default_games_are_flowed_to_their_end(name, size):
+    """In units of any size: the length of the steps is found."""
+
+    def energy(x, t):
+        return GAMES[name](x, t) * size
+
+    with pytest.warns(NoDescentWarning, match="leads uphill"):
+        solution = equilibrium(potential(energy, torch.tensor(0.3, dtype=torch.float64)), points([1.0, 2.0]), geometry=GAME)
+    assert solution.converged
+    assert solution.steps < 200
+    z = solution.measure.points[0]
+    slope = torch.func.grad(lambda x: energy(x, 0.3))
+    assert slope(z).norm() <= 1e-5 * slope(torch.tensor([1.0, 2.0], dtype=torch.float64)).norm()
+
+
+def test_by_default_each_sample_goes_its_own_way():
+    """Samples whose energy falls take adaptive steps beside games, the same as alone."""
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    tilt = signs.unsqueeze(-2)
+    F = PotentialEnergy(lambda x: (tilt * (x - 0.5).cosh()).sum(-1) + 0.3 * x.prod(-1))
+    mu = DiscreteMeasure(torch.tensor([[[2.0, 1.0]], [[1.0, 2.0]]], dtype=torch.float64))
+    stop = Stop(rtol=1e-8, max_steps=500)
+    with pytest.warns(NoDescentWarning) as caught:
+        together = equilibrium(F, mu, geometry=ByMatrix(torch.diag_embed(signs)), stop=stop, finish=True)
+    assert caught[0].message.samples == [1]
+    assert together.converged.all()
+    for i in range(2):
+        sign = signs[i]
+        alone_F = PotentialEnergy(lambda x, s=sign: (s * (x - 0.5).cosh()).sum(-1) + 0.3 * x.prod(-1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoDescentWarning)
+            alone = equilibrium(alone_F, mu[i], geometry=ByMatrix(torch.diag_embed(sign)), stop=stop)
+        assert alone.steps == together.steps[i]
+        assert_close(alone.measure.points, together.measure.points[i])
+
+
+def test_the_default_stepper_of_other_geometries_passes_the_users_check():
+    check_stepper(EulerOrHeun(), exact=False)
+
+
+def test_heuns_steps_of_half_the_inverse_lipschitz_constant_contract():
+    """Eigenvalues w = -tau lambda with |w| <= 1/2 and real part at most -1/128: |1 + w + w^2/2| < 1."""
+    x, y = torch.meshgrid(torch.linspace(-0.5, -1 / 128, 400), torch.linspace(-0.5, 0.5, 401), indexing="ij")
+    w = torch.complex(x.double(), y.double())
+    inside = w.abs() <= 0.5
+    assert ((1 + w + w**2 / 2).abs()[inside] < 1.0).all()
 
 
 def test_samples_that_descend_are_finished_beside_those_that_do_not():

@@ -173,7 +173,11 @@ def test_the_first_step_is_found_by_energies(far):
     assert flow(F, mu, LBFGS(), stop=Stop(rtol=1e-4, max_steps=3)).converged
 
 
-@pytest.mark.parametrize("kernel", [Gaussian(1.0), Gaussian(2.0), Riesz(1.5)], ids=["short", "long", "rough"])
+@pytest.mark.parametrize(
+    "kernel",
+    [Gaussian(1.0), pytest.param(Gaussian(2.0), marks=pytest.mark.slow), Riesz(1.5)],
+    ids=["short", "long", "rough"],
+)
 def test_single_precision_where_energies_tell_nothing(kernel):
     """A hundredth of the gradient from which no decrease is seen any more: adaptive Euler steps stagnate before."""
     F, mu = MMD(cloud(30, seed=1).to(torch.float32), kernel), cloud(20).to(torch.float32)
@@ -185,6 +189,7 @@ def test_single_precision_where_energies_tell_nothing(kernel):
     assert F(solution.measure) <= F(other.measure) * 1.01
 
 
+@pytest.mark.slow
 def test_kinks_end_it():
     """The gradient does not vanish: it says so, at a lower energy than adaptive Euler steps."""
     F, mu, stop = MMD(cloud(10, seed=1), Riesz(1.0)), cloud(6), Stop(rtol=1e-6, max_steps=3000)
