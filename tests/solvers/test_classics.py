@@ -83,7 +83,7 @@ class TestLinear:
             for i in range(3):
                 alone = fixed_point(map, starts[i], affine[i], solver=solver, stop=stop)
                 assert alone.steps == together.steps[i]
-                assert_close(alone.measure.points, together.measure[i].points, rtol=1e-6)
+                assert (alone.measure.points - together.measure[i].points).abs().max() < 1e-8
 
 
 def small_cubic(z):
@@ -249,15 +249,16 @@ def test_implicit_gradients_of_systems_that_do_not_contract(solver):
     assert torch.autograd.gradcheck(end, (a.requires_grad_(), b.requires_grad_()), atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [Anderson(memory=20), Broyden(memory=20), Anderson(kind="I")], ids=repr)
-def test_unrolled_gradients_of_trials(solver):
-    """Steps that are tried, resumed or given up are differentiated as they were taken."""
+@pytest.mark.parametrize(
+    ("solver", "steps"), [(Anderson(memory=20), 5), (Broyden(memory=20), 5), (Anderson(kind="I"), 3)], ids=repr
+)
+def test_unrolled_gradients_of_trials(solver, steps):
+    """Steps that are tried, resumed or given up are differentiated as they were taken (those of type I become singular)."""
     mu = DiscreteMeasure(torch.tensor([[9.0], [2.0]], dtype=torch.float64))
 
     def end(slope):
         map = lambda mu, s: mu.push_forward(lambda z: z - s * torch.arctan(z) + 0.1 * mu.mean())
-        stop = Stop(rtol=1e-14, max_steps=5)
+        stop = Stop(rtol=1e-14, max_steps=steps)
         return fixed_point(map, mu, slope, solver=solver, stop=stop, adjoint=Unrolled()).measure.points
 
-    # The equations of type I are nearly singular here: finite differences have three digits.
-    assert torch.autograd.gradcheck(end, torch.tensor(1.3, dtype=torch.float64, requires_grad=True), atol=1e-5, rtol=2e-3)
+    assert torch.autograd.gradcheck(end, torch.tensor(1.3, dtype=torch.float64, requires_grad=True), atol=1e-5)
