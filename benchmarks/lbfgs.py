@@ -51,6 +51,15 @@ def trigonometric(x: Tensor) -> Tensor:
     return (n - x.cos().sum(-1, keepdim=True) + index * (1 - x.cos()) - x.sin()).square().sum(-1)
 
 
+def fletcher_powell(n: int) -> tuple[Callable[[Tensor], Tensor], list[float]]:
+    """Sum of squares of n trigonometric sums with random coefficients, and a start near a zero."""
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randint(-100, 101, (2, n, n), generator=g).to(DOUBLE)
+    zero, away = 3.14 * (2 * torch.rand(2, n, generator=g, dtype=DOUBLE) - 1)
+    wanted = a @ zero.sin() + b @ zero.cos()
+    return lambda x: (wanted - x.sin() @ a.T - x.cos() @ b.T).square().sum(-1), (zero + 0.1 * away).tolist()
+
+
 def chain(x: Tensor, fixed: bool = False) -> Tensor:
     """Springs of length 1 in a row that begins at 0, and ends at n + 1 if it is ``fixed`` there."""
     ends = [torch.zeros_like(x[..., :1]), x] + ([torch.full_like(x[..., :1], x.shape[-1] + 1)] if fixed else [])
@@ -71,6 +80,7 @@ def problems() -> dict[str, tuple[Functional, DiscreteMeasure]]:
         "Rosenbrock": atom(rosenbrock, [-1.2, 1.0]),
         "Beale": atom(beale, [1.0, 1.0]),
         "trigonometric, 70 unknowns": atom(trigonometric, [1 / 70] * 70),
+        "trigonometric of Fletcher and Powell, 70 unknowns": atom(*fletcher_powell(70)),
         "half of it": atom(lambda x: 0.5 * trigonometric(x), [1 / 70] * 70),
     }
     for n in (10, 15, 20, 25):
@@ -138,7 +148,7 @@ def ways() -> dict[str, Callable[[Functional, DiscreteMeasure], dict[str, Any]]]
         for name in ("flow with LBFGS()", "flow with LBFGS(10)", "equilibrium", "equilibrium, AdaptiveEuler and Newton")
     }
     found["scipy, BFGS"] = lambda F, mu: scipys(F, mu, "BFGS")
-    for memory in (10, 30):
+    for memory in (10, 100):
         found[f"scipy, L-BFGS-B, maxcor={memory}"] = lambda F, mu, memory=memory: scipys(
             F, mu, "L-BFGS-B", maxcor=memory, ftol=0.0, maxfun=10 * MOST, maxiter=10 * MOST
         )

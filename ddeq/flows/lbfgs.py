@@ -92,7 +92,8 @@ class LBFGS(Stepper):
     Parameters
     ----------
     memory
-        Number of pairs kept, two fields each. With as many as there are unknowns, steps are those of BFGS.
+        Number of pairs kept, two fields each. With as many as there are unknowns, steps are those of BFGS; with fewer,
+        ill-conditioned energies take several times as many gradients. Large measures may want fewer, such as 10.
 
     Raises
     ------
@@ -111,7 +112,7 @@ class LBFGS(Stepper):
     convex.
     """
 
-    memory: int = 30
+    memory: int = 100
 
     descends: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = True

@@ -35,6 +35,15 @@ def trigonometric(x):
     return (n - x.cos().sum(-1, keepdim=True) + index * (1 - x.cos()) - x.sin()).square().sum(-1)
 
 
+def fletcher_powell(n=70):
+    """Sum of squares of trigonometric sums with random coefficients, from near a zero."""
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randint(-100, 101, (2, n, n), generator=g).to(DOUBLE)
+    zero, away = 3.14 * (2 * torch.rand(2, n, generator=g, dtype=DOUBLE) - 1)
+    wanted = a @ zero.sin() + b @ zero.cos()
+    return lambda x: (wanted - x.sin() @ a.T - x.cos() @ b.T).square().sum(-1), (zero + 0.1 * away).tolist()
+
+
 def chain(x):
     """Springs of length 1 in a row that begins at 0."""
     return 0.5 * (torch.cat([torch.zeros_like(x[..., :1]), x], -1).diff(dim=-1) - 1).square().sum(-1)
@@ -50,6 +59,7 @@ CLASSICAL = {
     "Beale": (beale, [1.0, 1.0]),
     "trigonometric": (trigonometric, [1 / 70] * 70),
     "half a trigonometric": (lambda x: 0.5 * trigonometric(x), [1 / 70] * 70),
+    "trigonometric of Fletcher and Powell": fletcher_powell(),
     "a chain of 10": (chain, [0.0] * 10),
     "a chain of 25": (chain, [0.0] * 25),
     "10 between walls": (chain_between_walls, [0.0] * 10),
