@@ -81,7 +81,7 @@ def problems() -> dict[str, tuple[Functional, DiscreteMeasure]]:
         "Beale": atom(beale, [1.0, 1.0]),
         "trigonometric, 70 unknowns": atom(trigonometric, [1 / 70] * 70),
         "trigonometric of Fletcher and Powell, 70 unknowns": atom(*fletcher_powell(70)),
-        "half of it": atom(lambda x: 0.5 * trigonometric(x), [1 / 70] * 70),
+        "half of the first trigonometric": atom(lambda x: 0.5 * trigonometric(x), [1 / 70] * 70),
     }
     for n in (10, 15, 20, 25):
         found[f"chain of {n} springs, one end fixed"] = atom(chain, [0.0] * n)
