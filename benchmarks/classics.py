@@ -1,4 +1,4 @@
-"""Evaluations that fixed-point solvers take on equations whose counts are known, beside scipy's, in one run.
+"""Evaluations that our fixed-point solvers and scipy's take on equations whose counts are known, in one run.
 
 Linear equations of random matrices and rotations about a point, scipy's own test problems, and residuals that are flat where
 the solve starts.
@@ -133,7 +133,8 @@ def main() -> None:
         "",
         "Our solvers to `Stop(rtol=1e-8)`, scipy's until the largest component is at most 6e-6 (`hybr` to its own tolerance).",
         f"Medians over {options.seeds} random matrices, where there are any. In exact arithmetic linear equations in n unknowns",
-        "take n + 2 evaluations by Anderson's method and at most 2 n + 1 by Broyden's, with enough memory (T9).",
+        "take n + 2 evaluations by Anderson's method and at most 2 n + 1 by Broyden's, with enough memory (equivariant",
+        "acceleration, T9).",
         "",
         f"| problem | {' | '.join(f'`{c}`' if c in OURS else f'scipy {c}' for c in columns)} |",
         f"|---|{'---|' * len(columns)}",

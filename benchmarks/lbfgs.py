@@ -6,8 +6,8 @@ the gradient in the points is 1e-5, which is stricter for more than one unknown;
 
     python benchmarks/lbfgs.py [--repeats 3]
 
-Counted are gradients, with products with the Hessian where Newton's method takes them, and energies beside them; scipy computes
-both together. Double precision.
+Gradients are counted, and products with the Hessian where Newton's method takes them; energies are counted separately. scipy
+computes both together. Double precision.
 """
 
 from __future__ import annotations

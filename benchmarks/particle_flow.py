@@ -1,4 +1,4 @@
-"""The particle flow beside Picard: evaluations of the map until random contractions are solved.
+"""The particle flow compared with Picard: evaluations of the map until random contractions are solved.
 
 Affine maps of points and their mean, whose linear part has the given norm in L2(mu), and maps that are not affine, from
 Gaussian clouds. Unmarked, with a frozen target, both solvers are stopped by ``Wasserstein``, which does not ask which atom
@@ -77,7 +77,7 @@ def marked(map: Map) -> Map:
 
 
 def compare(setting: str, n: int, d: int, rate: float, seeds: int) -> dict[str, Any]:
-    """One row: what the flow needs beside Picard, over all maps and seeds."""
+    """One row: what the flow needs compared with Picard, over all maps and seeds."""
     ratios, shares, converged, solves, worst = [], [], 0, 0, ""
     for seed in range(seeds):
         g = torch.Generator().manual_seed(1000 * seed + 10 * n + d)
@@ -136,7 +136,7 @@ def main() -> None:
         name: (sum(r["converged"] for r in rows if r["setting"] == name), sum(r["solves"] for r in rows if r["setting"] == name))
         for name in dict.fromkeys(r["setting"] for r in rows)
     }
-    lines = ["# The particle flow beside Picard", "", f"Relative tolerance {RTOL:g}; evaluations of the map.", ""]
+    lines = ["# The particle flow compared with Picard", "", f"Relative tolerance {RTOL:g}; evaluations of the map.", ""]
     lines += [f"- {name}: {done} of {all_} solves CONVERGED within the bound" for name, (done, all_) in totals.items()]
     lines += ["", "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()) + " |" for row in rows]

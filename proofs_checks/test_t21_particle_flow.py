@@ -1,6 +1,6 @@
 """T21 The particle flow: its normalised force as a difference of mean shifts, its bandwidth rule, and its moving target.
 
-Verified: h^2 / p_nu times minus the Wasserstein gradient (T2) of 1/2 MMD_K^2(., nu) is the mean shift towards nu minus
+Verified: h^2 / p_nu times minus the Wasserstein gradient of 1/2 MMD_K^2(., nu) is the mean shift towards nu minus
 p_mu / p_nu times the one within mu, for two atoms of symbolic masses and an undetermined kernel on marks; that it is y - x where
 different marks are not compared; its limit for large bandwidths; the identity behind the bound of a mean shift; the comparison
 matrix of the bandwidth rule and when its spectral radius is less than one; the linearised step of the moving target, with the

@@ -98,9 +98,8 @@ class Auto(Solver):
         tired = (state.stage == ANDERSON) & (waited >= self.patience)
         stage = torch.where(tired, NEWTON, torch.where((state.stage == NEWTON) & (waited >= self.patience), ANDERSON, stage))
         waited = torch.where(stage == state.stage, waited, 0)
-        left = (
-            None if at.most is None else at.most - 1 - state.step - state.extra
-        )  # evaluations, besides that of the next iterate
+        # Evaluations that are left besides that of the next iterate.
+        left = None if at.most is None else at.most - 1 - state.step - state.extra
         accelerated = self.anderson.step(equation, at, state.history)
         plain, strong, newton, extra = stage == PICARD, stage == NEWTON, state.newton, state.extra
         proposal, status, evaluations = accelerated.z, accelerated.status, 0

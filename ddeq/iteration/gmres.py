@@ -92,8 +92,7 @@ def gmres(
     running = left > bound  # false for NaN
     most = torch.full_like(steps, max_steps) if most is None else most
     running = running & (steps < most)
-    flat_pairs = right.new_zeros(*batch, 0, right.shape[-1])
-    pairs = (flat_pairs, flat_pairs)
+    inputs = outputs = right.new_zeros(*batch, 0, right.shape[-1])
     taken, scale = 0, torch.zeros_like(start)
     while taken < max_steps and bool(running.any()):
         if taken:
@@ -106,14 +105,15 @@ def gmres(
         while cycle.k < cycle.size and bool(cycle.running.any()):
             steps = steps + cycle.running
             cycle.extend(bound, steps < most)
-        pairs = cycle.pairs()
+        new_inputs, new_outputs = cycle.pairs()
+        inputs, outputs = _replaced(inputs, new_inputs, running), _replaced(outputs, new_outputs, running)
         taken, scale = taken + cycle.k, cycle.scale
         progress = running & (cycle.left < left)
         x = torch.where(progress.unsqueeze(-1), x + cycle.solution(), x)
         left = torch.where(progress, cycle.left, left)
         running = progress & (left > bound) & (steps < most)  # where nothing was gained, the rest is out of reach
     residual = torch.where(start > 0, left / torch.where(start > 0, start, 1.0), 0.0)
-    return KrylovSolution((x * size.unsqueeze(-1)).reshape(b.shape), residual, steps, left <= bound, *pairs)
+    return KrylovSolution((x * size.unsqueeze(-1)).reshape(b.shape), residual, steps, left <= bound, inputs, outputs)
 
 
 class _Arnoldi:
@@ -178,18 +178,25 @@ class _Arnoldi:
         """The combination of the basis with the least residual."""
         k = self.k
         right = torch.where(self._used[..., :k], self._start.unsqueeze(-1) * self._rotations[..., :k, 0], 0.0)
-        triangle = self._triangle[..., :k, :k]
-        # Places that a sample did not reach are empty: one on their diagonal.
-        triangle = triangle + torch.diag_embed((triangle.diagonal(dim1=-2, dim2=-1) == 0).to(triangle.dtype))
-        y: Tensor = torch.linalg.solve_triangular(triangle, right.unsqueeze(-1), upper=True)
+        y: Tensor = torch.linalg.solve_triangular(self._regular_triangle(), right.unsqueeze(-1), upper=True)
         return (y.mT @ self._basis[..., :k, :]).squeeze(-2)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """`KrylovSolution.inputs` and `KrylovSolution.outputs`."""
         k = self.k
         used = self._used[..., :k].unsqueeze(-1)
-        triangle = self._triangle[..., :k, :k]
-        triangle = triangle + torch.diag_embed((triangle.diagonal(dim1=-2, dim2=-1) == 0).to(triangle.dtype))
-        inputs = torch.linalg.solve_triangular(triangle.mT, self._basis[..., :k, :], upper=False)
+        inputs = torch.linalg.solve_triangular(self._regular_triangle().mT, self._basis[..., :k, :], upper=False)
         outputs = self._rotations[..., :k, : k + 1] @ self._basis[..., : k + 1, :]
         return torch.where(used, inputs, 0.0), torch.where(used, outputs, 0.0)
+
+    def _regular_triangle(self) -> Tensor:
+        """The triangle of the Hessenberg matrix. Places that a sample did not reach are empty: one on their diagonal."""
+        triangle = self._triangle[..., : self.k, : self.k]
+        return triangle + torch.diag_embed((triangle.diagonal(dim1=-2, dim2=-1) == 0).to(triangle.dtype))
+
+
+def _replaced(old: Tensor, new: Tensor, where: Tensor) -> Tensor:
+    """The ``new`` rows of the samples ``where``, and the ``old`` ones of the others; as many for all."""
+    count = max(old.shape[-2], new.shape[-2])
+    old, new = (torch.nn.functional.pad(rows, (0, 0, 0, count - rows.shape[-2])) for rows in (old, new))
+    return torch.where(where[..., None, None], new, old)

@@ -68,11 +68,13 @@ class Inverse(NamedTuple):
             rest = over * (turn.mT @ (q - common @ outputs))
             known = torch.where(root > 0, rest + root * (turn.mT @ (p - q)), 0.0)
             inputs, outputs = (torch.cat([a, b.flip(-2)], -2) for a, b in ((inputs, known), (outputs, rest)))
-        count = min(most, outputs.shape[-2])
-        chosen = where[..., None, None]
-        kept = ((0, 0, 0, max(0, count - q.shape[-2])), slice(0, count))
-        p, q = (torch.nn.functional.pad(old, kept[0])[..., kept[1], :] for old in (p, q))
-        return Inverse(torch.where(chosen, inputs[..., :count, :], p), torch.where(chosen, outputs[..., :count, :], q))
+        # Rows of zeros, of samples that have fewer than others, come last: what is left out is each sample's own affair.
+        order = (outputs != 0).any(-1).to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :most].unsqueeze(-1)
+        inputs, outputs = (rows.take_along_dim(order, -2) for rows in (inputs, outputs))
+        count, chosen = max(outputs.shape[-2], q.shape[-2]), where[..., None, None]
+        old_and_new = ((p, inputs), (q, outputs))
+        padded = ([torch.nn.functional.pad(t, (0, 0, 0, count - t.shape[-2])) for t in pair] for pair in old_and_new)
+        return Inverse(*(torch.where(chosen, new, old) for old, new in padded))
 
     def _of_rows(self, rows: Tensor, metric: Tensor) -> Tensor:
         return rows + ((metric.unsqueeze(-2) * rows) @ self.outputs.mT) @ (self.inputs - self.outputs)

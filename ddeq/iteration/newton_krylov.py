@@ -170,5 +170,6 @@ class NewtonKrylov(Solver):
         moves = (found.residual < 1.0) & (length <= size * torch.finfo(size.dtype).eps ** (-2 / 3))
         # A plain step where the equation is singular.
         direction = choose(wanted, choose(moves, direction, r), state.direction)
-        products = torch.where(wanted, found.steps + (linear.evaluations - found.steps.amax()), 0).to(forcing)
+        # By reverse mode there is an evaluation besides the products.
+        products = torch.where(wanted, found.steps + (not linear.forward_mode), 0).to(forcing)
         return direction, inverse.updated(found.inputs, found.outputs, wanted, metric, self.memory), products, linear

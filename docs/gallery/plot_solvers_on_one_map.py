@@ -46,7 +46,8 @@ def start_with(n):
 # - `ParticleFlow` is how the paper on these models does it: it takes the discrepancy between a measure and its image, a squared
 #   :term:`MMD` (a distance of measures from a kernel), as an energy and descends it. It needs the derivative of the map for
 #   that, unless it takes the image as a frozen target. Here it is the paper's, down an MMD as it is. By default
-#   ``ParticleFlow()`` divides the force by a density, and where marks differ it is then Picard's iteration (T21).
+#   ``ParticleFlow()`` divides the force by a density, and where marks differ it is then Picard's iteration (particle
+#   flow, T21).
 
 gaussian = partial(MMD, kernel=Gaussian(0.5))
 solvers = {

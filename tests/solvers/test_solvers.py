@@ -241,6 +241,25 @@ class TestNewtonKrylov:
         assert torch.equal(without.steps, with_.steps)
         assert without.evaluations > with_.evaluations  # a preparation for each linear equation
 
+    @pytest.mark.parametrize("memory", [2, 3, 8])
+    def test_steps_of_a_sample_do_not_depend_on_the_batch(self, memory):
+        """Samples that need few products beside others that need restarts; each builds on its own earlier ones."""
+        g = torch.Generator().manual_seed(0)
+        matrices = torch.stack([s * torch.randn(8, 8, generator=g, dtype=torch.float64) / 8**0.5 for s in (0.02, 0.5, 1.0, 2.0)])
+        start = DiscreteMeasure(torch.zeros(4, 1, 8, dtype=torch.float64))
+
+        def map(mu, w):
+            return mu.with_points(torch.tanh(mu.points @ w.mT + 0.5) + 0.1 * mu.points)
+
+        solver, stop = NewtonKrylov(memory=memory), Stop(rtol=1e-10, max_steps=200)
+        for in_dims in (None, 0):
+            together = fixed_point(map, start, matrices, in_dims=in_dims, solver=solver, stop=stop, trace=True)
+            for i in range(4):
+                alone = fixed_point(map, start[i], matrices[i], solver=solver, stop=stop, trace=True)
+                assert (alone.status, alone.steps) == (together.status[i], together.steps[i])
+                first = min(6, len(alone.trace))
+                assert_close(together.trace[:first, i], alone.trace[:first], rtol=1e-6)
+
     def test_backtracking(self):
         """Newton's full steps on arctan run away from 3; shortened ones arrive."""
         solution = fixed_point(
