@@ -60,10 +60,9 @@ class EntropicTransport:
         r"""Density :math:`e^{-f/\rho}` of a marginal of the optimal plan in its measure."""
         return torch.ones_like(potential) if self.reach is None else torch.exp(-potential / self.rho)
 
-    def plan_mass(self, p: Tensor, mu: DiscreteMeasure) -> Tensor:
-        r"""Mass :math:`\iint e^{(p \oplus p - c)/\varepsilon} \,\mathrm d\mu\,\mathrm d\mu` of a measure and itself."""
-        logarithm = log_integrate_kernel(Gaussian(self.blur), mu.points, mu, p / self.epsilon)
-        return (mu.weights * torch.exp(p / self.epsilon + logarithm)).sum(-1)
+    def reduced(self, potential: Tensor) -> Tensor:
+        r""":math:`-\rho(e^{-f/\rho} - 1) - \varepsilon e^{-f/\rho}`: with the mass of the plan whose marginal belongs to ``f``."""
+        return self.decay(potential) - self.epsilon * self.marginal(potential)
 
     def plan(self, f: Tensor, mu: DiscreteMeasure, g: Tensor, nu: DiscreteMeasure) -> Tensor:
         r"""The plan :math:`e^{(f \oplus g - c)/\varepsilon}\,\mu\otimes\nu` as a matrix ``(*batch, n, m)``."""
@@ -79,8 +78,8 @@ class _Envelope(torch.autograd.Function):
         return potential.view_as(potential)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        return cotangent if torch.is_grad_enabled() else torch.zeros_like(cotangent)
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor | None:
+        return cotangent if torch.is_grad_enabled() else None
 
 
 def envelope(potential: Tensor) -> Tensor:

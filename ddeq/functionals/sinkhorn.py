@@ -11,11 +11,13 @@ from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import EntropicTransport, envelope
 from ddeq.functionals.masses import probabilities
-from ddeq.functionals.sinkhorn_solver import potential_between, potential_within
+from ddeq.functionals.potentials import Between, Within
+from ddeq.functionals.sinkhorn_solver import solved
 from ddeq.iteration import Stop
+from ddeq.kernels import Gaussian
 from ddeq.kernels.base import positive
 from ddeq.measures import DiscreteMeasure, check_mass, unchecked
-from ddeq.reductions import integrate
+from ddeq.reductions import integrate, kernel_average
 
 __all__ = ["SinkhornDivergence"]
 
@@ -93,14 +95,20 @@ class SinkhornDivergence(Discrepancy):
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         given = mu
         mu, nu = self._prepared(mu)
+        # The dual objective as a function of one potential, the other its transform; stationary, so that g, p and q count as still.
         g, p, q = (envelope(potential) for potential in self._potentials(mu, nu))
         transport = self._transport
-        f = transport.transform(g, nu, mu.points)
-        # Half of the dual objective at (p, p) and at (q, q), each stationary, against that at (f, g).
-        value = integrate(transport.decay(f) - transport.decay(p), mu) + integrate(transport.decay(g) - transport.decay(q), nu)
-        plans = (transport.plan_mass(p, mu) + transport.plan_mass(q, nu)) / 2 - integrate(transport.marginal(f), mu)
-        value = value + transport.epsilon * plans
+        f, own, of_target = transport.transform(g, nu, mu.points), self._again(p, mu), self._again(q, nu)
+        at_mu = transport.reduced(f) - 0.5 * (transport.reduced(own) + transport.decay(p))
+        at_nu = transport.decay(g) - 0.5 * (transport.reduced(of_target) + transport.decay(q))
+        value = integrate(at_mu, mu) + integrate(at_nu, nu)
         return (value * self._target_for(given).mass() if self.reach is None else value).to(given.dtype)
+
+    def _again(self, potential: Tensor, mu: DiscreteMeasure) -> Tensor:
+        """The transform of a potential of ``mu`` and itself, which differs from it in its derivatives only."""
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (potential, mu.points, mu.weights)):
+            return self._transport.transform(potential, mu, mu.points)
+        return potential
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         dtype, x = mu.dtype, places(mu, x).double()
@@ -112,6 +120,26 @@ class SinkhornDivergence(Discrepancy):
             return (f - own).to(dtype)
         scale = transport.rho + transport.epsilon
         return (scale * (transport.marginal(own) - transport.marginal(f))).to(dtype)
+
+    def wasserstein_gradient(
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
+    ) -> Float[Tensor, "*batch m d"]:
+        dtype, x = mu.dtype, places(mu, x).double()
+        mu, nu = self._prepared(mu)
+        g, p, _ = self._potentials(mu, nu)
+        (to_target, f), (to_itself, own) = self._displacements(x, nu, g), self._displacements(x, mu, p)
+        if self.reach is None:
+            return (to_itself - to_target).to(dtype)
+        marginals = (self._transport.marginal(potential).unsqueeze(-1) for potential in (f, own))
+        return (next(marginals) * -to_target + next(marginals) * to_itself).to(dtype)
+
+    def _displacements(self, x: Tensor, measure: DiscreteMeasure, potential: Tensor) -> tuple[Tensor, Tensor]:
+        r"""From ``x`` to where its mass goes on average, :math:`-\nabla f/\tau`, and the transform :math:`f` of the potential."""
+        transport = self._transport
+        around = measure.points.mean(-2, keepdim=True).detach()
+        exponents = potential / transport.epsilon
+        logarithm, average = kernel_average(Gaussian(self.blur), x, measure, measure.points - around, exponents)
+        return average - (x - around), -transport.tau * transport.epsilon * logarithm
 
     @property
     def _transport(self) -> EntropicTransport:
@@ -133,10 +161,11 @@ class SinkhornDivergence(Discrepancy):
 
     def _potentials(self, mu: DiscreteMeasure, nu: DiscreteMeasure) -> tuple[Tensor, Tensor, Tensor]:
         """``g`` and ``q`` at the atoms of ``nu`` and ``p`` at those of ``mu``; keeps the worst status of the three solves."""
-        transport = self._transport
-        g, between = potential_between(transport, mu, nu, self.stop)
-        p, within = potential_within(transport, mu, self.stop)
-        q, of_target = potential_within(transport, nu, self.stop)
+        transport, stop = self._transport, self.stop
+        q, of_target = solved(Within(transport, nu.points, nu.weights), stop, torch.zeros_like(nu.weights), annealed=False)
+        p, within = solved(Within(transport, mu.points, mu.weights), stop, torch.zeros_like(mu.weights), annealed=False)
+        # Near the target the potential of the target itself is near.
+        g, between = solved(Between(transport, mu.points, mu.weights, nu.points, nu.weights), stop, q, annealed=True)
         self.status = torch.stack([between, within, of_target]).amax(0)
         return g, p, q
 

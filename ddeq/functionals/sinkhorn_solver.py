@@ -1,74 +1,59 @@
-r"""Solves for the potentials of entropic transport: Newton's method along a falling blur, and derivatives of solutions.
-
-Let ``c`` be the masses that the plan of a potential gives to the atoms, and ``-J`` the derivative of the residual. Then
-``diag(c) J`` is symmetric and positive semidefinite, :math:`\mathrm{diag}(c) - \tau^2\pi^\top\mathrm{diag}(r)^{-1}\pi` between
-two measures, :math:`\mathrm{diag}(c) + \tau\pi` between a measure and itself, with the plan :math:`\pi` and its other marginal
-``r`` (the catalogue, T3).
-"""
+"""Solves for the potentials of entropic transport: from a start or along a falling blur, by Newton's method."""
 
 from __future__ import annotations
 
+import copy
 import math
-from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddeq.functionals.entropic import EntropicTransport
+from ddeq.functionals.cells import Cells
+from ddeq.functionals.plans import Pairs
+from ddeq.functionals.potentials import CELLS, Place, PotentialEquation
 from ddeq.iteration import (
     Equation,
     Implicit,
     InnerProblemWarning,
-    InnerProduct,
     Iterate,
-    LinearAnswer,
-    LinearSolver,
     Method,
     Outcome,
     Sizes,
     Status,
     Step,
     Stop,
-    conjugate_gradients,
     iterate,
 )
-from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.messages import warn
-from ddeq.reductions.settings import blocks_are_below
 
-__all__ = ["potential_between", "potential_within"]
+__all__ = ["solved"]
 
-SHRINK = 0.6
-"""By this factor the blur falls from level to level, from the diameter of the measures down to its own value."""
-LEVEL = Stop(rtol=0.1, max_steps=20)
-"""How well a level is solved before the next one."""
 NEWTON_BELOW = 1.0
 """Newton's method takes over once potentials change by less than so many epsilon."""
-DENSE_UP_TO = 2**21
-"""Linear systems are solved as matrices of up to so many numbers for each sample, and by conjugate gradients beyond."""
-KRYLOV_STEPS = 500
+NEAR = 0.5
+"""A start is taken if potentials change by less than so many epsilon there; else the blur falls from above."""
+ROUNDING = 32.0
+"""So many rounding units of the largest potential may be left in a potential."""
 
 
-def potential_between(
-    transport: EntropicTransport, mu: DiscreteMeasure, nu: DiscreteMeasure, stop: Stop
-) -> tuple[Tensor, Tensor]:
-    """The potential ``g`` at the atoms of ``nu``, ``(*batch, m)``, differentiable in both measures, and the status."""
-    return _solved(_Between(transport, mu.points, mu.weights, nu.points, nu.weights), stop)
+def solved(equation: PotentialEquation, stop: Stop, start: Tensor, *, annealed: bool) -> tuple[Tensor, Tensor]:
+    """The solution, differentiable in the tensors of the equation, and the status of each sample, ``(*batch,)`` each.
 
-
-def potential_within(transport: EntropicTransport, mu: DiscreteMeasure, stop: Stop) -> tuple[Tensor, Tensor]:
-    """The potential of a measure and itself at its atoms, ``(*batch, n)``, differentiable, and the status."""
-    return _solved(_Within(transport, mu.points, mu.weights), stop)
-
-
-def _solved(equation: PotentialEquation, stop: Stop) -> tuple[Tensor, Tensor]:
+    Parameters
+    ----------
+    equation, stop
+        What to solve, and how well: ``rtol`` bounds the relative error of the marginals.
+    start
+        A guess, ``(*batch, m)``, which is taken where it is near.
+    annealed
+        Whether to go down from a large blur where it is not.
+    """
     found: list[Tensor] = []
 
     def run(of: Equation, stop: Stop, *, watch: bool = False) -> Outcome:
-        outcome = equation.detached().annealed(stop)
+        outcome = _Search.of(equation).solution(stop, start.detach(), annealed)
         failed = outcome.status != Status.CONVERGED.value
         if bool(failed.any()):
             text = (
@@ -80,169 +65,143 @@ def _solved(equation: PotentialEquation, stop: Stop) -> tuple[Tensor, Tensor]:
         # What it did not reach it has said already.
         return replace(outcome, status=torch.full_like(outcome.status, Status.CONVERGED.value))
 
-    equation.adjoint_rtol = stop.rtol
+    equation.rtol = stop.rtol
     outcome = Implicit().solve(equation, run, stop)
     return outcome.value, found[0]
 
 
-class PotentialEquation(Equation):
-    r"""An equation of potentials at the atoms of a measure: the image under Sinkhorn's iteration minus the potential.
+@dataclass(frozen=True)
+class _Annealing:
+    """How the blur falls from the diameter of the measures to its own value."""
 
-    Parameters
-    ----------
-    transport
-        The entropic transport.
-    at, other
-        The measure at whose atoms the potential is sought, and the other one.
-    tensors
-        The points and weights of both.
-    """
+    shrink: float
+    """Factor from level to level."""
+    stop: Stop
+    """How well a level is solved before the next one."""
+
+
+ANNEALINGS = (
+    _Annealing(0.6, Stop(rtol=1e-3, max_steps=20, atol=0.0)),
+    _Annealing(0.75, Stop(rtol=1e-6, max_steps=40, atol=0.0)),
+)
+"""The first one, and what is tried where it has failed."""
+
+
+class _Search(Equation):
+    """The equation without derivatives, whose image is Sinkhorn's with the best constant added."""
 
     name = "potentials"
     shardable = True
 
-    relaxation: ClassVar[float] = 1.0
-    """How much of the residual a step of Sinkhorn's iteration adds."""
-    benefits_from_annealing: ClassVar[bool] = False
-    """Whether solutions at larger blurs help."""
+    def __init__(self, equation: PotentialEquation, pairs: Pairs, cells: Cells | None) -> None:
+        self.equation, self.pairs, self.cells, self.rtol = equation, pairs, cells, 1.0
+        self.inner = equation.inner
+        self._diameter = equation.diameter()
 
-    def __init__(
-        self, transport: EntropicTransport, at: DiscreteMeasure, other: DiscreteMeasure, tensors: tuple[Tensor, ...]
-    ) -> None:
-        self.transport, self.at, self.other, self.tensors = transport, at, other, tensors
-        self.inner = InnerProduct(at.weights.detach(), dims=1)
-        self.singular = False
-        """Whether a constant may be added to a solution."""
-        self.adjoint_rtol = 1e-12
-        """Relative residual of the linear equations of derivatives, where they are not solved directly."""
-        self.leeway: Tensor | float = 1.0
-        """How many times the tolerance each sample may miss, for what rounding of large distances hides."""
+    @classmethod
+    def of(cls, equation: PotentialEquation) -> _Search:
+        equation = equation.at_blur(equation.transport.blur)
+        return cls(equation, equation.pairs(), equation.cells())
 
-    @abstractmethod
-    def symmetric(self, z: Tensor, masses: Tensor) -> Tensor:
-        """``diag(c) J`` as a matrix ``(*batch, m, m)``, for minus the derivative of the residual as ``J``."""
+    def evaluated(self, z: Tensor) -> tuple[Tensor, Place]:
+        place = self.equation.place(self.pairs, z)
+        return place.residual + self.equation.transport.tau**2 * place.shift, place
 
-    @abstractmethod
-    def with_transport(self, transport: EntropicTransport) -> PotentialEquation:
-        """The same measures at another blur."""
-
-    @abstractmethod
-    def detached(self) -> PotentialEquation:
-        """The same equation without derivatives."""
-
-    def normalised(self, z: Tensor) -> Tensor:
-        """A solution of which there is one only, where a constant may be added."""
-        return z
+    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
+        return self.evaluated(z)[0]
 
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
-        error = self.inner.norm(residual / self.transport.epsilon) / self.at.mass().sqrt()
-        return Sizes(error, self.leeway * torch.ones_like(error))
-
-    def masses(self, z: Tensor, residual: Tensor) -> Tensor:
-        """What the plan of ``z`` gives to the atoms, by the residual there."""
-        exponents = (z - (z + residual) / self.transport.tau) / self.transport.epsilon
-        masses: Tensor = self.at.weights * torch.where(self.at.support(), exponents, 0.0).exp()
-        return masses
-
-    def linear_solver(self, z: Tensor, status: Tensor) -> LinearSolver:
-        return self.self_adjoint_solver(z, self.masses(z, torch.zeros_like(z)), self.adjoint_rtol)
-
-    def self_adjoint_solver(self, z: Tensor, masses: Tensor, rtol: float | Tensor) -> _SelfAdjointSolver:
-        """The solver of linear equations with the derivative at ``z``."""
-        m, n = self.at.n, self.other.n
-        numbers = m * (n + m)
-        every = self.at.weights[..., 0].numel() * numbers
-        dense = numbers <= DENSE_UP_TO and not blocks_are_below(every) and not self.inner.is_sharded
-        with torch.no_grad():
-            return _SelfAdjointSolver(masses, self.symmetric(z, masses) if dense else None, self.singular, rtol)
+        measure, epsilon = self.equation.at, self.equation.transport.epsilon
+        error = self.inner.norm(residual / epsilon) / self.inner.everywhere(measure.mass()).sqrt()
+        largest = self.inner.everywhere(torch.where(measure.support(), z, 0.0).abs().amax(-1))
+        largest = torch.maximum(largest, 0.5 * self._diameter.square())
+        if self.equation.transport.reach is not None:
+            largest = largest.clamp_min(self.equation.transport.rho)
+        # Rounding of large potentials hides smaller errors.
+        leeway = ROUNDING * torch.finfo(z.dtype).eps * largest / epsilon / self.rtol
+        return Sizes(error, leeway.clamp_min(1.0))
 
     @torch.no_grad()
-    def annealed(self, stop: Stop) -> Outcome:
-        """From a blur as large as the measures down to its own, each level from the solution of the one before."""
-        z, diameter, blur = torch.zeros_like(self.at.weights), self._diameter(), self.transport.blur
-        if self.benefits_from_annealing:
-            # Each sample begins at the level of its own diameter, whatever else is in the batch.
-            levels = ((diameter / blur).log() / -math.log(SHRINK)).nan_to_num(posinf=0.0, neginf=0.0).ceil()
-            for level in range(int(levels.max()) if levels.numel() else 0, 0, -1):
-                larger = self.with_transport(replace(self.transport, blur=blur / SHRINK**level))
-                begun = self.inner.per_sample((levels >= level).unsqueeze(-1))
-                z = torch.where(begun, larger._by_newton(z, LEVEL).value, z)
-        eps = torch.finfo(z.dtype).eps
+    def solution(self, stop: Stop, start: Tensor, annealed: bool) -> Outcome:
+        """From the ``start`` where it is near, else, if ``annealed``, along a falling blur."""
+        eps = torch.finfo(start.dtype).eps
         stop = replace(stop, rtol=max(stop.rtol, eps), atol=0.0)
-        leeway = (32 * eps * diameter.square() / self.transport.epsilon / stop.rtol).clamp_min(1.0)
-        self.leeway = self.inner.per_sample(leeway)
+        self.rtol = stop.rtol
+        z, far = start, None
+        if annealed:
+            far = ~(self.sizes(start, self.residual(start), None).norm <= NEAR)
+            if bool(far.any()):
+                z = self._where(far, self._annealed(ANNEALINGS[0]), start)
         outcome = self._by_newton(z, stop)
-        z = outcome.value
-        # The potential at an atom of mass zero is what the others make of it.
-        z = torch.where(self.at.support(), z, z + self.residual(z))
-        return replace(outcome, value=self.normalised(z), residual=outcome.absolute)
+        near_failed = (outcome.status != Status.CONVERGED.value) if annealed else None
+        if near_failed is not None and bool(near_failed.any()):
+            again = self._by_newton(self._annealed(ANNEALINGS[1]), stop)
+            better = near_failed & ~(again.residual >= outcome.residual)
+            outcome = replace(
+                outcome,
+                value=self._where(better, again.value, outcome.value),
+                **{n: torch.where(better, getattr(again, n), getattr(outcome, n)) for n in ("status", "residual", "absolute")},
+            )
+        z, live = self.equation.normalised(outcome.value), self.equation.at.support()
+        if bool(self.inner.everywhere((~live).any())):
+            # The potential at an atom of mass zero is what the others make of it.
+            z = torch.where(live, z, self.equation.image(self.pairs, z))
+        return replace(outcome, value=z, residual=outcome.absolute)
 
-    def _diameter(self) -> Tensor:
-        """Diagonal of the least box around the atoms that carry mass, ``(*batch,)``, the same on all ranks."""
-        highest, lowest = [], []
-        for mu in (self.at, self.other):
-            dead = ~mu.support().unsqueeze(-1)
-            highest.append(self.inner.everywhere(mu.points.masked_fill(dead, -torch.inf).amax(-2)))
-            lowest.append(self.inner.everywhere(mu.points.masked_fill(dead, torch.inf).amin(-2)))
-        diameter: Tensor = torch.linalg.vector_norm(torch.maximum(*highest) - torch.minimum(*lowest), dim=-1)
-        return diameter
+    def _where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(self.inner.per_sample(condition).unsqueeze(-1), a, b)
+
+    def _annealed(self, by: _Annealing) -> Tensor:
+        """Along a blur that falls from the size of the measures to the level above its own: a guess.
+
+        As long as the blur is larger than cells of atoms, these stand for the atoms.
+        """
+        equation, blur = self.equation, self.equation.transport.blur
+        z = torch.zeros_like(equation.at.weights)
+        levels = self.inner.per_sample(_levels(self._diameter / blur, by.shrink))
+        lowest = int(levels.max()) if levels.numel() else 0
+        if max(equation.at.n, equation.other.n) > 2 * CELLS and not self.inner.is_sharded:
+            coarse = _Search.of(equation.in_cells())
+            highest = lowest
+            radii = [Cells.of(m, CELLS).radius(m) for m in (equation.at, equation.other)]
+            lowest = min(highest, int(_levels(torch.maximum(*radii) / blur, by.shrink).max()))
+            z = coarse._descended(torch.zeros_like(coarse.equation.at.weights), levels, highest, lowest, by)
+            z = equation.extended(z, coarse.equation.at_blur(blur / by.shrink**lowest))
+        return self._descended(z, levels, lowest, 0, by)
+
+    def _descended(self, z: Tensor, levels: Tensor, highest: int, lowest: int, by: _Annealing) -> Tensor:
+        """Solutions of the levels from the ``highest`` to the one above the ``lowest``; a guess for that one."""
+        before = z
+        for level in range(highest, lowest, -1):
+            search = self._at_level(level, by)
+            if level < highest:
+                z, before = search._guess(z, before, by.shrink), z
+            # Each sample begins at the level of its own diameter, whatever else is in the batch.
+            z = self._where(levels >= level, search._by_newton(z, by.stop).value, z)
+        return self._at_level(lowest, by)._guess(z, before, by.shrink)
+
+    def _at_level(self, level: int, by: _Annealing) -> _Search:
+        search = copy.copy(self)
+        search.rtol = by.stop.rtol
+        search.equation = self.equation.at_blur(self.equation.transport.blur / by.shrink**level)
+        return search
+
+    def _guess(self, z: Tensor, before: Tensor, shrink: float) -> Tensor:
+        """The solution ``z`` of the level above or, where that has a smaller error, what it extrapolates to.
+
+        For a small epsilon potentials are nearly affine in it.
+        """
+        extrapolated = z + shrink**2 * (z - before)
+        errors = [self.sizes(guess, self.residual(guess), None).norm for guess in (z, extrapolated)]
+        return self._where(errors[1] < errors[0], extrapolated, z)
 
     def _by_newton(self, z: Tensor, stop: Stop) -> Outcome:
-        return iterate(self, replace(stop, atol=0.0), z=z, method=_Newton(), patient=True)
+        return iterate(self, stop, z=z, method=_Newton(), patient=True)
 
 
-class _Between(PotentialEquation):
-    benefits_from_annealing = True
-
-    def __init__(self, transport: EntropicTransport, x: Tensor, w: Tensor, y: Tensor, v: Tensor) -> None:
-        super().__init__(transport, unchecked(y, v), unchecked(x, w), (x, w, y, v))
-        self.singular = transport.reach is None
-
-    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        x, w, y, v = tensors or self.tensors
-        f = self.transport.transform(z, unchecked(y, v), x)
-        return self.transport.transform(f, unchecked(x, w), y) - z
-
-    def symmetric(self, z: Tensor, masses: Tensor) -> Tensor:
-        f = self.transport.transform(z, self.at, self.other.points)
-        plan = self.transport.plan(f, self.other, z, self.at)
-        rows = plan.sum(-1, keepdim=True)
-        scaled = torch.where(rows > 0, plan / torch.where(rows > 0, rows, 1.0), 0.0)
-        return torch.diag_embed(masses) - self.transport.tau**2 * plan.mT @ scaled
-
-    def with_transport(self, transport: EntropicTransport) -> _Between:
-        return _Between(transport, *self.tensors)
-
-    def detached(self) -> _Between:
-        return _Between(self.transport, *(t.detach() for t in self.tensors))
-
-    def normalised(self, z: Tensor) -> Tensor:
-        if not self.singular:
-            return z
-        f = self.transport.transform(z, self.at, self.other.points)
-        means = [(m.weights * p).sum(-1) / m.mass() for m, p in ((self.other, f), (self.at, z))]
-        return z + (means[0] - means[1]).unsqueeze(-1) / 2
-
-
-class _Within(PotentialEquation):
-    relaxation = 0.5  # the image has the derivative -P with 0 <= P <= 1: a whole step may alternate
-
-    def __init__(self, transport: EntropicTransport, x: Tensor, w: Tensor) -> None:
-        mu = unchecked(x, w)
-        super().__init__(transport, mu, mu, (x, w))
-
-    def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        x, w = tensors or self.tensors
-        return self.transport.transform(z, unchecked(x, w), x) - z
-
-    def symmetric(self, z: Tensor, masses: Tensor) -> Tensor:
-        return torch.diag_embed(masses) + self.transport.tau * self.transport.plan(z, self.at, z, self.at)
-
-    def with_transport(self, transport: EntropicTransport) -> _Within:
-        return _Within(transport, *self.tensors)
-
-    def detached(self) -> _Within:
-        return _Within(self.transport, *(t.detach() for t in self.tensors))
+def _levels(ratio: Tensor, shrink: float) -> Tensor:
+    """How often a blur so many times too large must shrink, ``(*batch,)``."""
+    return (ratio.log() / -math.log(shrink)).nan_to_num(posinf=0.0, neginf=0.0).ceil().clamp_min(0)
 
 
 class _State(NamedTuple):
@@ -253,71 +212,25 @@ class _State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Newton(Method[PotentialEquation]):
+class _Newton(Method[_Search]):
     """Sinkhorn's iteration until it is near, then damped Newton steps."""
 
-    def init(self, equation: PotentialEquation, at: Iterate) -> _State:
+    def init(self, equation: _Search, at: Iterate) -> _State:
         return _State(torch.full_like(at.norm, torch.inf), at.z)
 
-    def step(self, equation: PotentialEquation, at: Iterate, state: _State) -> Step:
-        z, residual, error = at.z, at.residual, at.norm
-        fallen, image = error <= state.before, z + equation.relaxation * residual
+    def step(self, equation: _Search, at: Iterate, state: _State) -> Step:
+        z, error = at.z, at.norm
+        fallen, image = error <= state.before, z + equation.equation.relaxation * at.residual
         near = error <= NEWTON_BELOW
         following = torch.where((fallen | near).unsqueeze(-1), image, state.safe)
-        evaluations = 0
         if bool(near.any()):
-            masses, linear = equation.masses(z, residual), equation.linearize(z)
-            # J a = residual is, by symmetry, J^T (c a) = c residual: what the adjoint's solver solves.
-            solver = equation.self_adjoint_solver(z, masses, error.clamp(1e-4, 0.1))
-            cotangent = solver.solve(linear.transposed, masses * residual, True).x
-            evaluations = linear.evaluations
-            change = torch.where(masses > 0, cotangent / torch.where(masses > 0, masses, 1.0), 0.0)
+            assert isinstance(at.made, Place)
+            jacobian = equation.equation.jacobian(at.made, equation.cells, rough=True)
+            jacobian.prepare()
+            change = jacobian.change(at.residual, error.clamp(1e-4, 0.1))
             # The dual objective is generalised self-concordant with the constant 1/epsilon: such a step is safe.
-            length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / equation.transport.epsilon
+            length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / equation.equation.transport.epsilon
             damping = torch.where(length > 0, torch.log1p(length) / torch.where(length > 0, length, 1.0), 1.0)
-            newton = near.unsqueeze(-1) & (masses > 0) & torch.isfinite(change)
+            newton = near.unsqueeze(-1) & jacobian.alive & torch.isfinite(change)
             following = torch.where(newton, z + damping * change, following)
-        return Step(following, _State(error, image), evaluations=evaluations)
-
-
-class _SelfAdjointSolver(LinearSolver):
-    """Solves ``A x + b = 0`` for the derivative ``-J`` of an equation of potentials, or, ``dual``, its transpose.
-
-    By ``matrix``, which is ``diag(masses) J``, where there is one; else by conjugate gradients, in the L2 of the masses or in
-    its dual. A ``singular`` derivative does not see constants.
-    """
-
-    def __init__(self, masses: Tensor, matrix: Tensor | None, singular: bool, rtol: float | Tensor) -> None:
-        self._masses, self._matrix, self._singular, self._rtol = masses, matrix, singular, rtol
-
-    def solve(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> LinearAnswer:
-        masses, alive = self._masses, self._masses > 0
-        right = torch.where(alive, b, 0.0)  # in the dual a cotangent, else a potential
-        if self._singular:
-            constant, total = (masses, right) if dual else (alive.to(b), masses * right)
-            right = right - constant * (total.sum(-1, keepdim=True) / masses.sum(-1, keepdim=True))
-        if self._matrix is not None:
-            x = self._direct(right if dual else masses * right)
-            return LinearAnswer(masses * x if dual else torch.where(alive, x, b + operator(x)))
-        inverse = torch.where(alive, 1.0 / torch.where(alive, masses, 1.0), 0.0)
-
-        def on_live(x: Tensor) -> Tensor:
-            return torch.where(alive, -operator(x), 0.0)
-
-        weights = inverse if dual else masses
-        x = conjugate_gradients(on_live, right, weights=weights, rtol=self._rtol, max_steps=KRYLOV_STEPS).x
-        # At atoms of mass zero the derivative is the identity plus what the others contribute.
-        return LinearAnswer(x if dual else torch.where(alive, x, b + operator(x)))
-
-    def _direct(self, right: Tensor) -> Tensor:
-        """``diag(masses) J a = right``, with ``a`` zero at atoms of mass zero, and of mean zero where constants are not seen."""
-        assert self._matrix is not None
-        masses = self._masses
-        matrix = self._matrix + torch.diag_embed((masses == 0).to(right))
-        if self._singular:
-            total = masses.sum(-1, keepdim=True).unsqueeze(-1)
-            matrix = matrix + masses.unsqueeze(-1) * masses.unsqueeze(-2) / total
-        scale = torch.diagonal(matrix, dim1=-2, dim2=-1).rsqrt()
-        scaled = scale.unsqueeze(-1) * matrix * scale.unsqueeze(-2)
-        solution: Tensor = scale * torch.linalg.solve(scaled, scale * right)
-        return solution
+        return Step(following, _State(error, image))

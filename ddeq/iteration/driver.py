@@ -157,10 +157,11 @@ def iterate(
         for step in range(stop.max_steps + 1):
             generator_state = None if draw is None else draw.generator.get_state()
             asked = method.perturbed(equation, now.value, first + step, draw)
+            made = None
             if watch and not step:
                 residual = _seen(asked, now.value, *unseen_leaves(partial(asked.residual, now.value.detach()), *asked.tensors))
             else:
-                residual = asked.residual(now.value)
+                residual, made = asked.evaluated(now.value)
             residual, evaluations = asked.inner.bounded(residual, 0.0), evaluations + 1
             with torch.no_grad():  # sizes are for judging only
                 norm, size, extent, growth, image, changes = asked.sizes(now.value.detach(), residual.detach(), previous)
@@ -174,7 +175,7 @@ def iterate(
             if residual.requires_grad:  # the method records its own
                 check_can_be_recorded(method)
                 image = changes = None
-            at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, image, changes, stop.max_steps)
+            at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, image, changes, stop.max_steps, made)
             if metric is None:
                 seen = Measured(norm / size if converging else norm, norm, None, relative_to)
             else:

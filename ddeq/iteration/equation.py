@@ -75,6 +75,10 @@ class Equation(ABC):
             Other tensors in the place of `tensors`, in their order; none: those of the equation.
         """
 
+    def evaluated(self, z: Tensor) -> tuple[Tensor, Any]:
+        """The `residual` at ``z``, and what was made on the way that a method for this equation can use (`Iterate.made`)."""
+        return self.residual(z), None
+
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
         """How large the ``residual`` at ``z`` is, and what it is compared with; ``previous`` is the iterate before, or None."""
         return Sizes(self.inner.norm(residual))

@@ -125,13 +125,16 @@ class _Implicit(torch.autograd.Function):
         solution = z.clone()
         ctx.options = equation, linear, on_failure, dual
         ctx.save_for_backward(solution, *tensors)
+        ctx.set_materialize_grads(False)
         return solution
 
     @staticmethod
     @reusable_graphs()
-    def backward(ctx: Any, cotangent: Tensor) -> Any:
+    def backward(ctx: Any, cotangent: Tensor | None) -> Any:
         equation, linear, on_failure, dual = ctx.options
         solution, *tensors = ctx.saved_tensors
+        if cotangent is None:  # nothing depends on the solution to first order
+            return (None,) * (5 + len(tensors))
         record = torch.is_grad_enabled()
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[5:]) if needed]
         with torch.enable_grad(), without_autocast(solution.device):

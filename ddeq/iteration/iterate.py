@@ -38,6 +38,8 @@ class Iterate:
     """``z``, ``z + residual`` and ``residual`` minus those of `previous`, where the equation has computed them."""
     most: int | None = None
     """Most steps that the stop allows, for a method that keeps to as many evaluations; None where it is not known."""
+    made: Any = None
+    """What the equation has made on the way to the residual: `Equation.evaluated`."""
     to_image: bool = False
     """Whether the step from here was to ``z + residual``, for all samples."""
 
@@ -63,6 +65,7 @@ class Iterate:
             energy=None if self.energy is None else self.energy[keep],
             known_image=None,
             changes=None,
+            made=None,
         )
 
 

@@ -36,6 +36,7 @@ def conjugate_gradients(
     dims: int = 1,
     rtol: float | Tensor = 1e-8,
     max_steps: int = 500,
+    precondition: Callable[[Tensor], Tensor] | None = None,
 ) -> LinearSolution:
     r"""Solve :math:`A x = b` for an operator that is self-adjoint and positive semidefinite in an inner product.
 
@@ -57,6 +58,8 @@ def conjugate_gradients(
         Relative residual at which a sample stops; a number, or one for each sample ``(*batch,)``.
     max_steps
         Most products.
+    precondition
+        About :math:`A^{-1}`: linear, self-adjoint and positive definite in the same inner product.
 
     References
     ----------
@@ -70,10 +73,11 @@ def conjugate_gradients(
     size = (b if weights is None else torch.where(weights > 0, b, 0.0)).abs().amax(over, keepdim=True)
     size = torch.where(size > 0, size, 1.0)
     x, r = torch.zeros_like(b), b / size  # squares of small numbers would be zero
-    square = inner(r, r)
-    start = square.sqrt()
+    start = inner(r, r).sqrt()
     bound = start * (rtol.reshape(start.shape) if isinstance(rtol, Tensor) else rtol)
-    best, least, p = x, start, r
+    p = r if precondition is None else precondition(r)
+    square = inner(r, p)
+    best, least = x, start
     running = square > 0
     steps = torch.zeros_like(start, dtype=torch.long)
     for _ in range(max_steps):
@@ -84,14 +88,15 @@ def conjugate_gradients(
         running = running & (curvature > 0) & torch.isfinite(curvature)  # else the rest is in the kernel, to rounding
         step = torch.where(running, square / torch.where(running, curvature, 1.0), 0.0)
         x, r = x + step * p, r - step * image
-        following = inner(r, r)
-        norm = following.clamp_min(0).sqrt()
+        towards = r if precondition is None else precondition(r)
+        following = inner(r, towards)
+        norm = (following if precondition is None else inner(r, r)).clamp_min(0).sqrt()
         better = running & (norm < least)
         best, least = torch.where(better, x, best), torch.where(better, norm, least)
         steps = steps + running
-        p = r + torch.where(running, following / torch.where(square > 0, square, 1.0), 0.0) * p
+        p = towards + torch.where(running, following / torch.where(square > 0, square, 1.0), 0.0) * p
         square = following
-        running = running & (norm > bound)
+        running = running & (norm > bound) & (square > 0)
     residual = torch.where(start > 0, least / torch.where(start > 0, start, 1.0), 0.0)
     flat = (t.reshape(b.shape[: b.ndim - dims]) for t in (residual, steps, least <= bound))
     return LinearSolution(best * size, *flat)

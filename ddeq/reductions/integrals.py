@@ -125,12 +125,16 @@ def log_integrate_kernel(
 
 
 def kernel_average(
-    kernel: Kernel, x: Float[Tensor, "*batch n d"], mu: DiscreteMeasure, values: Float[Tensor, "*batch m c"]
+    kernel: Kernel,
+    x: Float[Tensor, "*batch n d"],
+    mu: DiscreteMeasure,
+    values: Float[Tensor, "*batch m c"],
+    exponents: Float[Tensor, "*batch m"] | None = None,
 ) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n c"]]:
     r"""Logarithm of a kernel density, and average of a function by it.
 
-    .. math:: \log p(x_i) , \quad p(x_i) = \int k(x_i, y) \,\mathrm d\mu(y) , \qquad
-              \frac1{p(x_i)} \int k(x_i, y) f(y) \,\mathrm d\mu(y) .
+    .. math:: \log p(x_i) , \quad p(x_i) = \int k(x_i, y)\, e^{g(y)} \,\mathrm d\mu(y) , \qquad
+              \frac1{p(x_i)} \int k(x_i, y)\, e^{g(y)} f(y) \,\mathrm d\mu(y) .
 
     The kernel density and the regression of Nadaraya and Watson, without overflow or underflow: far from all atoms the average
     is that of the nearest ones. With the places of the atoms as values, the average minus :math:`x_i` is the mean shift.
@@ -145,6 +149,8 @@ def kernel_average(
         Measure of positive mass with ``m`` atoms; a single one serves every point set of the batch.
     values
         Values ``(*batch, m, c)`` of :math:`f` at the atoms of ``mu``.
+    exponents
+        Values :math:`g` at the atoms of ``mu``, ``(*batch, m)``; default 0.
 
     Raises
     ------
@@ -155,7 +161,7 @@ def kernel_average(
     ----------
     :cite:t:`comaniciu2002mean`, the mean shift.
     """
-    kernel, x, y, shift, mu = _without_overflow(kernel, x, mu)
+    kernel, x, y, shift, mu = _without_overflow(kernel, x, mu, exponents)
     b = mu.weights.unsqueeze(-1) * torch.cat([torch.ones_like(values[..., :1]), values], -1)
     total = backend_for(kernel, x, y, b).sum_pairs(kernel, x, y, b)
     return shift + total[..., 0].log(), total[..., 1:] / total[..., :1]
