@@ -22,6 +22,10 @@ from ddeq.reductions import integrate, kernel_average
 __all__ = ["SinkhornDivergence"]
 
 
+RTOL = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""Default relative error of the marginals, by the precision of the measures."""
+
+
 class SinkhornDivergence(Discrepancy):
     r"""Sinkhorn divergence from a target :math:`\nu`, for the cost :math:`\tfrac12|x - y|^2`.
 
@@ -87,8 +91,8 @@ class SinkhornDivergence(Discrepancy):
         super().__init__(target)
         self.blur = float(positive("blur", blur))
         self.reach = None if reach is None else float(positive("reach", reach))
-        self.stop = Stop(rtol=1e-12, max_steps=100) if stop is None else stop
-        self.tolerance = self.stop.rtol
+        self.stop = stop
+        self.tolerance = RTOL[torch.float64] if stop is None else stop.rtol
         self.status: Tensor | None = None
         """`ddeq.iteration.Status` of each sample's solve at the last evaluation, ``(*batch,)``; None before the first."""
 
@@ -96,7 +100,7 @@ class SinkhornDivergence(Discrepancy):
         given = mu
         mu, nu = self._prepared(mu)
         # The dual objective as a function of one potential, the other its transform; stationary, so that g, p and q count as still.
-        g, p, q = (envelope(potential) for potential in self._potentials(mu, nu))
+        g, p, q = (envelope(potential) for potential in self._potentials(mu, nu, given.dtype))
         transport = self._transport
         f, own, of_target = transport.transform(g, nu, mu.points), self._again(p, mu), self._again(q, nu)
         at_mu = transport.reduced(f) - 0.5 * (transport.reduced(own) + transport.decay(p))
@@ -113,7 +117,7 @@ class SinkhornDivergence(Discrepancy):
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         dtype, x = mu.dtype, places(mu, x).double()
         mu, nu = self._prepared(mu)
-        g, p, _ = self._potentials(mu, nu)
+        g, p, _ = self._potentials(mu, nu, dtype)
         transport = self._transport
         f, own = transport.transform(g, nu, x), transport.transform(p, mu, x)
         if self.reach is None:
@@ -126,7 +130,7 @@ class SinkhornDivergence(Discrepancy):
     ) -> Float[Tensor, "*batch m d"]:
         dtype, x = mu.dtype, places(mu, x).double()
         mu, nu = self._prepared(mu)
-        g, p, _ = self._potentials(mu, nu)
+        g, p, _ = self._potentials(mu, nu, dtype)
         (to_target, f), (to_itself, own) = self._displacements(x, nu, g), self._displacements(x, mu, p)
         if self.reach is None:
             return (to_itself - to_target).to(dtype)
@@ -159,9 +163,10 @@ class SinkhornDivergence(Discrepancy):
         check_mass("target", nu)
         return mu, nu
 
-    def _potentials(self, mu: DiscreteMeasure, nu: DiscreteMeasure) -> tuple[Tensor, Tensor, Tensor]:
+    def _potentials(self, mu: DiscreteMeasure, nu: DiscreteMeasure, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """``g`` and ``q`` at the atoms of ``nu`` and ``p`` at those of ``mu``; keeps the worst status of the three solves."""
-        transport, stop = self._transport, self.stop
+        transport = self._transport
+        stop = Stop(rtol=RTOL[dtype], max_steps=100) if self.stop is None else self.stop
         q, of_target = solved(Within(transport, nu.points, nu.weights), stop, torch.zeros_like(nu.weights), annealed=False)
         p, within = solved(Within(transport, mu.points, mu.weights), stop, torch.zeros_like(mu.weights), annealed=False)
         # Near the target the potential of the target itself is near.

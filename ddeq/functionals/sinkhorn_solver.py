@@ -32,6 +32,8 @@ __all__ = ["solved"]
 
 NEWTON_BELOW = 1.0
 """Newton's method takes over once potentials change by less than so many epsilon."""
+BOLD = 3.0
+"""Newton's steps are whole if they change potentials by no more than so many epsilon."""
 NEAR = 0.5
 """A start is taken if potentials change by less than so many epsilon there; else the blur falls from above."""
 ROUNDING = 32.0
@@ -81,7 +83,7 @@ class _Annealing:
 
 
 ANNEALINGS = (
-    _Annealing(0.6, Stop(rtol=1e-3, max_steps=20, atol=0.0)),
+    _Annealing(0.4, Stop(rtol=1e-2, max_steps=20, atol=0.0)),
     _Annealing(0.75, Stop(rtol=1e-6, max_steps=40, atol=0.0)),
 )
 """The first one, and what is tried where it has failed."""
@@ -206,31 +208,41 @@ def _levels(ratio: Tensor, shrink: float) -> Tensor:
 
 class _State(NamedTuple):
     before: Tensor
-    """The error at the last iterate, ``(*batch,)``."""
+    """The error at the last iterate from which a step was taken that counts, ``(*batch,)``."""
     safe: Tensor
-    """Where Sinkhorn's iteration would have gone from there."""
+    """Where a shorter step would have gone from there."""
+    bold: Tensor
+    """Whether the last step was a whole one of Newton's, ``(*batch,)``."""
 
 
 @dataclass(frozen=True)
 class _Newton(Method[_Search]):
-    """Sinkhorn's iteration until it is near, then damped Newton steps."""
+    """Sinkhorn's iteration until it is near, then Newton's: whole steps while the error falls, else damped ones."""
 
     def init(self, equation: _Search, at: Iterate) -> _State:
-        return _State(torch.full_like(at.norm, torch.inf), at.z)
+        return _State(torch.full_like(at.norm, torch.inf), at.z, torch.zeros_like(at.norm, dtype=torch.bool))
 
     def step(self, equation: _Search, at: Iterate, state: _State) -> Step:
         z, error = at.z, at.norm
-        fallen, image = error <= state.before, z + equation.equation.relaxation * at.residual
-        near = error <= NEWTON_BELOW
-        following = torch.where((fallen | near).unsqueeze(-1), image, state.safe)
+        following = safe = z + equation.equation.relaxation * at.residual
+        fallen, near = error <= state.before, error <= NEWTON_BELOW
+        retreats = ~fallen & (state.bold | ~near)
+        bold = torch.zeros_like(near)
         if bool(near.any()):
             assert isinstance(at.made, Place)
             jacobian = equation.equation.jacobian(at.made, equation.cells, rough=True)
             jacobian.prepare()
             change = jacobian.change(at.residual, error.clamp(1e-4, 0.1))
-            # The dual objective is generalised self-concordant with the constant 1/epsilon: such a step is safe.
+            # The dual objective is generalised self-concordant with the constant 1/epsilon: a damped step is safe.
             length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / equation.equation.transport.epsilon
             damping = torch.where(length > 0, torch.log1p(length) / torch.where(length > 0, length, 1.0), 1.0)
+            bold = near & fallen & (length <= BOLD).squeeze(-1)
             newton = near.unsqueeze(-1) & jacobian.alive & torch.isfinite(change)
-            following = torch.where(newton, z + damping * change, following)
-        return Step(following, _State(error, image))
+            damped = torch.where(newton, z + damping * change, following)
+            following = torch.where(newton & bold.unsqueeze(-1), z + change, damped)
+            safe = torch.where(bold.unsqueeze(-1), damped, safe)
+        back = retreats.unsqueeze(-1)
+        state = _State(
+            torch.where(retreats, state.before, error), torch.where(back, state.safe, safe), bold & ~retreats
+        )
+        return Step(torch.where(back, state.safe, following), state)
