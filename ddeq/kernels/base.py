@@ -37,7 +37,7 @@ class Kernel(Holder):
         super().__init_subclass__(**options)
         changed = {"profile", "unit_profile"} & cls.__dict__.keys()
         if changed and "profile_derivative" not in cls.__dict__:  # a closed form that it inherits is that of another profile
-            cls.profile_derivative = Kernel.profile_derivative
+            cls.profile_derivative = Kernel.profile_derivative  # type: ignore[method-assign]
 
     def pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         """``k(x, y)`` along the last dimension: ``(*batch, n, 1, d)`` and ``(*batch, 1, m, d)`` to ``(*batch, n, m)``.
