@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.memory import memory_rows
 
-__all__ = ["HeldMeasure", "Holder", "copied", "held_numbers", "select", "store"]
+__all__ = ["HeldMeasure", "Holder", "changed", "copied", "held_numbers", "select", "store"]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def store(module: nn.Module, name: str, value: float | Tensor | None, *, shared: bool = False) -> None:
@@ -52,8 +55,16 @@ def select(module: nn.Module, keep: Tensor, batch_shape: tuple[int, ...]) -> nn.
         if value.shape == batch_shape:
             parts["_parameters"].pop(name, None)  # part of a parameter is none
             parts["_buffers"][name] = value[keep]
-    chosen.__dict__.update(parts)
+    memory = module.__dict__.get("memory")
+    chosen.__dict__.update(parts if memory is None else parts | {"memory": memory_rows(memory, keep)})
     return chosen
+
+
+def changed(module: M, *, memory: Any = None, **parts: nn.Module) -> M:
+    """The same module, its tensors and their history shared, with a ``memory`` and other modules in the place of ``parts``."""
+    other: M = type(module).__new__(type(module))
+    other.__dict__.update(module.__dict__, memory=memory, _modules={**module._modules, **parts})
+    return other
 
 
 def copied(record: Any, memo: Any) -> Any:

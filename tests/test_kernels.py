@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddeq import DiscreteMeasure
-from ddeq.kernels import IMQ, Gaussian, Laplace, Matern, Polynomial, Riesz, bandwidth, median_bandwidth
+from ddeq.kernels import IMQ, Gaussian, Kernel, Laplace, Matern, Polynomial, Riesz, bandwidth, median_bandwidth
 from ddeq.testing import assert_close
 from ddeq.testing.samples import same_measure
 from ddeq.testing.strategies import kernels, measures
@@ -106,6 +106,25 @@ def test_logarithms_of_kernels(kernel):
     assert_close(kernel.log_matrix(x, y).exp(), kernel(x, y))
     assert_close(kernel.log_pair(x.unsqueeze(-2), y.unsqueeze(-3)), kernel.log_matrix(x, y))
     assert torch.isfinite(kernel.log_matrix(1e3 * x, y)).all()
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [Gaussian(0.7), Gaussian([0.5, 2.0]), Gaussian(torch.tensor([0.5, 2.0])), 2 * Gaussian(1.0) + IMQ(1.0), Riesz(1.0)],
+    ids=repr,
+)
+def test_closed_forms_of_derivatives_of_profiles(kernel):
+    s = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_close(kernel.profile_derivative(s), Kernel.profile_derivative(kernel, s))
+
+
+def test_a_profile_of_ones_own_has_its_own_derivative():
+    class Wider(Gaussian):
+        def unit_profile(self, s):
+            return (-0.25 * s).exp()
+
+    s = torch.ones(1, 1, dtype=torch.float64)
+    assert_close(Wider(1.0).profile_derivative(s), -0.25 * (-0.25 * s).exp())
 
 
 def test_kernels_show_what_they_are():

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ddeq.autodiff import OpenModule, forward_autocast, recompute
+from ddeq.draws import Draws
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.schedules import Schedule, number_at
 from ddeq.functionals.base import Functional
 from ddeq.iteration import Descent, InnerProduct, Iterate
 from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.memory import check_memory
 
 __all__ = ["FunctionalDescent"]
+
+
+Own = TypeVar("Own", bound="FunctionalDescent")
 
 
 class FunctionalDescent(Descent):
@@ -123,11 +128,27 @@ class FunctionalDescent(Descent):
         """The descent at a step, by whose number schedules may go."""
         return self
 
+    def prepared(self: Own, z: Tensor, memory: Any, step: int, draw: Draws | None) -> tuple[Own, Any]:
+        functional = self.functional
+        if not functional.remembers:
+            return self, None
+        with torch.no_grad(), self._autocast():
+            mu = self.measure(z.detach()).detach()
+            found = functional.prepare(mu, memory, step, None if draw is None else draw.generator)
+        other = self._with(_checked(functional, found, mu.batch_shape) if memory is None else found[0])
+        return other, found[1]
+
+    def _with(self: Own, functional: Functional) -> Own:
+        """The descent of another functional."""
+        other = copy.copy(self)
+        other.functional = functional
+        other.__dict__.pop("_open", None)
+        other.__dict__.pop("tensors", None)
+        return other
+
     def rows(self, keep: Tensor) -> FunctionalDescent:
-        chosen = copy.copy(self)
-        chosen.__dict__.pop("_open", None)
-        chosen.__dict__.pop("tensors", None)
-        chosen.functional, chosen.like = self.functional.rows(keep, self.like.batch_shape), self.like[keep]
+        chosen = self._with(self.functional.rows(keep, self.like.batch_shape))
+        chosen.like = self.like[keep]
         chosen.inner = self.inner.rows(keep)
         chosen.displacement = None if self.displacement is None else self.displacement[keep]
         whole, left = self._samples or (self.like.batch_shape, None)
@@ -158,6 +179,15 @@ class FunctionalDescent(Descent):
     @cached_property
     def _open(self) -> OpenModule:
         return OpenModule(_Velocity(self.functional, self.geometry))
+
+
+def _checked(functional: Functional, found: object, batch_shape: tuple[int, ...]) -> Functional:
+    """The functional that `Functional.prepare` gave, once it is known to be one, and its memory to fit the batch."""
+    name = f"{type(functional).__name__}.prepare"
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Functional)):
+        raise ValueError(f"{name}: expected a Functional and a memory, got {found!r}; return self.with_memory(...), memory")
+    check_memory(name, found[1], batch_shape)
+    return found[0]
 
 
 class _Velocity(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ddeq.iteration import Adjoint, Iterate, Measured, Outcome, Report, Stop, Un
 from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.method import state_tensors
 from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.memory import saved_memory
 
 __all__ = ["by_energy", "flow"]
 
@@ -85,7 +87,8 @@ def flow(
         Record every so many steps, or at the given ones; default: such that there are about a hundred records. The start
         and the end are always recorded.
     generator
-        Randomness of noise and reaction; default: one seeded by torch's global one.
+        Randomness of noise, of a reaction and of a functional that `draws <ddeq.Functional.draws>`; default: one seeded by
+        torch's global one.
     callback
         Called with a `ddeq.iteration.Report` at every step; with a reaction its ``value`` has the weights as a last coordinate.
     progress
@@ -146,12 +149,12 @@ def flow(
     watches_energy = stop is not None and stop.metric == "energy"
     recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
 
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    kept: dict[int, _Seen] = {}
 
     def observe(report: Report) -> None:
         step = first + report.step
         if recorder.wants(step):
-            kept[step] = report.value, report.norm
+            kept[step] = _Seen.of(report, equation)
         if callback is not None and (stop is not None or report.step < limits.max_steps):
             callback(report)
 
@@ -165,17 +168,21 @@ def flow(
         metric=partial(by_energy, limits) if watches_energy else None,
         callback=observe,
         progress=progress,
-        draw=_draws(method, generator, remains, mu0),
+        draw=_draws(method.is_random or functional.draws, generator, remains, mu0),
         first=first,
         state=remains.memory,
         scale=remains.scale,
+        memory=remains.of_functional,
     )
     outcome = adjoint.solve(equation, run, limits)
     end = int(outcome.steps.max()) if outcome.steps.numel() else 0
-    kept = {k: kept[k] for k in kept if k < first + end} | {first + end: (outcome.value, outcome.norm)}
-    for step, (value, norm) in kept.items():
+    last = kept.get(first + end)
+    energy = None if last is None or not torch.equal(last.value, outcome.value) else last.energy
+    kept = {k: kept[k] for k in kept if k < first + end} | {first + end: _Seen(outcome.value, outcome.norm, energy)}
+    for step, (value, norm, energy) in kept.items():
         mu = equation.measure(value)
-        energy, dissipation = functional(mu), _dissipation(equation, method, mu, step, norm)
+        energy = functional(mu) if energy is None else energy
+        dissipation = _dissipation(equation, method, mu, step, norm)
         recorder.record(step, Record(mu, equation.inner.everywhere(energy), equation.inner.everywhere(dissipation)))
     clock = _clock(outcome.durations[:end], outcome.steps, mu0, before)
     left = Remains(
@@ -183,8 +190,25 @@ def flow(
         memory=remains.memory if outcome.state is None else _whole_state(outcome, method, equation),
         scale=remains.scale if stop is None or watches_energy else outcome.scale,
         generator_state=outcome.generator_state,
+        of_functional=saved_memory(outcome.memory),
     )
     return recorder.trajectory(clock, first, outcome.status, outcome.steps, left)
+
+
+class _Seen(NamedTuple):
+    """What is known of a step that is recorded."""
+
+    value: Tensor
+    norm: Tensor
+    energy: Tensor | None
+    """Of a functional that remembers, found where it was prepared for the step."""
+
+    @classmethod
+    def of(cls, report: Report, equation: FunctionalDescent) -> _Seen:
+        prepared = report.equation
+        assert isinstance(prepared, FunctionalDescent)
+        at_hand = equation.functional.remembers and prepared.inner.batch_shape == equation.inner.batch_shape
+        return cls(report.value, report.norm, prepared.energy(report.value) if at_hand else None)
 
 
 def _descent(
@@ -263,8 +287,8 @@ def _remains(before: Trajectory | None) -> Remains:
     return before.remains
 
 
-def _draws(method: FlowMethod, generator: torch.Generator | None, remains: Remains, mu0: DiscreteMeasure) -> Draws | None:
-    if not method.is_random:
+def _draws(wanted: bool, generator: torch.Generator | None, remains: Remains, mu0: DiscreteMeasure) -> Draws | None:
+    if not wanted:
         return None
     if generator is None:
         generator = torch.Generator()

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddeq.held import copied
 from ddeq.iteration import Status
 from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.memory import Saved
 from ddeq.ranks import write
 
 __all__ = ["Recorder", "Remains", "Trajectory"]
@@ -30,6 +31,8 @@ class Remains(NamedTuple):
     """To what residuals are relative, ``(*batch,)``; None where nothing was to converge."""
     generator_state: Tensor | None
     """State of the generator of the noise."""
+    of_functional: Saved = ()
+    """What is saved of the memory of the functional, `ddeq.Functional.prepare`; None for each part that is not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,8 @@ class Trajectory:
             tensors |= {f"memory.{i}": t for i, t in enumerate(self.remains.memory)}
             tensors |= {"taken": torch.tensor(self.remains.taken), "scale": self.remains.scale}
             tensors["generator_state"] = self.remains.generator_state
+            tensors |= {f"of_functional.{i}": t for i, t in enumerate(self.remains.of_functional)}
+            tensors["parts_of_functional"] = torch.tensor(len(self.remains.of_functional))
         write(path, tensors)
 
     @classmethod
@@ -103,7 +108,10 @@ class Trajectory:
         if "taken" in tensors:
             count = sum(name.startswith("memory.") for name in tensors)
             memory = tuple(tensors[f"memory.{i}"] for i in range(count))
-            remains = Remains(int(tensors["taken"]), memory, tensors.get("scale"), tensors.get("generator_state"))
+            parts = int(tensors.get("parts_of_functional", 0))
+            of_functional = tuple(tensors.get(f"of_functional.{i}") for i in range(parts))
+            scale, generator_state = tensors.get("scale"), tensors.get("generator_state")
+            remains = Remains(int(tensors["taken"]), memory, scale, generator_state, of_functional)
         measures = unchecked(tensors["points"], tensors["weights"], tensors.get("marks"))
         return cls(measures, **{name: tensors[name] for name in _FIELDS}, remains=remains)
 

@@ -20,11 +20,13 @@ from ddeq.functionals.sinkhorn import SinkhornDivergence
 from ddeq.functionals.sliced_mmd import SlicedMMD
 from ddeq.functionals.sliced_wasserstein import SlicedWasserstein
 from ddeq.functionals.wasserstein import Wasserstein
+from ddeq.memory import Cached
 
 __all__ = [
     "KALE",
     "KSD",
     "MMD",
+    "Cached",
     "Chamfer",
     "Discrepancy",
     "DrMMD",

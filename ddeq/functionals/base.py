@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import enum
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.autodiff import gradient
-from ddeq.held import Holder, select, store
+from ddeq.functionals.smoothness import Smoothness
+from ddeq.held import Holder, changed, select, store
 from ddeq.kernels.base import shown
 from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
 from ddeq.messages import renamed_attribute, warn
@@ -19,17 +19,7 @@ from ddeq.ranks import gathered, summed
 __all__ = ["Functional", "Scaled", "Smoothness", "Sum"]
 
 
-class Smoothness(enum.IntEnum):
-    """Where a functional is twice differentiable in the points; a sum is as smooth as its least smooth part."""
-
-    SMOOTH = 0
-    """Everywhere."""
-    AS_POTENTIAL = 1
-    """Where the function is that the user gave."""
-    OFF_DIAGONAL = 2
-    """Where no two different atoms coincide; at coincident ones derivatives of distances are zero by convention."""
-    ALMOST_EVERYWHERE = 3
-    """Outside a set of measure zero."""
+Own = TypeVar("Own", bound="Functional")
 
 
 class Functional(Holder):
@@ -67,11 +57,20 @@ class Functional(Holder):
     hold anything; where they hold nothing for single measures, set this to True, and samples that have finished can leave a flow.
     """
 
+    remembers: bool = False
+    """Whether `prepare` does something; true of a class that defines it."""
+    draws: bool = False
+    """Whether `prepare` draws random numbers, for which a flow then has a generator."""
+    memory: Any = None
+    """What `with_memory` gave this functional for a step; None elsewhere."""
+
     selectable = renamed_attribute("selectable", "removable", "0.2")
     select = renamed_attribute("select", "rows", "0.2")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "prepare" in cls.__dict__ and "remembers" not in cls.__dict__:
+            cls.remembers = True
         if "selectable" in cls.__dict__:
             text = f"{cls.__name__}.selectable is now {cls.__name__}.removable; the old name goes away in version 0.2"
             warn(DeprecationWarning(text))
@@ -146,6 +145,40 @@ class Functional(Holder):
             return torch.where(dead, self.first_variation(mu.with_points(points)), 0.0)
 
         return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
+
+    def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Functional, Any]:
+        """The functional that a flow uses in one step, and what it hands to this method in the next one.
+
+        Flows and `ddeq.flows.equilibrium` call it once per step, without derivatives, at the measure where the step begins. By
+        default there is nothing to prepare. A functional with an inner problem starts it from the solution of the last step,
+        or computes once what depends on its target alone. With its results equal to those without a memory, to the
+        tolerance of the inner problem, derivatives included, nothing depends on how often it is called.
+
+        Parameters
+        ----------
+        mu
+            The measures, detached.
+        memory
+            What the last call returned; None at the first step. A pytree of the same structure and shapes in each step: its
+            tensors are ``(*batch, ...)`` and detached, so that samples can be left out; numbers; `Cached` values. A
+            trajectory saves tensors and numbers.
+        step
+            Number of the step.
+        generator
+            Where to draw random numbers from, of a functional that `draws`; None where the flow draws nothing.
+
+        Returns
+        -------
+        Functional
+            What takes the place of this functional in the step: velocities, energies, line searches. `with_memory` makes it.
+        memory
+            For the next call.
+        """
+        return self, None
+
+    def with_memory(self: Own, memory: Any) -> Own:
+        """The same functional, its parameters and targets shared, which has ``memory`` in `memory`; `rows` restricts that too."""
+        return changed(self, memory=memory)
 
     def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Functional:
         """The functional of some measures of a batch: its targets and its numbers for each measure are those of them.
@@ -226,6 +259,7 @@ class Sum(Functional):
         self.smoothness = max(first.smoothness, second.smoothness)
         self.reads_marks = first.reads_marks or second.reads_marks
         self.tolerance = max(first.tolerance, second.tolerance)
+        self.remembers, self.draws = first.remembers or second.remembers, first.draws or second.draws
         self._declared: bool | None = None
 
     @property
@@ -248,6 +282,12 @@ class Sum(Functional):
     ) -> Float[Tensor, "*batch m d"]:
         return self.first.wasserstein_gradient(mu, x) + self.second.wasserstein_gradient(mu, x)
 
+    def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Sum, Any]:
+        of_first, of_second = (None, None) if memory is None else memory
+        first, of_first = self.first.prepare(mu, of_first, step, generator)
+        second, of_second = self.second.prepare(mu, of_second, step, generator)
+        return changed(self, first=first, second=second), (of_first, of_second)
+
     def __repr__(self) -> str:
         return f"{self.first!r} + {self.second!r}"
 
@@ -269,6 +309,7 @@ class Scaled(Functional):
         self.functional = functional
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
         self.tolerance = functional.tolerance
+        self.remembers, self.draws = functional.remembers, functional.draws
         self._declared: bool | None = None
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
 
@@ -291,6 +332,10 @@ class Scaled(Functional):
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
         return self._factor(2) * self.functional.wasserstein_gradient(mu, x)
+
+    def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Scaled, Any]:
+        functional, memory = self.functional.prepare(mu, memory, step, generator)
+        return changed(self, functional=functional), memory
 
     def __repr__(self) -> str:
         inner = f"({self.functional!r})" if isinstance(self.functional, Sum) else repr(self.functional)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import ClassVar
 
 from ddeq.functionals.base import Functional
-from ddeq.held import HeldMeasure
+from ddeq.held import HeldMeasure, changed
 from ddeq.measures import DiscreteMeasure
 from ddeq.ranks import check_not_sharded
 
@@ -37,9 +36,7 @@ class Discrepancy(Functional):
 
     def with_target(self, target: DiscreteMeasure) -> Discrepancy:
         """The same discrepancy, settings and parameters shared, from another ``target``."""
-        other = copy.copy(self)
-        object.__setattr__(other, "_modules", {**self._modules, "_target": HeldMeasure(target)})
-        return other
+        return changed(self, _target=HeldMeasure(target))
 
     def _target_for(self, mu: DiscreteMeasure) -> DiscreteMeasure:
         """The target in the batch shape of ``mu``, once they are known to fit."""

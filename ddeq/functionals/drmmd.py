@@ -65,6 +65,7 @@ class DrMMD(RegularizedDivergence):
     shardable = False
 
     factor = 2.0
+    linear = True
 
     def density(self, u: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:
         return 1.0 + u

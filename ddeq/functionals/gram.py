@@ -42,7 +42,7 @@ class Gram:
     product: Callable[[Tensor], Tensor]
     """The matrix times values, ``(*batch, m)`` to ``(*batch, m)``."""
     matrix: Tensor | None
-    """The matrix ``(*batch, m, m)``, where it is stored."""
+    """The matrix ``(*batch, m, m)``, where it is stored; ``(m, m)`` serves every batch."""
 
     @classmethod
     def of(cls, kernel: Kernel, points: Tensor) -> Gram:
@@ -55,7 +55,8 @@ class Gram:
 
         @torch.no_grad()
         def product(values: Tensor) -> Tensor:
-            return integrate_kernel(kernel, points, ones, values.unsqueeze(-1)).squeeze(-1)
+            x = points.expand(*values.shape[:-1], *points.shape[-2:])
+            return integrate_kernel(kernel, x, ones, values.unsqueeze(-1)).squeeze(-1)
 
         return cls(product, None)
 
@@ -65,9 +66,10 @@ class Gram:
         return cls(lambda values: (matrix @ values.unsqueeze(-1)).squeeze(-1), matrix)
 
     def rows(self, keep: Tensor) -> Gram:
-        """The matrices ``keep`` of the first batch dimension, where they are stored."""
-        assert self.matrix is not None
-        return Gram.stored(self.matrix[keep])
+        """The matrices ``keep`` of the first batch dimension, where they are stored; one matrix for all stays."""
+        if self.matrix is None:
+            raise ValueError("keep: a Gram matrix that is not stored serves all measures of its batch")
+        return self if self.matrix.ndim == 2 else Gram.stored(self.matrix[keep])
 
 
 class RegularizedSystem:
@@ -87,6 +89,14 @@ class RegularizedSystem:
         self.gram, self.density, self.regularization = gram, density.detach(), regularization.detach()
         self._root = self.density.sqrt()
         self._factor: Tensor | None = None
+
+    def rows(self, keep: Tensor) -> RegularizedSystem:
+        """The system of the entries ``keep`` of the first batch dimension; what serves all measures stays."""
+        density, regularization = (t[keep] if t.ndim > 1 else t for t in (self.density, self.regularization))
+        chosen = RegularizedSystem(self.gram.rows(keep), density, regularization)
+        factor = self._factor
+        chosen._factor = factor if factor is None or factor.ndim == 2 else factor[keep]
+        return chosen
 
     @torch.no_grad()
     def solve(self, right: Tensor, *, transposed: bool = False) -> Tensor:
@@ -113,7 +123,7 @@ class RegularizedSystem:
         best, least = torch.zeros_like(right), torch.ones_like(right[..., :1])
         x, rest = best, right
         for _ in range(PASSES):
-            x = x + self._solve_once(rest, transposed)
+            x = x + self.solve_once(rest, transposed)
             rest = right - self.regularization * x - self._product(x, transposed)
             size = right.abs() + self.regularization * x.abs() + self._product(x.abs(), transposed)  # of what is added up
             size = size.amax(-1, keepdim=True)
@@ -134,7 +144,9 @@ class RegularizedSystem:
     def _product(self, x: Tensor, transposed: bool) -> Tensor:
         return self.density * self.gram.product(x) if transposed else self.gram.product(self.density * x)
 
-    def _solve_once(self, right: Tensor, transposed: bool) -> Tensor:
+    @torch.no_grad()
+    def solve_once(self, right: Tensor, transposed: bool = False) -> Tensor:
+        """`solve`, but for what rounding leaves of it."""
         if transposed:
             return (right - self._root * self._symmetric(self._root * self.gram.product(right))) / self.regularization
         return (right - self.gram.product(self._root * self._symmetric(self._root * right))) / self.regularization
@@ -160,4 +172,6 @@ class RegularizedSystem:
                     f"regularization: {float(self.regularization.min()):.1e} is lost in the rounding of a kernel matrix in "
                     f"{right.dtype}, or the kernel is not positive definite; take a larger one"
                 )
+        if self._factor.ndim == 2 and right.ndim > 1:  # one factor for all
+            return torch.cholesky_solve(right.reshape(-1, right.shape[-1]).mT, self._factor).mT.reshape(right.shape)
         return torch.cholesky_solve(right.unsqueeze(-1), self._factor).squeeze(-1)

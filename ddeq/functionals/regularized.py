@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +12,8 @@ from ddeq.autodiff import under_transforms
 from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import envelope
+from ddeq.functionals.gram import Gram
+from ddeq.functionals.regularized_newton import RegularizedTarget
 from ddeq.functionals.regularized_solver import DualEquation
 from ddeq.held import store
 from ddeq.kernels import Kernel
@@ -60,6 +64,8 @@ class RegularizedDivergence(Discrepancy):
 
     factor: float = 1.0
     """The factor :math:`a`."""
+    linear: bool = False
+    """Whether `density` is affine, so that the equations are linear, and factorised once for all measures."""
 
     def __init__(self, target: DiscreteMeasure, kernel: Kernel, regularization: float | Tensor) -> None:
         super().__init__(target)
@@ -86,6 +92,16 @@ class RegularizedDivergence(Discrepancy):
     def penalty(self, u: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:
         r"""The integrand :math:`\varphi` at the `density` that belongs to ``u``."""
         raise NotImplementedError(f"{type(self).__name__} must define `penalty`")
+
+    def prepare(
+        self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None
+    ) -> tuple[RegularizedDivergence, Any]:
+        start, target = (None, None) if memory is None else memory
+        nu, regularization = self._target_for(mu), self._regularization_for(mu)
+        if target is None and not self._target_is_differentiated():
+            target = self._of_target(nu, regularization)
+        u = self._equation(nu, mu, regularization).solution(target, start)
+        return self.with_memory(_Known(mu.points, mu.weights, u, target)), (u, target)
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         nu, u, regularization = self._solved(mu)
@@ -134,6 +150,44 @@ class RegularizedDivergence(Discrepancy):
     def _solved(self, mu: DiscreteMeasure) -> tuple[DiscreteMeasure, Tensor, Tensor]:
         """The target, the values ``u`` at its atoms, differentiable, and the regularisation, in the batch shape of ``mu``."""
         nu, regularization = self._target_for(mu), self._regularization_for(mu)
-        right = integrate_kernel(self.kernel, nu.points, mu)
-        u = DualEquation(self, self.kernel, nu, right, regularization.unsqueeze(-1)).solution()
+        known: _Known | None = self.memory
+        if known is None or known.points.shape[:-2] != mu.batch_shape or under_transforms():
+            return nu, self._equation(nu, mu, regularization).solution(), regularization
+        u = known.u if known.is_at(mu) else None
+        differentiated = torch.is_grad_enabled() and (mu.points.requires_grad or mu.weights.requires_grad)
+        if u is None or differentiated or known.target is None:
+            u = self._equation(nu, mu, regularization).solution(known.target, known.u, u)
         return nu, u, regularization
+
+    def _equation(self, nu: DiscreteMeasure, mu: DiscreteMeasure, regularization: Tensor) -> DualEquation:
+        right = integrate_kernel(self.kernel, nu.points, mu)
+        return DualEquation(self, self.kernel, nu, right, regularization.unsqueeze(-1))
+
+    def _target_is_differentiated(self) -> bool:
+        """Whether a derivative in the target, the kernel or the regularization may be asked for."""
+        held = any(t.requires_grad for t in (*self.parameters(), *self.buffers()))
+        with torch.enable_grad():  # what a kernel of one's own captures
+            point = self.target.points[..., :1, :].detach()
+            return held or self.kernel(point, point).requires_grad
+
+    def _of_target(self, nu: DiscreteMeasure, regularization: Tensor) -> RegularizedTarget:
+        """What all solves share; one for all measures where target and regularization are."""
+        of_all = regularization.unsqueeze(-1)
+        if not self.target.batch_shape and not isinstance(self.regularization, Tensor):
+            nu, of_all = self.target, of_all[(0,) * len(regularization.shape)]
+        return RegularizedTarget.of(self, Gram.of(self.kernel, nu.points), nu.weights, of_all)
+
+
+class _Known(NamedTuple):
+    """What `RegularizedDivergence.prepare` has found for a step."""
+
+    points: Tensor
+    weights: Tensor
+    u: Tensor
+    """The solution at these points and weights, ``(*batch, m)``."""
+    target: RegularizedTarget | None
+    """None where derivatives in the target may be wanted."""
+
+    def is_at(self, mu: DiscreteMeasure) -> bool:
+        """Whether the solution is that of ``mu``."""
+        return torch.equal(self.points, mu.points) and torch.equal(self.weights, mu.weights)

@@ -27,6 +27,7 @@ from ddeq.iteration.iterate import Iterate
 from ddeq.iteration.method import Method, restored
 from ddeq.iteration.samples import Measured, Rule, Samples, agreed, choose, running_rows, scatter
 from ddeq.iteration.status import Status, Stop
+from ddeq.memory import Saved, memory_of_all, memory_rows, restored_memory
 from ddeq.ranks import gathered, is_sharded
 
 __all__ = ["Metric", "Outcome", "Report", "iterate", "watched"]
@@ -54,6 +55,8 @@ class Report(NamedTuple):
     """Which samples still run, ``(*batch,)``."""
     norm: Tensor
     """Norms of the last residuals, ``(*batch,)``."""
+    equation: Equation
+    """The equation as it was prepared for the step, of the samples that were not removed."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Outcome:
     """Which entries of the first batch dimension were not removed."""
     generator_state: Tensor | None
     """State of the generator before the last evaluation."""
+    memory: Any
+    """What `Equation.prepared` was given for the last evaluation, of all samples."""
 
 
 def iterate(
@@ -110,6 +115,7 @@ def iterate(
     first: int = 0,
     state: tuple[Tensor, ...] = (),
     scale: Tensor | None = None,
+    memory: Saved = (),
 ) -> Outcome:
     """Run ``method`` on ``equation`` from ``z`` until every sample of the batch has converged, diverged or stagnated.
 
@@ -134,8 +140,9 @@ def iterate(
         Keep the residuals of all iterates; call at each of them; show a bar.
     draw
         Random numbers for the method.
-    first, state, scale
-        Of an iteration that goes on: number of the first step, the tensors of the state, what residuals are divided by.
+    first, state, scale, memory
+        Of an iteration that goes on: number of the first step, the tensors of the state, what residuals are divided by, what
+        was saved of the memory of the equation.
     """
     check_problem(equation, z, method)
     batch_shape = equation.inner.batch_shape
@@ -148,7 +155,9 @@ def iterate(
     floor = stop.atol / stop.rtol
     full = now = Samples.start(z, batch_shape, Status.MAX_STEPS if converging else Status.COMPLETED, len(method.parts))
     index = torch.arange(rows, device=z.device)
-    memory: Any = None
+    kept: Any = None  # the method's state
+    known: Any = None  # the memory of the equation
+    of_all: Any = None  # that of all samples, those that were removed included
     previous: Iterate | None = None
     energy: Tensor | None = None
     generator_state: Tensor | None = None
@@ -156,7 +165,13 @@ def iterate(
     with without_autocast(z.device), _Bar(progress, stop.max_steps) as bar:
         for step in range(stop.max_steps + 1):
             generator_state = None if draw is None else draw.generator.get_state()
-            asked = method.perturbed(equation, now.value, first + step, draw)
+            if memory and not step:
+                known = restored_memory(equation.prepared(now.value, None, first, draw)[1], memory)
+                if draw is not None and generator_state is not None:
+                    draw.generator.set_state(generator_state)  # as if there had been no such call
+            last = known
+            problem, known = equation.prepared(now.value, last, first + step, draw)
+            asked = method.perturbed(problem, now.value, first + step, draw)
             made = None
             if watch and not step:
                 residual = _seen(asked, now.value, *unseen_leaves(partial(asked.residual, now.value.detach()), *asked.tensors))
@@ -179,7 +194,7 @@ def iterate(
             if metric is None:
                 seen = Measured(norm / size if converging else norm, norm, None, relative_to)
             else:
-                seen = metric(equation, at)
+                seen = metric(problem, at)
                 at = at if seen.energy is None else replace(at, energy=seen.energy)
             now = now.judge(at, seen, extent if extent is None else extent + floor, growth, step, rule)
             if trace or callback is not None:
@@ -187,7 +202,7 @@ def iterate(
                 if trace:
                     traces.append(torch.where(full.running | (full.checked == step), full.seen, torch.nan))
                 if callback is not None:
-                    callback(Report(step, full.value, full.seen, full.running, full.norm))
+                    callback(Report(step, full.value, full.seen, full.running, full.norm, problem))
             if step == stop.max_steps or (converging and not now.running.numel()):
                 break
             if step % look == 0 and not agreed(now.running):
@@ -196,19 +211,21 @@ def iterate(
                     break
                 if removable and len(left) <= FILL * len(index):
                     full = scatter(full, now, index, rows)
+                    of_all = last if of_all is None else memory_of_all(of_all, last, index)
                     asked = asked.rows(left)
                     equation, now, index, at = equation.rows(left), now.rows(left), index[left], at.rows(left)
-                    memory, draw = pytree.tree_map_only(Tensor, itemgetter(left), memory), at.draw
+                    kept, draw = pytree.tree_map_only(Tensor, itemgetter(left), kept), at.draw
+                    last, known = memory_rows(last, left), memory_rows(known, left)
             if not step:
-                memory = restored(method.init(asked, at), state, equation.inner)
-                check_state(method, memory, equation.inner.batch_shape)
+                kept = restored(method.init(asked, at), state, equation.inner)
+                check_state(method, kept, equation.inner.batch_shape)
             before = versions(at)
-            taken = method.step(asked, at, memory)
+            taken = method.step(asked, at, kept)
             check_unchanged(method, at, before)
             if not step:
                 check_step(method, taken, now.value)
                 check_state(method, taken.state, equation.inner.batch_shape)
-            evaluations, memory = evaluations + taken.evaluations, taken.state
+            evaluations, kept = evaluations + taken.evaluations, taken.state
             energy = None if taken.energy is None else taken.energy.detach()
             if taken.duration is not None:
                 durations.append(_of_all(taken.duration, index, batch_shape))
@@ -231,9 +248,10 @@ def iterate(
         trace=torch.stack(traces) if trace else None,
         evaluations=evaluations,
         durations=durations,
-        state=memory,
+        state=kept,
         left=index,
         generator_state=generator_state,
+        memory=last if of_all is None else memory_of_all(of_all, last, index),
     )
 
 

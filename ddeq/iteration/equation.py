@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddeq.autodiff import check_recordable, forward_mode_is_missing
+from ddeq.draws import Draws
 from ddeq.iteration.failures import ConvergenceWarning
 from ddeq.iteration.inner import InnerProduct
 from ddeq.iteration.iterate import Iterate
@@ -97,6 +98,25 @@ class Equation(ABC):
     def rows(self: Own, keep: Tensor) -> Own:
         """The equation of the entries ``keep`` of the first batch dimension; a `ValueError` unless `removable`."""
         raise ValueError(f"{type(self).__name__} does not say how to leave samples out: define `rows(keep)`")
+
+    def prepared(self: Own, z: Tensor, memory: Any, step: int, draw: Draws | None) -> tuple[Own, Any]:
+        """The equation that is used in one step, from ``z``, and what is handed to this method in the next one.
+
+        For inner problems that start from the solution of the step before; no derivatives. By default the equation itself.
+
+        Parameters
+        ----------
+        z
+            The iterate, ``(*batch, ...)``.
+        memory
+            What the last call returned, for the samples that are left; None at the first one. A pytree as in
+            `ddeq.Functional.prepare`.
+        step
+            Number of the step.
+        draw
+            Random numbers, where the solve was given a generator.
+        """
+        return self, memory
 
     def recomputed(self: Own) -> Own:
         """The same equation, which keeps nothing of an evaluation but its inputs and evaluates again in backward."""

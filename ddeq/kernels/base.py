@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddeq.autodiff import graph_leaves
 from ddeq.held import Holder, store
 from ddeq.kernels.distances import squared_distances
 from ddeq.kernels.symbols import Symbolic, logaddexp, shaped_like
@@ -31,6 +33,12 @@ class Kernel(Holder):
     runs_on_keops: bool = True
     """Whether KeOps differentiates `pair` rightly."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        changed = {"profile", "unit_profile"} & cls.__dict__.keys()
+        if changed and "profile_derivative" not in cls.__dict__:  # a closed form that it inherits is that of another profile
+            cls.profile_derivative = Kernel.profile_derivative  # type: ignore[method-assign]
+
     def pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         """``k(x, y)`` along the last dimension: ``(*batch, n, 1, d)`` and ``(*batch, 1, m, d)`` to ``(*batch, n, m)``.
 
@@ -41,6 +49,19 @@ class Kernel(Holder):
     def profile(self, s: Symbolic) -> Symbolic:
         r"""The kernel as a function of the squared distance :math:`s = |x - y|^2`, where it is radial."""
         raise NotImplementedError(f"{type(self).__name__} is not a function of the distance alone")
+
+    def profile_derivative(self, s: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
+        """Derivative of the `profile`, where the kernel is radial; override it where a closed form is faster.
+
+        By automatic differentiation by default, and differentiable in what the kernel holds, not in ``s``.
+        """
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            leaf = s.detach().requires_grad_()
+            k = self.profile(leaf)
+            recorded = recorded and graph_leaves(k) != {leaf}
+            (slope,) = torch.autograd.grad(k, leaf, torch.ones_like(k), create_graph=recorded, materialize_grads=True)
+        return slope
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         """Logarithm of ``pair(x, y)``, of a positive kernel; override it where it is finite although `pair` underflows."""
@@ -136,6 +157,9 @@ class SumKernel(Kernel):
     def profile(self, s: Symbolic) -> Symbolic:
         return self.first.profile(s) + self.second.profile(s)
 
+    def profile_derivative(self, s: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
+        return self.first.profile_derivative(s) + self.second.profile_derivative(s)
+
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         return logaddexp(self.first.log_pair(x, y), self.second.log_pair(x, y))
 
@@ -184,6 +208,10 @@ class ScaledKernel(Kernel):
 
     def profile(self, s: Symbolic) -> Symbolic:
         return self._times(self.kernel.profile(s))
+
+    def profile_derivative(self, s: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
+        scaled: Tensor = self._times(self.kernel.profile_derivative(s))
+        return scaled
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         return self._plus_log(self.kernel.log_pair(x, y))

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from ddeq.autodiff import under_transforms
 
-__all__ = ["Distances", "by_cdist", "squared_distances", "sums_of_differences"]
+__all__ = ["FEW_COORDINATES", "Distances", "by_cdist", "differences", "squared_distances", "sums_of_differences"]
 
 FEW = 2**15
 """Differences of so few numbers are simply stored: the calls cost more than the memory."""
+FEW_COORDINATES = 3
+"""Dimension up to which sums over pairs on CPU are fastest one coordinate at a time."""
+MANY_PAIRS = 2**20
+"""So many pairs are too many for that: they leave the caches."""
 SAFE = 64.0
 """Matrix products serve while centred points are at most so many times larger than the differences that count."""
 
@@ -24,7 +28,13 @@ Distances = Callable[[Tensor, Tensor], Tensor]
 
 
 def by_cdist(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances as PyTorch has them."""
+    """Squared distances as PyTorch has them; of not too many points in few dimensions from differences, which is faster."""
+    if 0 < x.shape[-1] <= FEW_COORDINATES and x.device.type == "cpu" and x.shape[-2] * y.shape[-2] <= MANY_PAIRS:
+        first, *others = differences(x, y)
+        s = first.square_()
+        for difference in others:
+            s = s.addcmul_(difference, difference)
+        return s
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
@@ -77,10 +87,10 @@ def _sums(c: Tensor, x: Tensor, y: Tensor, by: Distances = by_cdist, known: Tens
     weight = c.abs()
     if bool((weight.sum(-1) * size <= SAFE * (weight * s.sqrt()).sum(-1)).all()):
         return near * c.sum(-1, keepdim=True) - c @ far
-    return torch.stack([(c * difference).sum(-1) for difference in _differences(x, y)], -1)
+    return torch.stack([(c * difference).sum(-1) for difference in differences(x, y)], -1)
 
 
-def _differences(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+def differences(x: Tensor, y: Tensor) -> Iterator[Tensor]:
     """The differences of all pairs, one coordinate at a time."""
     return (a.unsqueeze(-1) - b.unsqueeze(-2) for a, b in zip(x.unbind(-1), y.unbind(-1), strict=True))
 
@@ -109,7 +119,7 @@ class _Products(torch.autograd.Function):
         ctx.by = by
         ctx.save_for_backward(g, x, y)
         total = torch.zeros_like(x[..., :1] + y[..., :1].mT)
-        for a, difference in zip(g.unbind(-1), _differences(x, y), strict=True):
+        for a, difference in zip(g.unbind(-1), differences(x, y), strict=True):
             total.addcmul_(a.unsqueeze(-1).expand_as(difference), difference)
         return total
 

@@ -110,6 +110,11 @@ class Gaussian(_Bandwidths):
     def unit_profile(self, s: Symbolic) -> Symbolic:
         return (-0.5 * s).exp()
 
+    def profile_derivative(self, s: Tensor) -> Tensor:
+        rates = [-0.5 / (h * h) for h in (shaped_like(s, h) for h in self.bandwidths)]
+        total: Tensor = functools.reduce(lambda a, b: a + b, ((s * rate).exp() * rate for rate in rates))
+        return total
+
     def unit_log_profile(self, s: Symbolic) -> Symbolic:
         return -0.5 * s
 

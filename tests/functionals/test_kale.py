@@ -11,7 +11,7 @@ from regularized import BATCHES, check_everything_that_enters, check_large_probl
 from torch import nn
 
 from ddeq import DiscreteMeasure
-from ddeq.functionals import MMD, regularized_solver
+from ddeq.functionals import MMD, regularized_newton
 from ddeq.functionals.kale import KALE
 from ddeq.iteration import InnerProblemWarning, Stop
 from ddeq.kernels import IMQ, Gaussian, Laplace, Riesz
@@ -211,7 +211,7 @@ def test_it_holds_the_regularisation_as_modules_do():
 
 
 def test_without_enough_steps_it_warns_with_the_residual_and_a_remedy(monkeypatch):
-    monkeypatch.setattr(regularized_solver, "STOP", Stop(max_steps=1, atol=0.0))
+    monkeypatch.setattr(regularized_newton, "STOP", Stop(max_steps=1, atol=0.0))
     F = KALE(TARGET, Gaussian(1.0), 0.01)
     with pytest.warns(InnerProblemWarning, match=r"KALE: some problems .*larger regularization") as caught:
         assert torch.isfinite(F(measure(3)))

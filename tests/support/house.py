@@ -18,6 +18,7 @@ ORDER = [
     "ranks",
     "draws",
     "measures",
+    "memory",
     "held",
     "autodiff",
     "kernels",
