@@ -2,7 +2,7 @@
 
 Verified: each first variation as the derivative in the mass of a probe, for two atoms, symbolic masses and
 undetermined potentials and kernels; the optimal transport potential and barycentric map in one dimension where a mass
-splits, and the maximum over potentials where cumulative weights are tied; the slice of two atoms; the Sinkhorn
+splits, at all masses, and the maximum over potentials where cumulative weights are tied; the slice of two atoms; the Sinkhorn
 divergence; the zero mean of the Stein kernel, and its form for a radial kernel; KALE and DrMMD in a finite-dimensional
 feature space with their limits, their second form as the least penalty of a density, and the two solves with a regularised
 kernel matrix; the bias of the blob on Gaussians.
@@ -188,6 +188,28 @@ def test_the_gradient_at_a_split_atom_is_the_barycentric_one():
     gradients_of_the_branches = {x[0] - q[j] for (i, j) in plan if i == 0}
     assert len(gradients_of_the_branches) == 2  # the kink
     assert sp.expand(value.diff(x[0]) / a[0]) not in gradients_of_the_branches
+
+
+@pytest.mark.parametrize("mass", [sp.Rational(1, 2), sp.Integer(3)])
+def test_masses_are_transported_as_they_are(mass):
+    """The value M_nu f(w / M_mu) at M_mu = M_nu: a probe changes it by the same potential at all masses."""
+    a, p, b, q = SPLIT
+    step = sp.Rational(1, 10**4)
+
+    def value(weights, points, target):
+        total = sum(weights)
+        return target * half_w2_squared([m / total for m in weights], points, b, q)
+
+    heavy = [mass * m for m in a]
+    share = mass / (mass + step)  # of the first mass in the sum: what is linear is the change in the probabilities
+    for z in PROBES:
+        change = (value([*heavy, step], [*p, z], mass) - value(heavy, p, mass)) / (step * share)
+        assert change == slope_towards(z, *SPLIT)
+        divided = (value([*heavy, step], [*p, z], 1) - value(heavy, p, 1)) / (step * share)
+        assert divided == slope_towards(z, *SPLIT) / mass
+    moved = sum(mass * m * cost(x[i], q[j]) for (i, j), m in monotone_plan(*SPLIT).items())
+    plain = sum(m * cost(x[i], q[j]) for (i, j), m in monotone_plan(*SPLIT).items())
+    assert all(sp.expand(moved.diff(x[i]) / (mass * a[i]) - plain.diff(x[i]) / a[i]) == 0 for i in range(2))
 
 
 def test_coincident_atoms_share_an_average():

@@ -7,6 +7,7 @@ from ddeq.autodiff.derivatives import (
     forward_mode_is_missing,
     gradient,
     graph_leaves,
+    plain,
     reusable_graphs,
     under_transforms,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "forward_mode_is_missing",
     "gradient",
     "graph_leaves",
+    "plain",
     "recompute",
     "reusable_graphs",
     "under_transforms",

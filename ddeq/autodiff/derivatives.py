@@ -19,6 +19,7 @@ __all__ = [
     "forward_mode_is_missing",
     "gradient",
     "graph_leaves",
+    "plain",
     "under_transforms",
 ]
 
@@ -93,6 +94,22 @@ def forward_levels() -> int:
         return 0
     functorch: Any = torch._C._functorch
     return sum(i.key() == functorch.TransformType.Jvp for i in functorch.get_interpreter_stack() or ())
+
+
+@contextmanager
+def plain(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """``tensors`` as constants, without what `torch.func.grad` and forward mode wrap around them, also for what follows within.
+
+    So their numbers can be read, by NumPy too. Not for tensors under `torch.vmap`, which have no numbers of their own.
+    """
+    functorch: Any = torch._C._functorch
+    constants = []
+    for t in tensors:
+        while functorch.is_functorch_wrapped_tensor(t):
+            t = functorch.get_unwrapped(t)
+        constants.append(t)
+    with torch._C._DisableFuncTorch():
+        yield tuple(t.detach() for t in constants)
 
 
 @contextmanager

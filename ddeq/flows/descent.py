@@ -86,7 +86,7 @@ class FunctionalDescent(Descent):
     def slope(self, z: Tensor, velocity: Tensor) -> Tensor:
         if self.geometry.is_wasserstein:
             return self.inner(velocity, velocity)
-        return self.geometry.dissipation(self.functional, self.measure(z))
+        return self.geometry.slope(self.functional, self.measure(z), velocity)
 
     def force(self, z: Tensor) -> Tensor:
         """Minus the Wasserstein gradient at the atoms ``z``, whatever the geometry; zero at atoms of mass zero."""

@@ -23,7 +23,8 @@ class Geometry(Declared, ABC):
 
     To write one: a frozen dataclass with `mobility`, the self-adjoint positive semidefinite operator :math:`C_\mu` on
     :math:`L^2(\mu)` in :math:`v = -C_\mu \nabla_W F(\mu)`. `velocity` and `dissipation` follow; override `velocity` where it is
-    known at other points than the atoms too. `ddeq.testing.check_geometry` holds a geometry to these laws.
+    known at other points than the atoms too, and `at` where something that depends on the measure alone is costly.
+    `ddeq.testing.check_geometry` holds a geometry to these laws.
     """
 
     is_wasserstein: ClassVar[bool] = False
@@ -35,9 +36,16 @@ class Geometry(Declared, ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        changed = {"velocity", "mobility", "dissipation"} & cls.__dict__.keys()
+        changed = {"at", "velocity", "mobility", "dissipation", "slope"} & cls.__dict__.keys()
         if changed and "is_wasserstein" not in cls.__dict__:
             cls.is_wasserstein = False
+
+    def at(self, mu: DiscreteMeasure) -> Geometry:
+        """A geometry that is the same at ``mu``, with what depends on ``mu`` alone found once; default: this one.
+
+        For several of the methods below at one measure; at others it may be another geometry.
+        """
+        return self
 
     @abstractmethod
     def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
@@ -66,6 +74,14 @@ class Geometry(Declared, ABC):
     def dissipation(self, functional: Functional, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         """Rate at which ``functional`` falls along its flow at ``mu``: the squared norm of the velocity in this geometry."""
         return -InnerProduct.of(mu.points, mu.weights)(functional.wasserstein_gradient(mu), self.velocity(functional, mu))
+
+    def slope(
+        self, functional: Functional, mu: DiscreteMeasure, velocity: Float[Tensor, "*batch n d"]
+    ) -> Float[Tensor, "*batch"]:
+        """The `dissipation` at ``mu`` where the ``velocity`` at the atoms is known, which it need not find again."""
+        if self.replaces_entropy:
+            return self.dissipation(functional, mu)
+        return -InnerProduct.of(mu.points, mu.weights)(functional.wasserstein_gradient(mu), velocity)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from ddeq.flows.schedules import over_atoms
 from ddeq.functionals.base import Functional
 from ddeq.functionals.entropy import split_entropy
 from ddeq.functionals.stein import SteinKernel
+from ddeq.iteration import InnerProduct
 from ddeq.kernels import Gaussian, Kernel, median_bandwidth
 from ddeq.kernels.radial import Bandwidth
 from ddeq.measures import DiscreteMeasure
@@ -41,7 +42,7 @@ class Stein(Geometry):
     ----------
     kernel
         Kernel :math:`k`, or a function from a bandwidth to a kernel such as ``Gaussian`` (default): then the bandwidth of
-        each measure is its `median_bandwidth`, found anew at every velocity.
+        each measure is its `median_bandwidth`, found once for every measure at which a velocity is wanted (`at`).
 
     Raises
     ------
@@ -69,6 +70,10 @@ class Stein(Geometry):
         if not isinstance(self.kernel, Kernel) and not (callable(self.kernel) and isinstance(self.kernel(1.0), Kernel)):
             raise ValueError(f"kernel: expected a kernel, or a function from a bandwidth to one, got {self.kernel!r}")
 
+    def at(self, mu: DiscreteMeasure) -> Stein:
+        """The geometry of the kernel that is the one at ``mu``: the given one, or that of the median bandwidth of ``mu``."""
+        return self if isinstance(self.kernel, Kernel) else replace(self, kernel=self.kernel_for(mu))
+
     def velocity(
         self, functional: Functional, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
@@ -86,14 +91,22 @@ class Stein(Geometry):
         return lambda force: integrate_kernel(kernel, mu.points, mu, force)
 
     def dissipation(self, functional: Functional, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        kernel = self.kernel_for(mu)
+        here = self.at(mu)
+        kernel = here.kernel_for(mu)
         rest, share = split_entropy(functional)
         if _is_zero(share) or not (kernel.is_radial and kernel.smooth_on_the_diagonal):
-            return super().dissipation(functional, mu)
+            return super(Stein, here).dissipation(functional, mu)
         # The squared norm is that of the Stein kernel whose score is -grad G / c: it needs no density.
         force = torch.zeros_like(mu.points) if rest is None else rest.wasserstein_gradient(mu)
         scored = mu.with_marks(None).with_points(torch.cat([mu.points, -force / over_atoms(share)], -1))
         return share**2 * integrate(integrate_kernel(SteinKernel(kernel, mu.dim), scored.points, scored), scored)
+
+    def slope(
+        self, functional: Functional, mu: DiscreteMeasure, velocity: Float[Tensor, "*batch n d"]
+    ) -> Float[Tensor, "*batch"]:
+        if not _is_zero(split_entropy(functional)[1]):
+            return self.dissipation(functional, mu)
+        return -InnerProduct.of(mu.points, mu.weights)(functional.wasserstein_gradient(mu), velocity)
 
     def kernel_for(self, mu: DiscreteMeasure) -> Kernel:
         """The kernel at ``mu``: the given one, or the one whose bandwidth is the median of the distances."""

@@ -1,4 +1,4 @@
-"""Probability weights of measures between which mass is transported."""
+"""Weights of measures between which mass is transported: as probabilities, and how much there is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ddeq.autodiff import under_transforms
 from ddeq.measures import DiscreteMeasure, check_mass, values_are_known
 from ddeq.reductions.sorted import in_sum_precision
 
-__all__ = ["changes", "probabilities"]
+__all__ = ["changes", "mass_ratio", "probabilities"]
 
 MASSES_AGREE = 1e-3
 """Relative difference of two masses that rounding in single precision may explain, for a million atoms too."""
@@ -37,6 +37,14 @@ def probabilities(mu: DiscreteMeasure, nu: DiscreteMeasure) -> tuple[Float[Tenso
                 "transport needs equal masses: use mu.normalized() and a normalized target"
             )
     return w / masses[0], v / masses[1]
+
+
+def mass_ratio(mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+    r"""Mass of ``nu`` over that of ``mu``, in the precision of sums: one but for rounding, where mass is transported.
+
+    The derivative of a value :math:`M_\nu f(w / M_\mu)` in the weights of ``mu`` is this times that of :math:`f`.
+    """
+    return in_sum_precision(nu.mass()) / in_sum_precision(mu.mass())
 
 
 def changes(masses: Tensor) -> Tensor | None:

@@ -47,6 +47,10 @@ class Plan(ABC):
         """``P b``, from ``(*batch, m)`` to ``(*batch, n)``."""
 
     @abstractmethod
+    def average(self, values: Tensor) -> Tensor:
+        """``P`` times values ``(*batch, m, c)``: their averages ``(*batch, n, c)``."""
+
+    @abstractmethod
     def transposed(self, a: Tensor) -> Tensor:
         """``P^T a``, from ``(*batch, n)`` to ``(*batch, m)``."""
 
@@ -120,6 +124,9 @@ class _StoredPlan(Plan):
         product = self._times(self._exponentials, self._weights * b.to(self._weights.dtype))
         return (product / self._sums).to(self._out)
 
+    def average(self, values: Tensor) -> Tensor:
+        return self._exponentials @ (self._weights.unsqueeze(-1) * values) / self._sums.unsqueeze(-1)
+
     def transposed(self, a: Tensor) -> Tensor:
         product = self._times(self._exponentials.mT, a.to(self._sums.dtype) / self._sums)
         return (self._weights * product).to(self._out)
@@ -169,15 +176,17 @@ class _SummedPlan(Plan):
         return other
 
     def product(self, b: Tensor) -> Tensor:
+        return self.average(b.unsqueeze(-1)).squeeze(-1)
+
+    def average(self, values: Tensor) -> Tensor:
         rows = torch.cat([self._mu.points, -self._at_mu], -1)
         columns = torch.cat([self._nu.points, self._at_nu], -1)
-        return self._sum(rows, columns, self._nu.weights, b)
+        return self._sum(rows, columns, self._nu.weights, values)
 
     def transposed(self, a: Tensor) -> Tensor:
         rows = torch.cat([self._nu.points, -self._at_nu], -1)
         columns = torch.cat([self._mu.points, self._at_mu], -1)
-        return self._nu.weights.to(self._out) * self._sum(rows, columns, torch.ones_like(self._mu.weights), a)
+        return self._nu.weights.to(self._out) * self._sum(rows, columns, torch.ones_like(self._mu.weights), a.unsqueeze(-1)).squeeze(-1)
 
     def _sum(self, rows: Tensor, columns: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-        values = values.unsqueeze(-1).to(rows.dtype)
-        return integrate_kernel(self._kernel, rows, unchecked(columns, weights), values).squeeze(-1).to(self._out)
+        return integrate_kernel(self._kernel, rows, unchecked(columns, weights), values.to(rows.dtype)).to(self._out)

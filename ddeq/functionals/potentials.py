@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -199,6 +200,8 @@ class PotentialEquation(Equation):
     shardable = True
     relaxation: float = 1.0
     """How much of the residual a step of Sinkhorn's iteration adds."""
+    anneals: bool = False
+    """Whether a solution at a larger blur helps."""
 
     def __init__(
         self, transport: EntropicTransport, at: DiscreteMeasure, other: DiscreteMeasure, tensors: tuple[Tensor, ...]
@@ -254,13 +257,14 @@ class PotentialEquation(Equation):
         diameter: Tensor = torch.linalg.vector_norm(torch.maximum(*highest) - torch.minimum(*lowest), dim=-1)
         return diameter
 
-    @torch.no_grad()
     def linear_solver(self, z: Tensor, status: Tensor) -> LinearSolver:
         return _Derivatives(self, z)
 
 
 class Between(PotentialEquation):
     r"""The potential :math:`g` at the atoms ``y`` of masses ``v`` in the transport from atoms ``x`` of masses ``w``."""
+
+    anneals = True
 
     def __init__(self, transport: EntropicTransport, x: Tensor, w: Tensor, y: Tensor, v: Tensor) -> None:
         super().__init__(transport, unchecked(y, v), unchecked(x, w), (x, w, y, v))
@@ -365,10 +369,14 @@ class _Derivatives(LinearSolver):
     """Solves ``A x + b = 0`` for the derivative ``A = -J`` of an equation of potentials at a solution, or its transpose."""
 
     def __init__(self, equation: PotentialEquation, z: Tensor) -> None:
-        self._equation = equation
-        place = equation.place(equation.pairs(), z)
-        self._jacobian = equation.jacobian(place, equation.cells())
-        self._jacobian.prepare()
+        self._equation, self._z = equation, z.detach()
+
+    @cached_property
+    def _jacobian(self) -> Jacobian:
+        equation = self._equation.at_blur(self._equation.transport.blur)
+        jacobian = equation.jacobian(equation.place(equation.pairs(), self._z), equation.cells())
+        jacobian.prepare()
+        return jacobian
 
     def solve(self, operator: Callable[[Tensor], Tensor], b: Tensor, dual: bool) -> LinearAnswer:
         jacobian, rtol = self._jacobian, self._equation.rtol

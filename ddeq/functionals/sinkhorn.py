@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,8 +13,9 @@ from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import EntropicTransport, envelope
 from ddeq.functionals.masses import probabilities
+from ddeq.functionals.plans import Plan
 from ddeq.functionals.potentials import Between, Within
-from ddeq.functionals.sinkhorn_solver import solved
+from ddeq.functionals.sinkhorn_solver import Guess, Solved, solved
 from ddeq.iteration import Stop
 from ddeq.kernels import Gaussian
 from ddeq.kernels.base import positive
@@ -24,6 +27,29 @@ __all__ = ["SinkhornDivergence"]
 
 RTOL = {torch.float64: 1e-12, torch.float32: 1e-6}
 """Default relative error of the marginals, by the precision of the measures."""
+
+
+class _Potentials(NamedTuple):
+    """What is remembered from step to step, ``(*batch, m)``, ``(*batch, n)`` and ``(*batch, m)``; no derivatives."""
+
+    g: Tensor | None
+    p: Tensor
+    q: Tensor
+    changes: tuple[Tensor, ...] = ()
+    """How `g` and `p` changed in the last step."""
+
+    def extrapolated(self) -> _Potentials:
+        """Those that the next step would have if it changed them as the last one did."""
+        assert self.g is not None
+        return self._replace(g=self.g + self.changes[0], p=self.p + self.changes[1])
+
+
+class _Solution(NamedTuple):
+    """The potentials from the measure to the target, of the measure and itself, of the target and itself."""
+
+    between: Solved
+    within: Solved
+    of_target: Solved
 
 
 class SinkhornDivergence(Discrepancy):
@@ -99,27 +125,23 @@ class SinkhornDivergence(Discrepancy):
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         given = mu
         mu, nu = self._prepared(mu)
-        # The dual objective as a function of one potential, the other its transform; stationary, so that g, p and q count as still.
-        g, p, q = (envelope(potential) for potential in self._potentials(mu, nu, given.dtype))
-        transport = self._transport
-        f, own, of_target = transport.transform(g, nu, mu.points), self._again(p, mu), self._again(q, nu)
+        solution = self._solution(mu, nu, given.dtype)
+        # The dual objective as a function of one potential, the other its transform, is stationary in it.
+        g, p, q = (envelope(of.z) for of in solution)
+        transport, records = self._transport, _records(mu, nu, *(of.z for of in solution))
+        f = transport.transform(g, nu, mu.points) if records else solution.between.plan().f
+        own, of_target = (transport.transform(z, m, m.points) if records else z for z, m in ((p, mu), (q, nu)))
         at_mu = transport.reduced(f) - 0.5 * (transport.reduced(own) + transport.decay(p))
         at_nu = transport.decay(g) - 0.5 * (transport.reduced(of_target) + transport.decay(q))
         value = integrate(at_mu, mu) + integrate(at_nu, nu)
         return (value * self._target_for(given).mass() if self.reach is None else value).to(given.dtype)
 
-    def _again(self, potential: Tensor, mu: DiscreteMeasure) -> Tensor:
-        """The transform of a potential of ``mu`` and itself, which differs from it in its derivatives only."""
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (potential, mu.points, mu.weights)):
-            return self._transport.transform(potential, mu, mu.points)
-        return potential
-
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         dtype, x = mu.dtype, places(mu, x).double()
         mu, nu = self._prepared(mu)
-        g, p, _ = self._potentials(mu, nu, dtype)
+        between, within, _ = self._solution(mu, nu, dtype)
         transport = self._transport
-        f, own = transport.transform(g, nu, x), transport.transform(p, mu, x)
+        f, own = transport.transform(between.z, nu, x), transport.transform(within.z, mu, x)
         if self.reach is None:
             return (f - own).to(dtype)
         scale = transport.rho + transport.epsilon
@@ -128,26 +150,83 @@ class SinkhornDivergence(Discrepancy):
     def wasserstein_gradient(
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
+        dtype, at_atoms, x = mu.dtype, x is None, places(mu, x).double()
+        mu, nu = self._prepared(mu)
+        solution = self._solution(mu, nu, dtype)
+        records = not at_atoms or _records(x, mu, nu)
+        gradient = torch.zeros_like(x)
+        for of, measure, sign in ((solution.within, mu, 1.0), (solution.between, nu, -1.0)):
+            step, potential = self._step(x, measure, of.z) if records else _step_at_atoms(x, measure, of.plan())
+            gradient = gradient + sign * self._transport.marginal(potential).unsqueeze(-1) * step
+        return gradient.to(dtype)
+
+    def prepare(
+        self, mu: DiscreteMeasure, memory: _Potentials | None, step: int, generator: torch.Generator | None
+    ) -> tuple[SinkhornDivergence, _Potentials]:
+        dtype = mu.dtype
+        double, nu = self._prepared(mu)
+        found = self._solution(double, nu, dtype, None if memory is None else memory.extrapolated())
+        g, p, q = (of.z.detach() for of in found)
+        before = (g, p) if memory is None or memory.g is None else (memory.g, memory.p)
+        memory = _Potentials(g, p, q, (g - before[0], p - before[1]))
+        return self.with_memory(memory), memory
+
+    def plan(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch n m"]:
+        r"""Optimal plan :math:`\pi` from ``mu`` to the target, a matrix of masses.
+
+        .. math:: \pi_{ij} = e^{(f_i + g_j - c_{ij})/\varepsilon}\, w_i v_j .
+
+        Its marginals are the measures, as they are, or with a ``reach`` near them. Differentiable.
+        """
+        given, (mu, nu) = mu, self._prepared(mu)
+        f, g = self._both(mu, nu, given.dtype)
+        mass = 1.0 if self.reach is not None else self._target_for(given).to(torch.float64).mass()[..., None, None]
+        return (mass * self._transport.plan(f, mu, g, nu)).to(given.dtype)
+
+    def potentials(self, mu: DiscreteMeasure) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch m"]]:
+        r"""Potentials :math:`f` at the atoms of ``mu`` and :math:`g` at those of the target, of the transport between them.
+
+        Without a ``reach`` they are determined up to a constant, here such that their means agree. Differentiable.
+        """
+        given, (mu, nu) = mu, self._prepared(mu)
+        f, g = self._both(mu, nu, given.dtype)
+        if self.reach is None:
+            shift = (0.5 * (integrate(f, mu) - integrate(g, nu))).unsqueeze(-1)
+            f, g = f - shift, g + shift
+        return f.to(given.dtype), g.to(given.dtype)
+
+    def transport_map(
+        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
+    ) -> Float[Tensor, "*batch m d"]:
+        r"""Where mass at ``x`` (default: the atoms) goes on average: the barycentric map of the plan, extended by its potential.
+
+        .. math:: T(x) = \frac{\int y\, e^{(g(y) - c(x, y))/\varepsilon} \,\mathrm d\nu(y)}
+                              {\int e^{(g(y) - c(x, y))/\varepsilon} \,\mathrm d\nu(y)} = x - \nabla f(x)
+
+        (without a ``reach``; with one the gradient is that of :math:`f/\tau`). Differentiable.
+
+        References
+        ----------
+        :cite:t:`pooladian2021entropic`.
+        """
         dtype, x = mu.dtype, places(mu, x).double()
         mu, nu = self._prepared(mu)
-        g, p, _ = self._potentials(mu, nu, dtype)
-        (to_target, f), (to_itself, own) = self._displacements(x, nu, g), self._displacements(x, mu, p)
-        if self.reach is None:
-            return (to_itself - to_target).to(dtype)
-        marginals = (self._transport.marginal(potential).unsqueeze(-1) for potential in (f, own))
-        return (next(marginals) * -to_target + next(marginals) * to_itself).to(dtype)
-
-    def _displacements(self, x: Tensor, measure: DiscreteMeasure, potential: Tensor) -> tuple[Tensor, Tensor]:
-        r"""From ``x`` to where its mass goes on average, :math:`-\nabla f/\tau`, and the transform :math:`f` of the potential."""
-        transport = self._transport
-        around = measure.points.mean(-2, keepdim=True).detach()
-        exponents = potential / transport.epsilon
-        logarithm, average = kernel_average(Gaussian(self.blur), x, measure, measure.points - around, exponents)
-        return average - (x - around), -transport.tau * transport.epsilon * logarithm
+        return (x + self._step(x, nu, self._solution(mu, nu, dtype).between.z)[0]).to(dtype)
 
     @property
     def _transport(self) -> EntropicTransport:
         return EntropicTransport(self.blur, self.reach)
+
+    def _step(self, x: Tensor, measure: DiscreteMeasure, potential: Tensor) -> tuple[Tensor, Tensor]:
+        r"""From ``x`` to where its mass goes on average, :math:`-\nabla f/\tau`, and the transform :math:`f` of the potential."""
+        transport, around = self._transport, measure.points.mean(-2, keepdim=True).detach()
+        exponents = potential / transport.epsilon
+        logarithm, average = kernel_average(Gaussian(self.blur), x, measure, measure.points - around, exponents)
+        return average - (x - around), -transport.tau * transport.epsilon * logarithm
+
+    def _both(self, mu: DiscreteMeasure, nu: DiscreteMeasure, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        g = self._solution(mu, nu, dtype).between.z
+        return self._transport.transform(g, nu, mu.points), g
 
     def _prepared(self, mu: DiscreteMeasure) -> tuple[DiscreteMeasure, DiscreteMeasure]:
         """The measures in double precision, of mass one where marginals are held."""
@@ -163,16 +242,39 @@ class SinkhornDivergence(Discrepancy):
         check_mass("target", nu)
         return mu, nu
 
-    def _potentials(self, mu: DiscreteMeasure, nu: DiscreteMeasure, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """``g`` and ``q`` at the atoms of ``nu`` and ``p`` at those of ``mu``; keeps the worst status of the three solves."""
-        transport = self._transport
-        stop = Stop(rtol=RTOL[dtype], max_steps=100) if self.stop is None else self.stop
-        q, of_target = solved(Within(transport, nu.points, nu.weights), stop, torch.zeros_like(nu.weights), annealed=False)
-        p, within = solved(Within(transport, mu.points, mu.weights), stop, torch.zeros_like(mu.weights), annealed=False)
+    def _stop_for(self, dtype: torch.dtype) -> Stop:
+        return Stop(rtol=RTOL.get(dtype, RTOL[torch.float32])) if self.stop is None else self.stop
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its steps depend on what they find
+    def _solution(
+        self, mu: DiscreteMeasure, nu: DiscreteMeasure, dtype: torch.dtype, before: _Potentials | None = None
+    ) -> _Solution:
+        """The three potentials; keeps the worst status of their solves. ``before``: those of the step before."""
+        transport, stop = self._transport, self._stop_for(dtype)
+        start, guess = (before, Guess.NEAR) if before is not None else (self.memory, Guess.SOLVED)
+        if start is None:
+            start, guess = _Potentials(None, torch.zeros_like(mu.weights), torch.zeros_like(nu.weights)), Guess.PERHAPS
+        of_target = solved(
+            Within(transport, nu.points, nu.weights), stop, start.q, guess if guess is Guess.PERHAPS else Guess.KNOWN
+        )
+        within = solved(Within(transport, mu.points, mu.weights), stop, start.p, guess)
         # Near the target the potential of the target itself is near.
-        g, between = solved(Between(transport, mu.points, mu.weights, nu.points, nu.weights), stop, q, annealed=True)
-        self.status = torch.stack([between, within, of_target]).amax(0)
-        return g, p, q
+        between = Between(transport, mu.points, mu.weights, nu.points, nu.weights)
+        to_target = solved(between, stop, of_target.z if start.g is None else start.g, guess)
+        self.status = torch.stack([to_target.status, within.status, of_target.status]).amax(0)
+        return _Solution(to_target, within, of_target)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, blur={self.blur:g}" + ("" if self.reach is None else f", reach={self.reach:g}")
+
+
+def _records(*of: DiscreteMeasure | Tensor) -> bool:
+    """Whether autograd records what depends on these."""
+    tensors = [t for m in of for t in ([m] if isinstance(m, Tensor) else [m.points, m.weights])]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _step_at_atoms(x: Tensor, measure: DiscreteMeasure, plan: Plan) -> tuple[Tensor, Tensor]:
+    """`SinkhornDivergence._step` at the atoms ``x`` of the first measure of a plan, without derivatives."""
+    around = measure.points.mean(-2, keepdim=True)
+    return plan.average(measure.points - around) - (x - around), plan.f

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddeq.autodiff import without_autocast
 from ddeq.functionals.cells import Cells
-from ddeq.functionals.plans import Pairs
+from ddeq.functionals.plans import Pairs, Plan
 from ddeq.functionals.potentials import CELLS, Place, PotentialEquation
 from ddeq.iteration import (
     Equation,
@@ -28,48 +31,69 @@ from ddeq.iteration import (
 )
 from ddeq.messages import warn
 
-__all__ = ["solved"]
+__all__ = ["Guess", "Solved", "solved"]
 
 NEWTON_BELOW = 1.0
 """Newton's method takes over once potentials change by less than so many epsilon."""
-BOLD = 3.0
-"""Newton's steps are whole if they change potentials by no more than so many epsilon."""
 NEAR = 0.5
 """A start is taken if potentials change by less than so many epsilon there; else the blur falls from above."""
-ROUNDING = 32.0
-"""So many rounding units of the largest potential may be left in a potential."""
+SOON = 10
+"""Steps within which a solve from the solution of a step before should end; else the blur falls from above."""
+ROUNDING, HIDDEN = 32.0, 1e-6
+"""So many rounding units of the largest potential may be left in a potential, but no larger errors."""
 
 
-def solved(equation: PotentialEquation, stop: Stop, start: Tensor, *, annealed: bool) -> tuple[Tensor, Tensor]:
-    """The solution, differentiable in the tensors of the equation, and the status of each sample, ``(*batch,)`` each.
+class Guess(Enum):
+    """What is known of a start."""
 
-    Parameters
-    ----------
-    equation, stop
-        What to solve, and how well: ``rtol`` bounds the relative error of the marginals.
-    start
-        A guess, ``(*batch, m)``, which is taken where it is near.
-    annealed
-        Whether to go down from a large blur where it is not.
+    PERHAPS = auto()
+    """It may be near: it is tried where its error is small."""
+    NEAR = auto()
+    """It is the solution of a measure a step before."""
+    SOLVED = auto()
+    """It probably is the solution."""
+    KNOWN = auto()
+    """It is the solution."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A solution of an equation of potentials."""
+
+    z: Tensor
+    """The potential, differentiable in the tensors of the equation, ``(*batch, m)``."""
+    status: Tensor
+    """`Status` of each sample, ``(*batch,)``."""
+    plan: Callable[[], Plan]
+    """Gives the plan of the potential, without derivatives."""
+
+
+def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess) -> Solved:
+    """The solution from a ``start`` ``(*batch, m)``; ``rtol`` of the ``stop`` bounds the relative error of the marginals.
+
+    Warns
+    -----
+    InnerProblemWarning
+        If a solve did not reach its tolerance; the best iterate is used.
     """
-    found: list[Tensor] = []
-
-    def run(of: Equation, stop: Stop, *, watch: bool = False) -> Outcome:
-        outcome = _Search.of(equation).solution(stop, start.detach(), annealed)
-        failed = outcome.status != Status.CONVERGED.value
+    z, status = start.detach(), torch.zeros(start.shape[:-1], dtype=torch.long, device=start.device)
+    search: _Search | None = None
+    if guess is not Guess.KNOWN:
+        with torch.no_grad(), without_autocast(start.device):
+            search = _Search.of(equation)
+            z, status, residual = search.solution(stop, z, guess)
+        failed = status != Status.CONVERGED.value
         if bool(failed.any()):
             text = (
                 "Sinkhorn: some solves did not reach the relative error that `stop` wants in the marginals. Take a larger blur, "
                 "or a `stop` with more steps or a larger rtol"
             )
-            warn(InnerProblemWarning(text, failed=failed, residual=outcome.residual, wanted=stop.rtol))
-        found.append(outcome.status)
-        # What it did not reach it has said already.
-        return replace(outcome, status=torch.full_like(outcome.status, Status.CONVERGED.value))
-
-    equation.rtol = stop.rtol
-    outcome = Implicit().solve(equation, run, stop)
-    return outcome.value, found[0]
+            warn(InnerProblemWarning(text, failed=failed, residual=residual, wanted=stop.rtol))
+    tied = z
+    if torch.is_grad_enabled() and any(t.requires_grad for t in equation.tensors):
+        equation.rtol = stop.rtol
+        tied = Implicit().attach(equation, z, torch.full_like(status, Status.CONVERGED.value), stop)
+    return Solved(tied, status, lambda: (search or _Search.of(equation)).plan(z))
 
 
 @dataclass(frozen=True)
@@ -121,34 +145,43 @@ class _Search(Equation):
             largest = largest.clamp_min(self.equation.transport.rho)
         # Rounding of large potentials hides smaller errors.
         leeway = ROUNDING * torch.finfo(z.dtype).eps * largest / epsilon / self.rtol
-        return Sizes(error, leeway.clamp_min(1.0))
+        return Sizes(error, leeway.clamp(1.0, max(1.0, HIDDEN / self.rtol)))
 
     @torch.no_grad()
-    def solution(self, stop: Stop, start: Tensor, annealed: bool) -> Outcome:
-        """From the ``start`` where it is near, else, if ``annealed``, along a falling blur."""
-        eps = torch.finfo(start.dtype).eps
-        stop = replace(stop, rtol=max(stop.rtol, eps), atol=0.0)
+    def plan(self, z: Tensor) -> Plan:
+        """The plan of a potential."""
+        return self.equation.place(self.pairs, z).plan
+
+    def solution(self, stop: Stop, start: Tensor, guess: Guess) -> tuple[Tensor, Tensor, Tensor]:
+        """The solution, the status of each sample, and the error that is left."""
+        stop = replace(stop, rtol=max(stop.rtol, torch.finfo(start.dtype).eps), atol=0.0)
         self.rtol = stop.rtol
-        z, far = start, None
-        if annealed:
-            far = ~(self.sizes(start, self.residual(start), None).norm <= NEAR)
-            if bool(far.any()):
+        z, first = start, stop
+        if guess is Guess.NEAR:
+            first = replace(stop, max_steps=min(stop.max_steps, SOON))
+        else:
+            error, size, *_ = self.sizes(start, self.residual(start), None)
+            assert size is not None
+            if guess is Guess.SOLVED and bool((error <= stop.rtol * size).all()):
+                return start, torch.zeros_like(error, dtype=torch.long), error
+            far = ~(error <= NEAR)
+            if self.equation.anneals and bool(far.any()):
                 z = self._where(far, self._annealed(ANNEALINGS[0]), start)
-        outcome = self._by_newton(z, stop)
-        near_failed = (outcome.status != Status.CONVERGED.value) if annealed else None
-        if near_failed is not None and bool(near_failed.any()):
-            again = self._by_newton(self._annealed(ANNEALINGS[1]), stop)
-            better = near_failed & ~(again.residual >= outcome.residual)
-            outcome = replace(
-                outcome,
-                value=self._where(better, again.value, outcome.value),
-                **{n: torch.where(better, getattr(again, n), getattr(outcome, n)) for n in ("status", "residual", "absolute")},
-            )
-        z, live = self.equation.normalised(outcome.value), self.equation.at.support()
+        outcome = self._by_newton(z, first)
+        z, status, error = outcome.value, outcome.status, outcome.absolute
+        for by in ANNEALINGS if guess is Guess.NEAR else ANNEALINGS[1:]:
+            failed = status != Status.CONVERGED.value
+            if not bool(failed.any()):
+                break
+            again = self._by_newton(self._annealed(by) if self.equation.anneals else torch.zeros_like(start), stop)
+            better = failed & ~(again.absolute >= error)
+            z = self._where(better, again.value, z)
+            status, error = (torch.where(better, a, b) for a, b in ((again.status, status), (again.absolute, error)))
+        z, live = self.equation.normalised(z), self.equation.at.support()
         if bool(self.inner.everywhere((~live).any())):
             # The potential at an atom of mass zero is what the others make of it.
             z = torch.where(live, z, self.equation.image(self.pairs, z))
-        return replace(outcome, value=z, residual=outcome.absolute)
+        return z, status, error
 
     def _where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.where(self.inner.per_sample(condition).unsqueeze(-1), a, b)
@@ -236,7 +269,7 @@ class _Newton(Method[_Search]):
             # The dual objective is generalised self-concordant with the constant 1/epsilon: a damped step is safe.
             length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / equation.equation.transport.epsilon
             damping = torch.where(length > 0, torch.log1p(length) / torch.where(length > 0, length, 1.0), 1.0)
-            bold = near & fallen & (length <= BOLD).squeeze(-1)
+            bold = near & fallen
             newton = near.unsqueeze(-1) & jacobian.alive & torch.isfinite(change)
             damped = torch.where(newton, z + damping * change, following)
             following = torch.where(newton & bold.unsqueeze(-1), z + change, damped)

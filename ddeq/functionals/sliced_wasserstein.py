@@ -11,8 +11,9 @@ from torch import Tensor
 from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.directions import SlicedDiscrepancy, around, lift, project
 from ddeq.functionals.line_transport import LineTransport
-from ddeq.functionals.masses import changes, probabilities
+from ddeq.functionals.masses import changes, mass_ratio, probabilities
 from ddeq.measures import DiscreteMeasure
+from ddeq.reductions.sorted import in_sum_precision
 
 __all__ = ["SlicedWasserstein"]
 
@@ -20,7 +21,8 @@ __all__ = ["SlicedWasserstein"]
 class SlicedWasserstein(SlicedDiscrepancy):
     r"""Sliced Wasserstein distance from a target :math:`\nu`, as a mean over projections: half its square for ``p = 2``.
 
-    .. math:: F(\mu) = \frac1L \sum_{l=1}^L \tfrac1p\, W_p^p(\theta_l \cdot \mu, \theta_l \cdot \nu), \qquad
+    .. math:: F(\mu) = \frac1L \sum_{l=1}^L \min_{\pi_l} \int \tfrac1p |s - t|^p \,\mathrm d\pi_l(s, t)
+              = \frac1L \sum_l \tfrac1p\, W_p^p(\theta_l \cdot \mu, \theta_l \cdot \nu), \qquad
               \frac{\delta F}{\delta \mu}(x) = \frac1L \sum_l \phi_l(\theta_l \cdot x),
 
     .. math:: \nabla_W F(\mu)(x) = \frac1L \sum_l \phi_l'(\theta_l \cdot x)\, \theta_l, \qquad
@@ -28,7 +30,8 @@ class SlicedWasserstein(SlicedDiscrepancy):
 
     with Kantorovich potentials :math:`\phi_l` and barycentric maps :math:`T_l` between the projections (the catalogue, T3). So
     ``p = 2`` is :math:`\frac12 \mathrm{SW}_2^2`, and ``p = 1`` the mean of :math:`W_1` without a factor. It takes :math:`O(L N
-    \log N)` time and :math:`O(N)` memory. Masses must agree, and are divided out (first variations, T2).
+    \log N)` time and :math:`O(N)` memory. Masses must agree, and are transported as they are: twice the mass is twice the
+    value, with the same potentials and gradients.
 
     Parameters
     ----------
@@ -94,7 +97,7 @@ class SlicedWasserstein(SlicedDiscrepancy):
                     total = total + (change * one_way.potentials()).sum(-1)
             return total.sum(0)
 
-        return self._mean_of(value, mu).to(mu.dtype)
+        return (self._mean_of(value, mu) * in_sum_precision(self.target.mass())).to(mu.dtype)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         m = mu.n if x is None else x.shape[-2]
@@ -103,7 +106,8 @@ class SlicedWasserstein(SlicedDiscrepancy):
             transport = LineTransport.between(project(x, directions), a, project(y, directions), b, self.p)
             return transport.potentials()[..., :m].sum(0)
 
-        return self._mean_of(potentials, mu, x).to(mu.dtype) / mu.mass().unsqueeze(-1)
+        ratio = mass_ratio(mu, self.target).unsqueeze(-1)
+        return (self._mean_of(potentials, mu, x) * ratio).to(mu.dtype)
 
     def wasserstein_gradient(
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
@@ -114,7 +118,8 @@ class SlicedWasserstein(SlicedDiscrepancy):
             transport = LineTransport.between(project(x, directions), a, project(y, directions), b, self.p)
             return lift(transport.slopes()[..., :m], directions)
 
-        return self._mean_of(slopes, mu, x).to(mu.dtype) / mu.mass()[..., None, None]
+        ratio = mass_ratio(mu, self.target)[..., None, None]
+        return (self._mean_of(slopes, mu, x) * ratio).to(mu.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, p={self.p}"

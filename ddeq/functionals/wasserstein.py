@@ -1,4 +1,4 @@
-"""The exact Wasserstein distance, differentiable again."""
+"""The exact Wasserstein distance, differentiable again, with its plans, potentials and maps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.directions import around
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.exact_transport import Forest, Plan
-from ddeq.functionals.masses import changes, probabilities
-from ddeq.measures import DiscreteMeasure
+from ddeq.functionals.masses import changes, mass_ratio, probabilities
+from ddeq.measures import DiscreteMeasure, middle
+from ddeq.reductions.sorted import in_sum_precision
 
 __all__ = ["Wasserstein"]
 
@@ -26,14 +27,15 @@ __all__ = ["Wasserstein"]
 class Wasserstein(Discrepancy):
     r"""Half the squared Wasserstein distance from a target :math:`\nu`, exactly, by a linear program.
 
-    .. math:: F(\mu) = \tfrac12 W_2^2(\mu, \nu) = \min_\pi \sum_{ij} \pi_{ij}\, \tfrac12 |x_i - y_j|^2, \qquad
+    .. math:: F(\mu) = \tfrac12 W_2^2(\mu, \nu) = \min_\pi \sum_{ij} \pi_{ij}\, \tfrac12 |x_i - y_j|^2 \quad
+              \big(\textstyle\sum_j \pi_{ij} = w_i, \ \sum_i \pi_{ij} = v_j\big), \qquad
               \frac{\delta F}{\delta \mu} = \phi, \qquad \nabla_W F(\mu)(x_i) = x_i - T(x_i),
 
     with the Kantorovich potential :math:`\phi`, off the atoms its c-transform
     :math:`\phi(x) = \min_j \tfrac12 |x - y_j|^2 - \psi_j`, and the barycentric map
-    :math:`T(x_i) = \sum_j \pi_{ij} y_j / w_i` of the mass that lies at :math:`x_i`. Masses must agree, and are divided out
-    (first variations, T2): the value is that of the probabilities, and the potential and the gradient are those above divided
-    by the mass.
+    :math:`T(x_i) = \sum_j \pi_{ij} y_j / w_i` of the mass that lies at :math:`x_i`. Masses must agree, and are
+    transported as they are: twice the mass is twice the value, with the same potential and gradient. `plan`, `potentials` and
+    `transport_map` give :math:`\pi`, :math:`(\phi, \psi)` and :math:`T`.
 
     Parameters
     ----------
@@ -93,13 +95,87 @@ class Wasserstein(Discrepancy):
             change = changes(side.masses)
             if change is not None:
                 value = value + (change * side.first_variation(side.points, other)).sum(-1)
-        return value.to(mu.dtype)
+        return (value * in_sum_precision(self.target.mass())).to(mu.dtype)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         sides: tuple[_Side, _Side] = self._sides(mu)
         source, target = sides
         points = source.points if x is None else around(self._target_for(mu), places(mu, x))
-        return source.first_variation(points, target).to(mu.dtype) / mu.mass().unsqueeze(-1)
+        ratio = mass_ratio(mu, self.target).unsqueeze(-1)
+        return (source.first_variation(points, target) * ratio).to(mu.dtype)
+
+    def plan(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch n m"]:
+        r"""Optimal plan :math:`\pi`: the mass that goes from atom :math:`i` of ``mu`` to atom :math:`j` of the target.
+
+        Rows add up to the weights of ``mu``, columns to those of the target. Coincident atoms share what leaves or reaches their
+        place in proportion to their weights, so that the plan is one between measures (measure consistency, T1). Differentiable
+        in the weights of both, where it is unique; constant in the points.
+
+        Raises
+        ------
+        ValueError
+            If measures and targets do not fit, or their masses differ.
+        """
+        sides: tuple[_Side, _Side] = self._sides(mu)
+        source, target = sides
+        n, m = source.masses.shape[-1], target.masses.shape[-1]
+        between = source.flow.new_zeros(len(source.mass), m).index_put((source.arcs, target.arcs % m), source.flow)
+        rows = (between[source.place] * source.shares().unsqueeze(-1)).reshape(-1, n, m)
+        columns = (target.place % m).reshape(-1, 1, m).expand_as(rows)
+        plan = (rows.gather(-1, columns) * target.shares().reshape(-1, 1, m)).reshape(*mu.batch_shape, n, m)
+        return (plan * in_sum_precision(self.target.mass())[..., None, None]).to(mu.dtype)
+
+    def potentials(self, mu: DiscreteMeasure) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch m"]]:
+        r"""Kantorovich potentials: :math:`\phi` at the atoms of ``mu`` and :math:`\psi` at those of the target.
+
+        .. math:: \phi(x_i) + \psi(y_j) \le \tfrac12 |x_i - y_j|^2, \qquad
+                  \sum_i w_i\, \phi(x_i) + \sum_j v_j\, \psi(y_j) = F(\mu) ,
+
+        with equality where the `plan` has mass. At atoms of mass zero each is the c-transform of the other over the atoms
+        with mass, so that the inequality holds unless both atoms have none. The constant is such that :math:`\phi` has mean zero
+        under ``mu``; as a function of ``mu`` :math:`\phi` is the first variation, differentiable as that is.
+
+        Raises
+        ------
+        ValueError
+            If measures and targets do not fit, or their masses differ.
+        """
+        sides: tuple[_Side, _Side] = self._sides(mu)
+        source, target = sides
+        phi, psi = source.first_variation(source.points, target), target.first_variation(target.points, source)
+        return phi.to(mu.dtype), psi.to(mu.dtype)
+
+    def transport_map(self, mu: DiscreteMeasure, x: Float[Tensor, "*points k d"] | None = None) -> Float[Tensor, "*batch k d"]:
+        r"""Transport map :math:`T`: where mass at each point goes, :math:`T = \mathrm{id} - \nabla\phi`.
+
+        .. math:: T(x_i) = \frac1{w_i} \sum_j \pi_{ij}\, y_j, \qquad
+                  T(x) = x - \nabla\phi(x) = y_{j(x)}, \quad j(x) = \arg\min_j \tfrac12 |x - y_j|^2 - \psi_j .
+
+        At places of atoms with mass it is the barycentric map, the mean of where their mass goes; elsewhere, and at atoms of
+        mass zero, it is the atom of the target at which the c-transform is attained, and jumps from one to the next. It is the
+        point minus the Wasserstein gradient there. Differentiable in the points of the target and in the weights of both, where
+        the plan is unique.
+
+        Parameters
+        ----------
+        mu
+            The measures.
+        x
+            Points ``(*batch, k, d)``; default: the atoms of ``mu``.
+
+        Raises
+        ------
+        ValueError
+            If measures, targets and points do not fit, or masses differ.
+        """
+        sides: tuple[_Side, _Side] = self._sides(mu)
+        source, target = sides
+        nu = self._target_for(mu)
+        points = source.points if x is None else around(nu, places(mu, x))
+        same, partner = _nearest(points, source, target)
+        here, elsewhere = source.images(target)[same.clamp_min(0)], target.places[partner]
+        images = torch.where((same >= 0).unsqueeze(-1), here, elsewhere).reshape(points.shape)
+        return (images + in_sum_precision(middle(nu))).to(mu.dtype)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # linear programs cannot be traced
     def _sides(self, mu: DiscreteMeasure) -> tuple[_Side, _Side]:
@@ -123,7 +199,7 @@ class Wasserstein(Discrepancy):
             mass = torch.zeros_like(weight).index_add(0, place, weight)
             share = (weight / torch.where(mass > 0, mass, 1.0)[place]).detach().unsqueeze(-1)
             at = where.index_add(0, place, share * (points.flatten(0, -2) - where))
-            sides.append(_Side(points, masses, at, mass, tensor(arcs), tensor(joined("masses")), tensor(joined(name))))
+            sides.append(_Side(points, masses, place, at, mass, tensor(arcs), tensor(joined("masses")), tensor(joined(name))))
         source, target = sides
         # As functions of weights and points: changes that are zero, through the maps that they would follow.
         marginals = torch.cat([source.mass, target.mass])
@@ -144,6 +220,8 @@ class _Side:
     """``(*batch, n, d)``"""
     masses: Tensor
     """``(*batch, n)``"""
+    place: Tensor
+    """Number of the place of each atom, ``(atoms,)``."""
     places: Tensor
     """Where the place of each atom lies, ``(atoms, d)``: the mean of the atoms that coincide there, weighted by mass."""
     mass: Tensor
@@ -161,15 +239,23 @@ class _Side:
         x = points.flatten(0, -2)
         y = other.places[partner]
         elsewhere = 0.5 * (x - y).square().sum(-1) - other.potential[partner]
+        place = same.clamp_min(0)
+        away = x - self.places[place]
+        slope = self.places[place] - self.images(other)[place]
+        here = self.potential[place] + (away * (slope + 0.5 * away)).sum(-1)
+        return torch.where(same >= 0, here, elsewhere).reshape(points.shape[:-1])
+
+    def images(self, other: _Side) -> Tensor:
+        """Where the mass of each place goes on average, ``(atoms, d)``."""
         flow = self.flow.unsqueeze(-1)
         total = self.mass.new_zeros(len(self.mass), 1).index_add(0, self.arcs, flow)
         images = torch.zeros_like(self.places).index_add(0, self.arcs, flow * other.places[other.arcs])
-        images = images / torch.where(total > 0, total, 1.0)
-        place = same.clamp_min(0)
-        away = x - self.places[place]
-        slope = self.places[place] - images[place]
-        here = self.potential[place] + (away * (slope + 0.5 * away)).sum(-1)
-        return torch.where(same >= 0, here, elsewhere).reshape(points.shape[:-1])
+        return images / torch.where(total > 0, total, 1.0)
+
+    def shares(self) -> Tensor:
+        """Share of each atom in the mass of its place, ``(atoms,)``."""
+        mass = self.mass[self.place]
+        return self.masses.flatten() / torch.where(mass > 0, mass, 1.0)
 
 
 def _costs(source: _Side, target: _Side) -> Tensor:

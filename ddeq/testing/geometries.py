@@ -67,6 +67,7 @@ def check_geometry(
             _check_mobility(geometry, mu, rtol)
             _check_velocity(geometry, functional, mu, plain, rtol)
             _check_dissipation(geometry, functional, mu, plain)
+            _check_at(geometry, functional, mu, rtol)
 
 
 def _check_mobility(geometry: Geometry, mu: DiscreteMeasure, rtol: float) -> None:
@@ -173,3 +174,22 @@ def _check_dissipation(geometry: Geometry, functional: Functional, mu: DiscreteM
     up, down = (functional(mu.with_points(mu.points + s * velocity)) for s in (h, -h))
     law = "dissipation (T10): it is not the rate at which the energy falls along the velocity"
     assert_close(rate, (down - up) / (2 * h), law, rtol=1e-5, scale=size + 1e-3)
+
+
+def _check_at(geometry: Geometry, functional: Functional, mu: DiscreteMeasure, rtol: float) -> None:
+    """The geometry that is prepared for a measure is the same there, and a known velocity gives the same rate."""
+    with stated("at"):
+        here = geometry.at(mu)
+    if not isinstance(here, Geometry):
+        raise AssertionError(f"at: expected a Geometry, got {type(here).__name__}")
+    velocity, field = geometry.velocity(functional, mu), functional.wasserstein_gradient(mu)
+    law = f"at: {type(geometry).__name__}.at(mu) is another geometry at mu than {type(geometry).__name__}: "
+    assert_close(here.velocity(functional, mu), velocity, law + "its velocity differs", rtol=rtol)
+    assert_close(here.mobility(mu)(field), geometry.mobility(mu)(field), law + "its mobility differs", rtol=rtol)
+    rate = geometry.dissipation(functional, mu)
+    assert_close(here.dissipation(functional, mu), rate, law + "its dissipation differs", rtol=rtol)
+    with stated("slope"):
+        slope = geometry.slope(functional, mu, velocity)
+    inner = InnerProduct.of(mu.points, mu.weights)
+    size = inner.norm(field) * inner.norm(velocity)
+    assert_close(slope, rate, "slope: it is not the dissipation where the velocity is known", scale=size, rtol=rtol)

@@ -56,9 +56,10 @@ def test_divergence_from_a_gaussian():
 
 
 @pytest.mark.theorem("T15")
-def test_the_movement_is_the_wasserstein_distance():
-    """Atoms stay coupled to themselves, and at the minimiser this is the optimal coupling."""
-    mu = cloud(12, scale=2.0)
+@pytest.mark.parametrize("mass", [1.0, 2.5])
+def test_the_movement_is_the_wasserstein_distance(mass):
+    """Atoms stay coupled to themselves, and at the minimiser this is the optimal coupling; of the mass as it is."""
+    mu = mass * cloud(12, scale=2.0)
     end = flow(MMD(TARGET, Gaussian(1.5)), mu, stepper=Proximal(2.0), steps=1).measure
     movement = 0.5 * (mu.weights * (end.points - mu.points).square().sum(-1)).sum()
     assert_close(movement, Wasserstein(mu)(end), rtol=1e-10)

@@ -6,7 +6,7 @@ from hypothesis import given
 from landscapes import DOUBLE, FEW, cloud, quadratic
 
 from ddeq import DiscreteMeasure, flow
-from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stein
+from ddeq.flows import AdaptiveEuler, Euler, Heun, Nesterov, Proximal, Stein, stein
 from ddeq.functionals import KSD, MMD, Entropy, KLDivergence, PotentialEnergy
 from ddeq.iteration import Stop
 from ddeq.kernels import IMQ, Gaussian, Matern, Polynomial, median_bandwidth
@@ -95,6 +95,28 @@ def test_the_median_is_that_of_each_measure():
     for i in range(2):
         assert_close(Stein().velocity(F, mu)[i], Stein(Gaussian(median_bandwidth(mu[i]))).velocity(F, mu[i]))
     assert torch.isfinite(Stein().velocity(F, DiscreteMeasure(torch.zeros(3, 2, dtype=DOUBLE)))).all()
+
+
+def test_the_kernel_is_found_once_for_each_measure(monkeypatch):
+    """A step's velocity finds it, and so does each record; descent along a known velocity does not."""
+    found = []
+
+    def counted(mu, **options):
+        found.append(mu.points)
+        return median_bandwidth(mu, **options)
+
+    monkeypatch.setattr(stein, "median_bandwidth", counted)
+    divergence, mmd = KLDivergence(log_density, 0.3), MMD(cloud(4, seed=3), Gaussian(1.0))
+    velocities, records = 6, 2
+    for functional, stepper in ((divergence, Euler(0.1)), (mmd, Euler(0.1)), (mmd, AdaptiveEuler())):
+        found.clear()
+        flow(functional, cloud(5), geometry=Stein(), stepper=stepper, steps=5, record=5)
+        assert len(found) == velocities + records
+    here = Stein().at(cloud(5))
+    found.clear()
+    here.velocity(divergence, cloud(5)), here.mobility(cloud(5)), here.dissipation(divergence, cloud(5))
+    assert not found
+    assert Stein(here.kernel).at(cloud(6)).kernel is here.kernel
 
 
 @pytest.mark.theorem("T17")

@@ -158,7 +158,7 @@ def test_directions_one_by_one_give_the_same_derivatives(make, monkeypatch):
             results += [value, *first, *second]
     half = len(results) // 2
     for one_by_one, together in zip(results[:half], results[half:], strict=True):
-        assert_close(one_by_one, together, scale=1e-3)
+        assert_close(one_by_one, together, scale=1.0)  # terms of size one that may cancel
 
 
 def test_gradients_reach_directions(make):

@@ -66,6 +66,22 @@ def test_metric_between_point_masses():
     assert Wasserstein(y)(x).dtype == torch.float32
 
 
+@pytest.mark.theorem("T2")
+def test_masses_are_transported_as_they_are():
+    """Twice the mass is twice the value, with the same potential and gradient; 3 units of mass moved by 2 cost 6."""
+    mu, nu, x = measure(5), measure(7, seed=1), measure(3, seed=2).points
+    one, three = Wasserstein(nu), Wasserstein(3.0 * nu)
+    assert_close(three(3.0 * mu), 3.0 * one(mu))
+    for at in (None, x):
+        assert_close(three.wasserstein_gradient(3.0 * mu, at), one.wasserstein_gradient(mu, at))
+        assert_close(three.first_variation(3.0 * mu, at), one.first_variation(mu, at))
+    here, there = (3.0 * DiscreteMeasure(torch.tensor([[z]])) for z in (0.0, 2.0))
+    assert Wasserstein(there)(here).item() == pytest.approx(6.0)
+    each = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    batch, targets = each * mu.expand(2), each * nu.expand(2)
+    assert_close(Wasserstein(targets)(batch), each * one(mu))
+
+
 # --- laws ---
 
 
@@ -153,7 +169,8 @@ def test_gradient_is_the_distance_to_the_barycentric_map():
 
 
 def build(x, w, y, v):
-    return DiscreteMeasure(x, w / w.sum()), Wasserstein(DiscreteMeasure(y, v / v.sum()))
+    """Of the mass of the target, so that changes of its weights change that too."""
+    return DiscreteMeasure(x, w * (v.sum() / w.sum())), Wasserstein(DiscreteMeasure(y, v))
 
 
 def value(x, w, y, v):
@@ -178,19 +195,19 @@ def potential_elsewhere(x, w, y, v):
     return f - f[0]
 
 
-def inputs(seed=0):
-    mu, nu = measure(4, seed=seed), measure(5, seed=seed + 10)
+def inputs(seed=0, mass=1.0):
+    mu, nu = measure(4, seed=seed), mass * measure(5, seed=seed + 10)
     return [t.clone().requires_grad_() for t in (mu.points, mu.weights, nu.points, nu.weights)]
 
 
 @pytest.mark.theorem("T3")
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "mass"), [(0, 1.0), (1, 2.5)])
 @pytest.mark.parametrize("function", [value, gradient, potential, potential_elsewhere])
-def test_derivatives_by_finite_differences(function, seed):
+def test_derivatives_by_finite_differences(function, seed, mass):
     """In points and weights of both measures: of the potential in the points too, through the tree of the plan."""
-    assert torch.autograd.gradcheck(function, inputs(seed))
+    assert torch.autograd.gradcheck(function, inputs(seed, mass))
     if function in (value, gradient):
-        assert torch.autograd.gradgradcheck(function, inputs(seed))
+        assert torch.autograd.gradgradcheck(function, inputs(seed, mass))
 
 
 def test_hessian_in_every_mode():

@@ -326,9 +326,9 @@ class TestMetric:
         assert solution.residual.abs() < 1e-6
         assert fixed_point(pointwise(torch.neg), mu, solver=Picard()).residual == pytest.approx(2.0, rel=1e-3)
 
-    @given(mu=measures(offsets=(0.0,), scales=(1.0,)))
-    def test_with_transport_it_is_at_most_the_index_coupled_residual(self, mu):
-        stop = Stop(rtol=1e-9, max_steps=0)
+    @given(mu=measures(offsets=(0.0,), scales=(1.0,)), mass=st.sampled_from([0.1, 1.0, 3.0]))
+    def test_with_transport_it_is_at_most_the_index_coupled_residual(self, mu, mass):
+        mu, stop = mass * mu, Stop(rtol=1e-9, max_steps=0)
         by_index, by_measure = (
             fixed_point(mean_field, mu, 0.5, 0.3, stop=s).residual
             for s in (stop, Stop(rtol=1e-9, max_steps=0, metric=Wasserstein))
@@ -353,6 +353,8 @@ class TestMetric:
         assert_close(torch.cdist(x, x).sum(), torch.tensor(6 * 3**0.5, dtype=dtype), rtol=1e-3)
         mixed = fixed_point(self.CYCLE, start, solver=Picard(0.5), stop=stop)
         assert mixed.measure.points.norm(dim=-1).max() < 1e-3
+        heavy = fixed_point(self.CYCLE, 3.0 * start, solver=Picard(0.5, coupling="optimal"), stop=stop)
+        assert_close(heavy.measure.points[:3], x, rtol=1e-4)  # the map does not see the mass
 
     @given(mu=measures(min_atoms=2, offsets=(0.0,), scales=(1.0,)))
     def test_coupled_steps_keep_coincident_atoms_together(self, mu):

@@ -28,6 +28,7 @@ def test_geometries_of_the_library_pass(geometry):
 
 def test_with_an_entropy_that_is_replaced():
     check_geometry(Stein(Gaussian(1.0)), KLDivergence(log_density, 0.7))
+    check_geometry(Stein(), KLDivergence(log_density, 0.7))
     check_geometry(Wasserstein(), KLDivergence(log_density, 0.7))
 
 
@@ -106,6 +107,18 @@ class WrongRate(Plain):
 
 
 @dataclass(frozen=True)
+class OtherThere(Plain):
+    def at(self, mu):
+        return OtherThere(self.factor + 1.0)
+
+
+@dataclass(frozen=True)
+class WrongSlope(Plain):
+    def slope(self, functional, mu, velocity):
+        return super().slope(functional, mu, velocity) / self.factor
+
+
+@dataclass(frozen=True)
 class CountsAtoms(Plain):
     def mobility(self, mu):
         return lambda force: force / mu.n
@@ -146,6 +159,8 @@ class DuckTyped:
         (OtherVelocity(), "velocity: it is not the mobility of minus"),
         (WrongElsewhere(), "velocity: at points that are the atoms"),
         (WrongRate(), r"dissipation \(T10\)"),
+        (OtherThere(), r"at: OtherThere.at\(mu\) is another geometry at mu than OtherThere: its velocity differs"),
+        (WrongSlope(), "slope: it is not the dissipation where the velocity is known"),
         (CountsAtoms(), r"measure consistency \(T1\): splitting"),
         (LooksAtTheBatch(), "one measure at a time"),
         (WritesIntoTheField(), "purity: the mobility changes"),
