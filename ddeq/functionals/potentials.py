@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddeq.functionals.cells import Cells
 from ddeq.functionals.entropic import EntropicTransport
+from ddeq.functionals.pairs import pairs_of
 from ddeq.functionals.plans import Pairs, Plan
 from ddeq.iteration import (
     AdjointWarning,
@@ -143,11 +144,11 @@ class _BetweenJacobian(Jacobian):
         return (self.masses * torch.where(self.alive, a, 0.0)).sum(-1, keepdim=True) / self.masses.sum(-1, keepdim=True)
 
     def prepare(self) -> None:
-        sums = None if self._cells is None else self.plan.summed(self._cells.labels, self._cells.count)
-        if self._cells is None or sums is None:
+        if self._cells is None:
             return
-        masses = self._cells.sums(self.masses)
-        matrix = torch.diag_embed(masses) - self.tau**2 * sums.mT @ (self._rows.unsqueeze(-1) * sums)
+        sums, rows = self.plan.summed(self._cells, self._rows)
+        masses = (rows.unsqueeze(-1) * sums).sum(-2)
+        matrix = torch.diag_embed(masses) - self.tau**2 * sums.mT @ (rows.unsqueeze(-1) * sums)
         # Constants need no solve, and would leave the matrix singular.
         matrix = matrix + masses.unsqueeze(-1) * masses.unsqueeze(-2) / masses.sum(-1, keepdim=True).unsqueeze(-1)
         self._scale = torch.where(masses > 0, masses, 1.0).rsqrt()
@@ -212,16 +213,12 @@ class PotentialEquation(Equation):
         """Relative residual of the linear equations of derivatives."""
 
     @abstractmethod
-    def place(self, pairs: Pairs, z: Tensor) -> Place:
-        """What the potential ``z`` makes of the plan."""
+    def place(self, pairs: Pairs, z: Tensor, *, rtol: float = 0.0) -> Place:
+        """What the potential ``z`` makes of the plan, with a relative error of ``rtol``."""
 
     @abstractmethod
     def jacobian(self, place: Place, cells: Cells | None, *, rough: bool = False) -> Jacobian:
         """Minus the derivative of the residual there; ``rough``: three digits are enough."""
-
-    @abstractmethod
-    def image(self, pairs: Pairs, z: Tensor) -> Tensor:
-        """The image of ``z`` under Sinkhorn's iteration at all atoms, those of mass zero included; no derivatives."""
 
     @abstractmethod
     def at_blur(self, blur: float) -> PotentialEquation:
@@ -237,9 +234,9 @@ class PotentialEquation(Equation):
 
     def pairs(self) -> Pairs:
         """The pairs of both measures, of which the second is `at`."""
-        return Pairs.of(self.other.detach(), self.at.detach())
+        return pairs_of(self.other.detach(), self.at.detach())
 
-    def cells(self) -> Cells | None:
+    def cells(self, pairs: Pairs) -> Cells | None:
         """Cells of the atoms on which what is slow is corrected."""
         return None
 
@@ -274,9 +271,9 @@ class Between(PotentialEquation):
         f = self.transport.transform(z, unchecked(y, v), x)
         return self.transport.transform(f, unchecked(x, w), y) - z
 
-    def place(self, pairs: Pairs, z: Tensor) -> Place:
+    def place(self, pairs: Pairs, z: Tensor, *, rtol: float = 0.0) -> Place:
         transport, live = self.transport, self.at.support()
-        plan = pairs.plan(transport, z)
+        plan = pairs.plan(transport, z, rtol=rtol)
         masses = plan.transposed(self.other.weights * transport.marginal(plan.f))
         lost = live & (masses < LOST)
         logarithm = torch.where(live & ~lost, masses / torch.where(live, self.at.weights, 1.0), 1.0).log()
@@ -301,10 +298,8 @@ class Between(PotentialEquation):
         rows = self.other.weights * self.transport.marginal(place.plan.f)
         return _BetweenJacobian(self.transport, place, rough, rows, cells)
 
-    def cells(self) -> Cells | None:
-        if self.inner.is_sharded:
-            return None
-        return Cells.of(self.at.detach(), FEW if self.at.n <= FEW else CELLS)
+    def cells(self, pairs: Pairs) -> Cells | None:
+        return pairs.cells(FEW if self.at.n <= FEW else CELLS)
 
     def at_blur(self, blur: float) -> Between:
         return Between(EntropicTransport(blur, self.transport.reach), *(t.detach() for t in self.tensors))
@@ -324,9 +319,6 @@ class Between(PotentialEquation):
         live = torch.where(self.at.support(), z, 0.0)
         return z - ((self.at.weights * live).sum(-1) / self.at.mass()).unsqueeze(-1)
 
-    def image(self, pairs: Pairs, z: Tensor) -> Tensor:
-        return pairs.columns(self.transport, pairs.plan(self.transport, z).f)
-
 
 class Within(PotentialEquation):
     """The potential of a measure and itself."""
@@ -341,18 +333,15 @@ class Within(PotentialEquation):
         x, w = tensors or self.tensors
         return self.transport.transform(z, unchecked(x, w), x) - z
 
-    def place(self, pairs: Pairs, z: Tensor) -> Place:
+    def place(self, pairs: Pairs, z: Tensor, *, rtol: float = 0.0) -> Place:
         live, transport = self.at.support(), self.transport
-        plan = pairs.plan(transport, z)
+        plan = pairs.plan(transport, z, rtol=rtol)
         exponents = torch.where(live, z - plan.f / transport.tau, 0.0) / transport.epsilon
         residual = torch.where(live, plan.f - z, 0.0)
         return Place(plan, self.at.weights * exponents.exp(), residual, torch.zeros_like(z[..., :1]))
 
     def jacobian(self, place: Place, cells: Cells | None, *, rough: bool = False) -> Jacobian:
         return _WithinJacobian(self.transport, place, rough)
-
-    def image(self, pairs: Pairs, z: Tensor) -> Tensor:
-        return pairs.plan(self.transport, z).f
 
     def at_blur(self, blur: float) -> Within:
         return Within(EntropicTransport(blur, self.transport.reach), *(t.detach() for t in self.tensors))
@@ -374,7 +363,8 @@ class _Derivatives(LinearSolver):
     @cached_property
     def _jacobian(self) -> Jacobian:
         equation = self._equation.at_blur(self._equation.transport.blur)
-        jacobian = equation.jacobian(equation.place(equation.pairs(), self._z), equation.cells())
+        pairs = equation.pairs()
+        jacobian = equation.jacobian(equation.place(pairs, self._z), equation.cells(pairs))
         jacobian.prepare()
         return jacobian
 

@@ -127,10 +127,11 @@ class _Search(Equation):
     @classmethod
     def of(cls, equation: PotentialEquation) -> _Search:
         equation = equation.at_blur(equation.transport.blur)
-        return cls(equation, equation.pairs(), equation.cells())
+        pairs = equation.pairs()
+        return cls(equation, pairs, equation.cells(pairs))
 
     def evaluated(self, z: Tensor) -> tuple[Tensor, Place]:
-        place = self.equation.place(self.pairs, z)
+        place = self.equation.place(self.pairs, z, rtol=self.rtol)
         return place.residual + self.equation.transport.tau**2 * place.shift, place
 
     def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ class _Search(Equation):
     @torch.no_grad()
     def plan(self, z: Tensor) -> Plan:
         """The plan of a potential."""
-        return self.equation.place(self.pairs, z).plan
+        return self.equation.place(self.pairs, z, rtol=self.rtol).plan
 
     def solution(self, stop: Stop, start: Tensor, guess: Guess) -> tuple[Tensor, Tensor, Tensor]:
         """The solution, the status of each sample, and the error that is left."""
@@ -180,7 +181,7 @@ class _Search(Equation):
         z, live = self.equation.normalised(z), self.equation.at.support()
         if bool(self.inner.everywhere((~live).any())):
             # The potential at an atom of mass zero is what the others make of it.
-            z = torch.where(live, z, self.equation.image(self.pairs, z))
+            z = torch.where(live, z, z + self.equation.residual(z))
         return z, status, error
 
     def _where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
