@@ -190,7 +190,9 @@ class _BlockPlan(Plan):
     def transposed(self, a: Tensor) -> Tensor:
         laid_out = self._rows.laid_out(a.to(self._sums.dtype)) / self._sums
         products = torch.bmm(laid_out[self._i].unsqueeze(-2), self._blocks).squeeze(-2)
-        return self._columns.collected(self._weights * self._gathered(products, self._j, len(self._columns.members))).to(self._out)
+        return self._columns.collected(self._weights * self._gathered(products, self._j, len(self._columns.members))).to(
+            self._out
+        )
 
     def summed(self, cells: Cells, r: Tensor) -> tuple[Tensor, Tensor]:
         each, size = torch.bmm(self._blocks, self._weights[self._j].unsqueeze(-1)).squeeze(-1), self._sums.shape[-1]

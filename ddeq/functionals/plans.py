@@ -125,9 +125,7 @@ class _StoredPlan(Plan):
         if self._exponentials.numel() < SINGLE_FROM or self._exponentials.dtype == torch.float32:
             return self
         other = copy.copy(self)
-        other._exponentials, other._weights, other._sums = (
-            t.float() for t in (self._exponentials, self._weights, self._sums)
-        )
+        other._exponentials, other._weights, other._sums = (t.float() for t in (self._exponentials, self._weights, self._sums))
         other.eps = torch.finfo(torch.float32).eps
         return other
 
@@ -142,10 +140,6 @@ class _StoredPlan(Plan):
     def transposed(self, a: Tensor) -> Tensor:
         product = self._times(self._exponentials.mT, a.to(self._sums.dtype) / self._sums)
         return (self._weights * product).to(self._out)
-
-    def rough(self) -> Plan:
-        """The plan in single precision, where that is faster and leaves three digits of the products."""
-        return self
 
     def summed(self, cells: Cells, r: Tensor) -> tuple[Tensor, Tensor]:
         weighted = self._exponentials * self._weights.unsqueeze(-2)
@@ -205,7 +199,9 @@ class _SummedPlan(Plan):
     def transposed(self, a: Tensor) -> Tensor:
         rows = torch.cat([self._nu.points, -self._at_nu], -1)
         columns = torch.cat([self._mu.points, self._at_mu], -1)
-        return self._nu.weights.to(self._out) * self._sum(rows, columns, torch.ones_like(self._mu.weights), a.unsqueeze(-1)).squeeze(-1)
+        return self._nu.weights.to(self._out) * self._sum(
+            rows, columns, torch.ones_like(self._mu.weights), a.unsqueeze(-1)
+        ).squeeze(-1)
 
     def _sum(self, rows: Tensor, columns: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         return integrate_kernel(self._kernel, rows, unchecked(columns, weights), values.to(rows.dtype)).to(self._out)

@@ -190,7 +190,9 @@ def iterate(
             if residual.requires_grad:  # the method records its own
                 check_can_be_recorded(method)
                 image = changes = None
-            at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, image, changes, stop.max_steps, made)
+            at = Iterate(
+                now.value, residual, norm, size, first + step, draw, previous, energy, image, changes, stop.max_steps, made
+            )
             if metric is None:
                 seen = Measured(norm / size if converging else norm, norm, None, relative_to)
             else:
