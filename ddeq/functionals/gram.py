@@ -124,10 +124,14 @@ class RegularizedSystem:
         x, rest = best, right
         for _ in range(PASSES):
             x = x + self.solve_once(rest, transposed)
-            rest = right - self.regularization * x - self._product(x, transposed)
-            size = right.abs() + self.regularization * x.abs() + self._product(x.abs(), transposed)  # of what is added up
+            multiple = self.regularization * x
+            rest = right - multiple - self._product(x, transposed)
+            left = rest.abs().amax(-1, keepdim=True)
+            if bool((left <= AIM * eps * torch.maximum(right.abs(), multiple.abs()).amax(-1, keepdim=True)).all()):
+                return x
+            size = right.abs() + multiple.abs() + self._product(x.abs(), transposed)  # of what is added up
             size = size.amax(-1, keepdim=True)
-            residual = rest.abs().amax(-1, keepdim=True) / torch.where(size > 0, size, 1.0)
+            residual = left / torch.where(size > 0, size, 1.0)
             better = residual < least
             best, least = torch.where(better, x, best), torch.where(better, residual, least)
             if bool(((residual <= AIM * eps) | ~better).all()):
@@ -144,9 +148,8 @@ class RegularizedSystem:
     def _product(self, x: Tensor, transposed: bool) -> Tensor:
         return self.density * self.gram.product(x) if transposed else self.gram.product(self.density * x)
 
-    @torch.no_grad()
     def solve_once(self, right: Tensor, transposed: bool = False) -> Tensor:
-        """`solve`, but for what rounding leaves of it."""
+        """`solve`, but for what rounding leaves of it; under ``torch.no_grad``."""
         if transposed:
             return (right - self._root * self._symmetric(self._root * self.gram.product(right))) / self.regularization
         return (right - self.gram.product(self._root * self._symmetric(self._root * right))) / self.regularization

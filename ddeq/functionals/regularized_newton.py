@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -84,16 +85,15 @@ class RegularizedTarget(Cached):
         return RegularizedTarget(self.gram.rows(keep), embedded, None if self.system is None else self.system.rows(keep))
 
 
-@torch.no_grad()
 def solve_dual(
     divergence: Penalty,
     target: RegularizedTarget,
     weights: Tensor,
     right: Tensor,
     regularization: Tensor,
-    start: Tensor | None = None,
+    starts: Sequence[Tensor] = (),
 ) -> Tensor:
-    """The solution ``u`` of ``right - regularization * u - K (weights * density(u)) = 0``, ``(*batch, m)``.
+    """The solution ``u`` of ``right - regularization * u - K (weights * density(u)) = 0``, under ``torch.no_grad``.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ def solve_dual(
         The density, and the Gram matrix ``K``.
     weights, right, regularization
         ``(*batch, m)``, ``(*batch, m)`` and ``(*batch, 1)``.
-    start
-        A guess of the solution; it is taken for the samples for which it is better than zero.
+    starts
+        Guesses of the solution; each sample takes the best of them and zero.
 
     Warns
     -----
@@ -115,7 +115,7 @@ def solve_dual(
     eps = torch.finfo(right.dtype).eps
     stop = replace(STOP, rtol=eps * (8 + right.shape[-1] ** 0.5))
     # While the density is far from its own the residual may rise for long: patience.
-    outcome = iterate(equation, stop, z=equation.first(start), method=_Newton(stop.rtol), patient=True)
+    outcome = iterate(equation, stop, z=equation.best(starts), method=_Newton(stop.rtol), patient=True)
     failed = (outcome.status != Status.CONVERGED.value) & (outcome.residual > 1e4 * eps)
     if bool(failed.any()):
         text = (
@@ -137,12 +137,17 @@ class _DensityEquation(Equation):
         self.inner = InnerProduct(weights, dims=1)
         self.removable = right.ndim > 1 and self.gram.matrix is not None
 
-    def first(self, guess: Tensor | None) -> Tensor:
-        """The guess where its residual is smaller than that of zero, and zero elsewhere."""
-        if guess is None:
-            return torch.zeros_like(self.right)
-        fits = _largest(self.residual(guess)) <= _largest(self.right - self.target.embedded)
-        return torch.where(fits.unsqueeze(-1), guess, 0.0)
+    def best(self, guesses: Sequence[Tensor]) -> Tensor:
+        """The guess of least residual, or zero."""
+        found = torch.zeros_like(self.right)
+        if not guesses:
+            return found
+        least = _largest(self.right - self.target.embedded)
+        for guess in guesses:
+            left = _largest(self.residual(guess))
+            found = torch.where((left <= least).unsqueeze(-1), guess, found)
+            least = torch.fmin(left, least)
+        return found
 
     def masses(self, z: Tensor) -> Tensor:
         """What the density of ``z`` makes of the weights."""
