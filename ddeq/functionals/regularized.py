@@ -101,7 +101,7 @@ class RegularizedDivergence(Discrepancy):
     ) -> tuple[RegularizedDivergence, Any]:
         guesses: tuple[Tensor, ...]
         guesses, target = ((), None) if memory is None else memory
-        if target is None and not self._is_differentiated():
+        if target is None and not self._is_differentiated(mu):
             target = self._of_target(mu)
         found = self._solved(mu, target, guesses, with_gradients=True)
         further = 2.0 * found.u - guesses[0] if guesses else found.u  # where it leads if it goes on like that
@@ -182,7 +182,7 @@ class RegularizedDivergence(Discrepancy):
         prepared = self._prepared_for(mu)
         target = prepared.target if prepared is not None and prepared.reusable else None
         if torch.is_grad_enabled() and (
-            mu.points.requires_grad or mu.weights.requires_grad or (target is None and self._is_differentiated())
+            mu.points.requires_grad or mu.weights.requires_grad or (target is None and self._is_differentiated(mu))
         ):
             return None
         if prepared is not None and prepared.is_at(mu):
@@ -204,18 +204,19 @@ class RegularizedDivergence(Discrepancy):
         found = Known.at(mu, self, self.kernel, nu, regularization, of_target, starts, with_gradients=with_gradients)
         return found if target is None else replace(found, reusable=True)
 
-    def _is_differentiated(self) -> bool:
+    def _is_differentiated(self, mu: DiscreteMeasure) -> bool:
         """Whether a derivative in the target, the kernel or the regularization may be asked for."""
         if any(t.requires_grad for t in (*self.parameters(), *self.buffers())):
             return True
         with torch.enable_grad():  # what a kernel of one's own captures
-            point = self.target.points[..., :1, :]
+            point = self._target_for(mu).points[..., :1, :]
             return bool(self.kernel(point, point).requires_grad)
 
     @torch.no_grad()
     def _of_target(self, mu: DiscreteMeasure) -> RegularizedTarget:
-        """What all solves share; one for all measures where target and regularization are."""
+        """What all solves share; one for all measures where target, kernel and regularization are."""
         nu, regularization = self._target_for(mu), self._regularization_for(mu).unsqueeze(-1)
-        if not self.target.batch_shape and not isinstance(self.regularization, Tensor):
+        held = (*self.kernel.parameters(), *self.kernel.buffers())
+        if not (self.target.batch_shape or isinstance(self.regularization, Tensor) or any(t.ndim for t in held)):
             nu, regularization = self.target, regularization[(0,) * len(mu.batch_shape)]
         return RegularizedTarget.of(self, Gram.of(self.kernel, nu.points), nu.weights, regularization)
