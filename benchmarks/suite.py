@@ -36,6 +36,7 @@ SHORT = {
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
     "equilibrium": ["--repeats", "2"],
     "lbfgs": ["--repeats", "1"],
+    "regularized": ["--rounds", "3"],
     "overhead": ["--repeats", "15"],
     "classics": ["--seeds", "2"],
     "profiling": ["--rounds", "1", "--repeats", "5"],

@@ -167,7 +167,7 @@ class RegularizedSystem:
             rtol = torch.finfo(right.dtype).eps ** 0.6
             return conjugate_gradients(operator, right, rtol=rtol, max_steps=MOST_PRODUCTS).x
         if self._factor is None:
-            scaled = self._root.unsqueeze(-1) * matrix * self._root.unsqueeze(-2)
+            scaled = (self._root.unsqueeze(-1) * matrix).mul_(self._root.unsqueeze(-2))
             scaled.diagonal(dim1=-2, dim2=-1).add_(self.regularization)
             self._factor, info = torch.linalg.cholesky_ex(scaled)
             if bool((info > 0).any()):
