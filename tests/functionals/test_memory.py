@@ -250,6 +250,14 @@ def test_another_functional_goes_on_without_the_memory():
     expected = flow(divergences()["sum"], first.measure, steps=2, record=2).measure.points
     assert_close(found, expected)
 
+    class Number(Robust):
+        def prepare(self, mu, memory, step, generator):
+            return self, mu.mass()
+
+    one = flow(Number(), START[0], steps=1)  # whose memory is a single number
+    assert_close(flow(MMD(TARGET), one, steps=1).measure.points, flow(MMD(TARGET), one.measure, steps=1).measure.points)
+    assert flow(Robust(), one, steps=1).remains.of_functional[0].shape == (2,)
+
 
 @pytest.mark.parametrize("name", ["kale", "drmmd, a target for each", "kale, numbers for each", "sum", "one's own"])
 def test_samples_that_have_finished_leave_with_their_memory(name):
@@ -301,6 +309,16 @@ def test_targets_get_their_derivatives():
         return torch.autograd.grad(end.points.square().sum(), points)[0]
 
     assert_close(slope(False), slope(True), rtol=1e-8)
+
+
+def test_derivatives_of_equilibria_are_those_without_a_memory():
+    def slope(cold):
+        points = TARGET.points.clone().requires_grad_()
+        F = KALE(DiscreteMeasure(points), Gaussian(1.5), 1.0) + PotentialEnergy(lambda x: 0.1 * x.square().sum(-1))
+        end = equilibrium(Cold(F) if cold else F, DiscreteMeasure(cloud(2, 3, seed=4)), stop=Stop(rtol=1e-9)).measure
+        return torch.autograd.grad(end.points.square().sum(), points)[0]
+
+    assert_close(slope(False), slope(True), rtol=1e-6)
 
 
 @pytest.mark.parametrize("divergence", [KALE, DrMMD])
