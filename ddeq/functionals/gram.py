@@ -48,7 +48,7 @@ class Gram:
     def of(cls, kernel: Kernel, points: Tensor) -> Gram:
         """The matrix of ``points`` ``(*batch, m, d)``, stored where it stays within `ddeq.reductions.block_size`."""
         points = points.detach()
-        if not blocks_are_below(points.shape[:-1].numel() * points.shape[-2]):
+        if cls.is_stored(points):
             with torch.no_grad():
                 return cls.stored(kernel(points, points))
         ones = unchecked(points, torch.ones_like(points[..., 0]))
@@ -59,6 +59,11 @@ class Gram:
             return integrate_kernel(kernel, x, ones, values.unsqueeze(-1)).squeeze(-1)
 
         return cls(product, None)
+
+    @staticmethod
+    def is_stored(points: Tensor) -> bool:
+        """Whether the matrix of ``points`` is stored."""
+        return not blocks_are_below(points.shape[:-1].numel() * points.shape[-2])
 
     @classmethod
     def stored(cls, matrix: Tensor) -> Gram:

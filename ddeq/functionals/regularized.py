@@ -101,7 +101,7 @@ class RegularizedDivergence(Discrepancy):
     ) -> tuple[RegularizedDivergence, Any]:
         guesses: tuple[Tensor, ...]
         guesses, target = ((), None) if memory is None else memory
-        if target is None and not self._is_differentiated(mu):
+        if target is None and not self._is_differentiated(mu) and Gram.is_stored(self._target_for(mu).points):
             target = self._of_target(mu)
         found = self._solved(mu, target, guesses, with_gradients=True)
         further = 2.0 * found.u - guesses[0] if guesses else found.u  # where it leads if it goes on like that
@@ -170,7 +170,7 @@ class RegularizedDivergence(Discrepancy):
         starts: tuple[Tensor, ...] = ()
         known: Tensor | None = None
         if prepared is not None and not under_transforms():
-            target, starts = prepared.target if prepared.reusable else None, (prepared.u,)
+            target, starts = prepared.target, (prepared.u,)
             known = prepared.u if prepared.is_at(mu) else None
         u: Tensor = equation.solution(target, starts, known)
         return u
@@ -180,7 +180,7 @@ class RegularizedDivergence(Discrepancy):
         if under_transforms() or torch.compiler.is_compiling():
             return None
         prepared = self._prepared_for(mu)
-        target = prepared.target if prepared is not None and prepared.reusable else None
+        target = None if prepared is None else prepared.target
         if torch.is_grad_enabled() and (
             mu.points.requires_grad or mu.weights.requires_grad or (target is None and self._is_differentiated(mu))
         ):
@@ -202,7 +202,7 @@ class RegularizedDivergence(Discrepancy):
         nu, regularization = self._target_for(mu), self._regularization_for(mu).unsqueeze(-1)
         of_target = self._of_target(mu) if target is None else target
         found = Known.at(mu, self, self.kernel, nu, regularization, of_target, starts, with_gradients=with_gradients)
-        return found if target is None else replace(found, reusable=True)
+        return found if target is not None else replace(found, target=None)
 
     def _is_differentiated(self, mu: DiscreteMeasure) -> bool:
         """Whether a derivative in the target, the kernel or the regularization may be asked for."""

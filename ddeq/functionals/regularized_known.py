@@ -29,16 +29,14 @@ class Known(Cached):
     """The solution, ``(*batch, m)``."""
     right: Tensor
     """The right-hand side of its equation, ``(*batch, m)``."""
-    target: RegularizedTarget
-    """What belongs to the target alone."""
+    target: RegularizedTarget | None
+    """What belongs to the target alone, where it stays as it is."""
     potential: Tensor | None
     """The kernel integrated against ``mu`` at its atoms, ``(*batch, n)``, where it was found with its gradient."""
     gradient: Tensor | None
     """That gradient, ``(*batch, n, d)``."""
     slopes: Slopes | None
     """The slopes of the kernel between the atoms of ``mu`` and of the target, likewise."""
-    reusable: bool = False
-    """Whether what belongs to the target stays as it is, because nothing that it depends on requires grad."""
 
     @classmethod
     def at(
@@ -88,5 +86,6 @@ class Known(Cached):
         for name, value in chosen.items():
             if isinstance(value, Tensor):
                 chosen[name] = value[keep]
-        parts = {"target": self.target.rows(keep), "slopes": None if self.slopes is None else self.slopes.rows(keep)}
-        return Known(**chosen | parts | {"mu": self.mu[keep]})
+        for name, part in (("target", self.target), ("slopes", self.slopes)):
+            chosen[name] = None if part is None else part.rows(keep)
+        return Known(**chosen | {"mu": self.mu[keep]})

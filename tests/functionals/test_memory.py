@@ -24,7 +24,7 @@ from ddeq.functionals import KALE, MMD, Cached, DrMMD, PotentialEnergy
 from ddeq.functionals.gram import Gram
 from ddeq.iteration import Stop, Unrolled
 from ddeq.kernels import Gaussian, Laplace
-from ddeq.reductions import integrate
+from ddeq.reductions import block_size, integrate
 from ddeq.testing import assert_close, check_functional, check_memory
 
 DOUBLE = torch.float64
@@ -271,6 +271,15 @@ def test_samples_that_have_finished_leave_with_their_memory(name):
     # The memories of those that left are there for those who go on.
     further = flow(F, found, Euler(0.1), steps=3, record=1000).measure
     assert_close(further.points, flow(Cold(F), found.measure, Euler(0.1), steps=3, record=1000).measure.points, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["kale", "drmmd, a target for each"])
+def test_samples_leave_where_kernel_matrices_are_not_stored(name):
+    F, stop = divergences()[name], Stop(rtol=0.3, max_steps=50)
+    with block_size(30):
+        found = flow(F, START, Euler(0.1), stop=stop, record=1000)
+    assert len(set(found.steps.tolist())) > 1
+    assert_close(found.measure.points, flow(F, START, Euler(0.1), stop=stop, record=1000).measure.points, rtol=1e-7)
 
 
 def test_directions_drawn_anew_come_from_the_generator_of_the_flow(tmp_path):
