@@ -37,6 +37,7 @@ SHORT = {
     "equilibrium": ["--repeats", "2"],
     "lbfgs": ["--repeats", "1"],
     "bandwidth": ["--repeats", "5", "--steps", "3"],
+    "regularized": ["--rounds", "3"],
     "overhead": ["--repeats", "15"],
     "classics": ["--seeds", "2"],
     "profiling": ["--rounds", "1", "--repeats", "5"],

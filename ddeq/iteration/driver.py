@@ -95,6 +95,8 @@ class Outcome:
     """State of the generator before the last evaluation."""
     memory: Any
     """What `Equation.prepared` was given for the last evaluation, of all samples."""
+    taken: int
+    """Number of the step of that evaluation."""
 
 
 def iterate(
@@ -254,6 +256,7 @@ def iterate(
         left=index,
         generator_state=generator_state,
         memory=last if of_all is None else memory_of_all(of_all, last, index),
+        taken=first + step,
     )
 
 
