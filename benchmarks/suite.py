@@ -1,12 +1,12 @@
 """All benchmarks, one after the other, and one report: what was wanted and what was found, beside what the machine can do.
 
     python benchmarks/suite.py [--short] [--reference CHECKOUT] [--before CHECKOUT] [--data MODELNET40 MNIST_PC]
-                               [--only NAME ...] [--output FOLDER]
+                               [--ott PYTHON] [--only NAME ...] [--output FOLDER]
 
 ``--short`` takes less than a quarter of an hour on two cores and writes to ``outputs/bench``; else the full runs, which take more
 than an hour, go to ``benchmarks/results``. With ``--only`` the report speaks of the others as earlier runs have left them. The
-peers are those of the development environment (KeOps, geomloss, POT, torchdeq, plain PyTorch), and the paper's code where a
-checkout is given.
+peers are those of the development environment (KeOps, geomloss, POT, torchdeq, plain PyTorch), the paper's code where a checkout
+is given, and OTT-JAX where an interpreter that has it is given.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, keep, machine
+from sinkhorn_tables import ACCURACIES, least_ratio, slowest_flow, worst_gradient
 
 Found = dict[str, Any]
 """What each benchmark left, by its name."""
@@ -36,6 +37,12 @@ SHORT = {
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
     "equilibrium": ["--repeats", "2"],
     "lbfgs": ["--repeats", "1"],
+<<<<<<< HEAD
+    "bandwidth": ["--repeats", "5", "--steps", "3"],
+    "regularized": ["--rounds", "3"],
+=======
+    "sinkhorn": ["--short"],
+>>>>>>> bench_sinkhorn
     "overhead": ["--repeats", "15"],
     "classics": ["--seeds", "2"],
     "profiling": ["--rounds", "1", "--repeats", "5"],
@@ -182,6 +189,32 @@ GOALS = {
         ),
         Goal("kernel gradient: time grows as N to the power", "at most 2.1", kernel_exponent, lambda x: x <= 2.1, "{:.2f}"),
     ],
+    "sinkhorn": [
+        Goal(
+            "Sinkhorn flow: our time per step over that of geomloss's default, the largest",
+            "at most 1",
+            lambda found: slowest_flow(found["sinkhorn"]),
+            lambda x: x <= 1,
+        ),
+        Goal(
+            "Sinkhorn flow: relative error of the gradient, the largest",
+            "below 1e-3",
+            lambda found: worst_gradient(found["sinkhorn"]),
+            lambda x: x < 1e-3,
+        ),
+        Goal(
+            "Sinkhorn divergence, cold: times faster than geomloss with a gradient within 2 %, the least",
+            "more than 1",
+            lambda found: least_ratio(found["sinkhorn"], ["geomloss"], ACCURACIES[0]),
+            lambda x: x > 1,
+        ),
+        Goal(
+            f"Sinkhorn divergence, cold: times faster than POT and OTT-JAX with an error of {ACCURACIES[-1]:g}, the least",
+            "more than 1",
+            lambda found: least_ratio(found["sinkhorn"], ["POT", "OTT-JAX"], ACCURACIES[-1]),
+            lambda x: x > 1,
+        ),
+    ],
     "sliced": [
         Goal(
             "SlicedMMD, largest N: seconds of value and gradient",
@@ -190,6 +223,15 @@ GOALS = {
             lambda x: x <= 10,
         ),
         Goal("SlicedMMD: time grows as N to the power", "at most 1.1", sliced_exponent, lambda x: x <= 1.1, "{:.2f}"),
+    ],
+    "bandwidth": [
+        Goal(
+            "median_bandwidth, equal weights: time over that of torch.pdist(x).median(), largest",
+            "at most 1",
+            lambda found: max(row["equal, ratio"] for row in found["bandwidth"]["medians"]),
+            lambda x: x <= 1,
+            "{:.2f}",
+        ),
     ],
 }
 
@@ -244,6 +286,7 @@ def main() -> None:
     parser.add_argument("--data", nargs=2, default=None, metavar="FOLDER", help="of ModelNet40 and of MNIST as point clouds")
     parser.add_argument("--only", nargs="*", choices=list(FULL), default=None, metavar="NAME", help="none: only the report")
     parser.add_argument("--output", type=Path, default=None, help="folder of the results")
+    parser.add_argument("--ott", default=None, metavar="PYTHON", help="an interpreter that has ott-jax")
     options = parser.parse_args()
     folder = options.output or (Path("outputs/bench") if options.short else RESULTS)
     more = {
@@ -251,6 +294,7 @@ def main() -> None:
         "profiling": ["--before", str(options.before)] if options.before else [],
         "flows": ["--data", str(Path(options.data[0], "train.npz"))] if options.data else [],
         "throughput": ["--data", *options.data] if options.data else [],
+        "sinkhorn": ["--ott", options.ott] if options.ott else [],
     }
     found, minutes = ({}, {}) if options.only is None else earlier(folder)
     for name, arguments in (SHORT if options.short else FULL).items():
@@ -269,6 +313,7 @@ def main() -> None:
     command += " --reference CHECKOUT" if options.reference else ""
     command += " --before CHECKOUT" if options.before else ""
     command += " --data MODELNET40 MNIST_PC" if options.data else ""
+    command += " --ott PYTHON" if options.ott else ""
     command += "" if options.only is None else " ".join(["", "--only", *options.only])
     goals = {goal.what: goal.number(found) for goal in goals_of(found)}
     text = report(found, minutes, command)

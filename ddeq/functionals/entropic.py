@@ -61,7 +61,7 @@ class EntropicTransport:
         return torch.ones_like(potential) if self.reach is None else torch.exp(-potential / self.rho)
 
     def reduced(self, potential: Tensor) -> Tensor:
-        r""":math:`-\rho(e^{-f/\rho} - 1) - \varepsilon e^{-f/\rho}`: with the mass of the plan whose marginal belongs to ``f``."""
+        r""":math:`-\rho(e^{-f/\rho} - 1) - \varepsilon e^{-f/\rho}`, the integrand of the dual in one potential."""
         return self.decay(potential) - self.epsilon * self.marginal(potential)
 
     def plan(self, f: Tensor, mu: DiscreteMeasure, g: Tensor, nu: DiscreteMeasure) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ddeq.autodiff import without_autocast
 from ddeq.functionals.cells import Cells
+from ddeq.functionals.jacobians import Place
 from ddeq.functionals.plans import Pairs, Plan
-from ddeq.functionals.potentials import CELLS, Place, PotentialEquation
+from ddeq.functionals.potentials import CELLS, PotentialEquation
 from ddeq.iteration import (
     Equation,
     Implicit,
@@ -68,8 +69,14 @@ class Solved:
     """Gives the plan of the potential, without derivatives."""
 
 
-def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess) -> Solved:
+Coarse = Callable[[], Tensor]
+"""Finds a start where the one at hand is far from the solution."""
+
+
+def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess, coarse: Coarse | None = None) -> Solved:
     """The solution from a ``start`` ``(*batch, m)``; ``rtol`` of the ``stop`` bounds the relative error of the marginals.
+
+    Where the start is far, ``coarse`` finds another one; where that is far too, or there is none, the blur falls from above.
 
     Warns
     -----
@@ -81,7 +88,7 @@ def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess)
     if guess is not Guess.KNOWN:
         with torch.no_grad(), without_autocast(start.device):
             search = _Search.of(equation)
-            z, status, residual = search.solution(stop, z, guess)
+            z, status, residual = search.solution(stop, z, guess, coarse)
         failed = status != Status.CONVERGED.value
         if bool(failed.any()):
             text = (
@@ -127,10 +134,11 @@ class _Search(Equation):
     @classmethod
     def of(cls, equation: PotentialEquation) -> _Search:
         equation = equation.at_blur(equation.transport.blur)
-        return cls(equation, equation.pairs(), equation.cells())
+        pairs = equation.pairs()
+        return cls(equation, pairs, equation.cells(pairs))
 
     def evaluated(self, z: Tensor) -> tuple[Tensor, Place]:
-        place = self.equation.place(self.pairs, z)
+        place = self.equation.place(self.pairs, z, rtol=self.rtol)
         return place.residual + self.equation.transport.tau**2 * place.shift, place
 
     def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
@@ -150,9 +158,9 @@ class _Search(Equation):
     @torch.no_grad()
     def plan(self, z: Tensor) -> Plan:
         """The plan of a potential."""
-        return self.equation.place(self.pairs, z).plan
+        return self.equation.place(self.pairs, z, rtol=self.rtol).plan
 
-    def solution(self, stop: Stop, start: Tensor, guess: Guess) -> tuple[Tensor, Tensor, Tensor]:
+    def solution(self, stop: Stop, start: Tensor, guess: Guess, coarse: Coarse | None) -> tuple[Tensor, Tensor, Tensor]:
         """The solution, the status of each sample, and the error that is left."""
         stop = replace(stop, rtol=max(stop.rtol, torch.finfo(start.dtype).eps), atol=0.0)
         self.rtol = stop.rtol
@@ -165,8 +173,11 @@ class _Search(Equation):
             if guess is Guess.SOLVED and bool((error <= stop.rtol * size).all()):
                 return start, torch.zeros_like(error, dtype=torch.long), error
             far = ~(error <= NEAR)
+            if coarse is not None and bool(far.any()):
+                z = self._where(far, coarse(), z)
+                far = ~(self.sizes(z, self.residual(z), None).norm <= NEAR)
             if self.equation.anneals and bool(far.any()):
-                z = self._where(far, self._annealed(ANNEALINGS[0]), start)
+                z = self._where(far, self._annealed(ANNEALINGS[0]), z)
         outcome = self._by_newton(z, first)
         z, status, error = outcome.value, outcome.status, outcome.absolute
         for by in ANNEALINGS if guess is Guess.NEAR else ANNEALINGS[1:]:
@@ -180,7 +191,7 @@ class _Search(Equation):
         z, live = self.equation.normalised(z), self.equation.at.support()
         if bool(self.inner.everywhere((~live).any())):
             # The potential at an atom of mass zero is what the others make of it.
-            z = torch.where(live, z, self.equation.image(self.pairs, z))
+            z = torch.where(live, z, z + self.equation.residual(z))
         return z, status, error
 
     def _where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -275,7 +286,5 @@ class _Newton(Method[_Search]):
             following = torch.where(newton & bold.unsqueeze(-1), z + change, damped)
             safe = torch.where(bold.unsqueeze(-1), damped, safe)
         back = retreats.unsqueeze(-1)
-        state = _State(
-            torch.where(retreats, state.before, error), torch.where(back, state.safe, safe), bold & ~retreats
-        )
+        state = _State(torch.where(retreats, state.before, error), torch.where(back, state.safe, safe), bold & ~retreats)
         return Step(torch.where(back, state.safe, following), state)
