@@ -122,7 +122,7 @@ def test_an_equilibrium():
 
 
 def test_fewer_steps_of_the_solver(monkeypatch):
-    """Along a flow a warm solve takes less than half of the steps of a cold one, and the target's own potential is solved once."""
+    """A flow whose solves start from the last ones takes less than half of the steps of one whose solves are cold."""
     steps = []
     solve = sinkhorn_solver.iterate
 
