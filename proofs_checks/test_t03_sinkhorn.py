@@ -29,7 +29,7 @@ def unbalanced_point_masses(w, v, c, eps, rho):
 
 
 def point_masses(w, v, c, eps, rho, exp=sp.exp):
-    """Masses of the optimal plans between w delta_x and v delta_y at cost c, of the first and itself, of the second and itself."""
+    """Masses of the optimal plans between w delta_x and v delta_y at cost c, and of each of the two and itself."""
 
     def mass(a, b, cost):
         return (a * b) ** ((eps + rho) / (eps + 2 * rho)) * exp(-cost / (eps + 2 * rho))
