@@ -1,8 +1,8 @@
 """T3 The Sinkhorn divergence with a reach, and the equations of its potentials.
 
 Verified: the first variation at the atom, by the divergence between two point masses in closed form; its limit for marginals that
-are held; the divergence by the masses of the three plans; the gradient of the reduced dual, its best constant and the gradient in a
-point, for two atoms each at potentials that solve nothing; the derivatives of both equations of potentials there, that they
+are held; the divergence by the masses of the three plans; the gradient of the reduced dual, its best constant and the gradient in
+a point, for two atoms each at potentials that solve nothing; the derivatives of both equations of potentials there, that they
 are symmetric, and what they do to constants.
 Assumed: nothing else; the general case is the envelope theorem of the page.
 """

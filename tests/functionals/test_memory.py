@@ -20,7 +20,7 @@ from ddeq.flows import (
     Trajectory,
     equilibrium,
 )
-from ddeq.functionals import KALE, MMD, Cached, DrMMD, PotentialEnergy
+from ddeq.functionals import KALE, MMD, Cached, DrMMD, PotentialEnergy, SinkhornDivergence
 from ddeq.functionals.gram import Gram
 from ddeq.iteration import Stop, Unrolled
 from ddeq.kernels import Gaussian, Laplace
@@ -132,6 +132,9 @@ def divergences():
             DiscreteMeasure(torch.cat([cloud(3, 6, seed=1), cloud(3, 6, seed=2)], -1)), Gaussian(1.0), 0.1
         ),
         "sum": 0.5 * KALE(TARGET, Gaussian(1.0), 0.1) + DrMMD(TARGET, Gaussian(2.0), 0.1) + MMD(TARGET),
+        "sinkhorn": SinkhornDivergence(TARGET, 0.5),
+        "sinkhorn, a target for each": SinkhornDivergence(TARGETS, 0.5),
+        "sinkhorn with a reach": SinkhornDivergence(1.7 * TARGET, 0.5, reach=1.0),
         "one's own": Robust(),
     }
 

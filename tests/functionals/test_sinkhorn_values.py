@@ -111,7 +111,7 @@ class Quadratic:
 
 
 def mass_of_plan(alpha, beta, eps, rho):
-    """Mass of the plan between two multiples of Gaussians on the line, and ``f / eps``: a fixed point of three numbers."""
+    """Mass of the optimal plan between multiples of Gaussians on the line, and ``f / eps``: a fixed point of three numbers."""
     tau, g = rho / (rho + eps), Quadratic()
     for _ in range(2000):
         f = g.transformed(tau, eps, *beta)
