@@ -37,12 +37,9 @@ SHORT = {
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
     "equilibrium": ["--repeats", "2"],
     "lbfgs": ["--repeats", "1"],
-<<<<<<< HEAD
     "bandwidth": ["--repeats", "5", "--steps", "3"],
     "regularized": ["--rounds", "3"],
-=======
     "sinkhorn": ["--short"],
->>>>>>> bench_sinkhorn
     "overhead": ["--repeats", "15"],
     "classics": ["--seeds", "2"],
     "profiling": ["--rounds", "1", "--repeats", "5"],

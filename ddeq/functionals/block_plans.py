@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddeq.functionals.cells import Cells
 from ddeq.functionals.entropic import EntropicTransport
-from ddeq.functionals.plans import SINGLE_FROM, Pairs, Plan, SummedPairs, in_precision
+from ddeq.functionals.plans import SINGLE_FROM, Pairs, Plan, SummedPairs, in_precision, single
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["BlockPairs"]
@@ -175,7 +175,7 @@ class _BlockPlan(Plan):
         if self._blocks.numel() < SINGLE_FROM or self._blocks.dtype == torch.float32:
             return self
         other = copy.copy(self)
-        other._set(self._blocks.float())
+        other._set(single(self._blocks))
         other._sums = self._sums.float()
         return other
 

@@ -24,12 +24,17 @@ from ddeq.ranks import is_sharded
 from ddeq.reductions import integrate_kernel
 from ddeq.reductions.exponential import Exponential
 
-__all__ = ["Pairs", "Plan", "StoredPairs", "SummedPairs", "in_precision"]
+__all__ = ["Pairs", "Plan", "StoredPairs", "SummedPairs", "in_precision", "single"]
 
 SINGLE_FROM = 2**18
 """From so many numbers on, plans are in single precision where three digits or a tolerance of `SINGLE_RTOL` are enough."""
 SINGLE_RTOL = 1e-5
 """Relative error of marginals by exponentials in single precision."""
+SINGLE_EPS = torch.finfo(torch.float32).eps
+LOST = {True: 1e-280, False: 1e-24}
+"""`Plan.lost` in double and in single precision."""
+SMALLEST, NORMAL = -60.0, 1e-26
+"""Least exponent of an exponential in single precision, and least exponential that is not taken for zero there."""
 ROWS = 1024
 """Most rows from which sums over cells are made where no plan is stored."""
 SINGLE_RANGE = 1e4
@@ -43,6 +48,11 @@ class Plan(ABC):
     """The potential at the rows, ``(*batch, n)``."""
     eps: float
     """Rounding unit of the products."""
+
+    @property
+    def lost(self) -> float:
+        """Sums of a column relative to its mass that are smaller have lost digits."""
+        return LOST[self.eps < SINGLE_EPS]
 
     @abstractmethod
     def product(self, b: Tensor) -> Tensor:
@@ -109,7 +119,14 @@ class StoredPairs(Pairs):
 
 def in_precision(exponents: Tensor, rtol: float) -> Tensor:
     """Exponents of many numbers in single precision, where the tolerance allows it."""
-    return exponents.float() if rtol >= SINGLE_RTOL and exponents.numel() >= SINGLE_FROM else exponents
+    if rtol < SINGLE_RTOL or exponents.numel() < SINGLE_FROM:
+        return exponents
+    return exponents.float().clamp_min_(SMALLEST)  # numbers below the normal ones are slow
+
+
+def single(exponentials: Tensor) -> Tensor:
+    """Exponentials in single precision, zero where they would not be normal numbers, which are slow."""
+    return torch.nn.functional.threshold(exponentials.float(), NORMAL, 0.0)
 
 
 class _StoredPlan(Plan):
@@ -125,7 +142,8 @@ class _StoredPlan(Plan):
         if self._exponentials.numel() < SINGLE_FROM or self._exponentials.dtype == torch.float32:
             return self
         other = copy.copy(self)
-        other._exponentials, other._weights, other._sums = (t.float() for t in (self._exponentials, self._weights, self._sums))
+        other._exponentials = single(self._exponentials)
+        other._weights, other._sums = self._weights.float(), self._sums.float()
         other.eps = torch.finfo(torch.float32).eps
         return other
 

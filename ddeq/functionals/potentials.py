@@ -23,8 +23,6 @@ FEW = 256
 """Up to so many atoms linear systems are factorised as they are."""
 CELLS = 128
 """Of more atoms, those of so many cells are."""
-LOST = 1e-280
-"""Masses below this have lost digits, and are computed again by logarithms."""
 UNSOLVED = 1e-6
 """Relative residual of an equation of derivatives from which on it is worth a warning."""
 
@@ -120,13 +118,13 @@ class Between(PotentialEquation):
         transport, live = self.transport, self.at.support()
         plan = pairs.plan(transport, z, rtol=rtol)
         masses = plan.transposed(self.other.weights * transport.marginal(plan.f))
-        lost = live & (masses < LOST)
+        lost = live & (masses < plan.lost * self.at.weights)
         logarithm = torch.where(live & ~lost, masses / torch.where(live, self.at.weights, 1.0), 1.0).log()
         image = transport.tau * (z - transport.epsilon * logarithm)
         if bool(self.inner.everywhere(lost.any())):
             image = torch.where(lost, pairs.columns(transport, plan.f), image)
         residual = torch.where(live, image - z, 0.0)
-        return Place(plan, torch.where(live, masses, 0.0), residual, self._shift(plan.f, z))
+        return Place(plan, torch.where(live & ~lost, masses, 0.0), residual, self._shift(plan.f, z))
 
     def _shift(self, f: Tensor, z: Tensor) -> Tensor:
         """The constant that maximises the dual value (translation-invariant iteration)."""

@@ -118,11 +118,11 @@ class RegularizedDivergence(Discrepancy):
             with_fitted = integrate(integrate_kernel(self.kernel, mu.points, fitted), mu)
             of_fitted = integrate(integrate_kernel(self.kernel, fitted.points, fitted), fitted)
             distance = with_itself - 2 * with_fitted + of_fitted
-        else:  # the equation says what the kernel integrates to against the fitted measure
-            u = known.u
-            twice = (known.right + regularization.unsqueeze(-1) * u) * self.density(u)
-            distance = known.squared_norm(self.kernel) - integrate(twice, nu)
-        return self._scale(regularization) * (integrate(self.penalty(u), nu) + distance / (2 * regularization))
+            return self._scale(regularization) * (integrate(self.penalty(u), nu) + distance / (2 * regularization))
+        # The equation says what the kernel integrates to against the fitted measure.
+        u, multiple = known.u, 0.5 / regularization
+        fitted_part = self.penalty(u) - (multiple.unsqueeze(-1) * known.right + 0.5 * u) * self.density(u)
+        return self._scale(regularization) * (integrate(fitted_part, nu) + multiple * known.squared_norm(self.kernel))
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         x = places(mu, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from ddeq.iteration import Stop
 from ddeq.kernels import Gaussian
 from ddeq.kernels.base import positive
 from ddeq.measures import DiscreteMeasure, check_mass, unchecked
+from ddeq.memory import Cached
 from ddeq.reductions import integrate, kernel_average
 
 __all__ = ["SinkhornDivergence"]
@@ -52,6 +54,23 @@ class _Solution(NamedTuple):
     between: Solved
     within: Solved
     of_target: Solved
+
+
+@dataclass(frozen=True)
+class _At(Cached):
+    """The solution at the measure for which a functional was prepared."""
+
+    mu: DiscreteMeasure | None
+    solution: _Solution | None
+
+    def rows(self, keep: Tensor) -> _At:
+        return _At(None, None)
+
+    def found(self, mu: DiscreteMeasure) -> _Solution | None:
+        """The solution, if ``mu`` is that measure."""
+        if self.mu is None or not (torch.equal(self.mu.points, mu.points) and torch.equal(self.mu.weights, mu.weights)):
+            return None
+        return self.solution
 
 
 class SinkhornDivergence(Discrepancy):
@@ -198,7 +217,7 @@ class SinkhornDivergence(Discrepancy):
         g, p, q = (of.z.detach() for of in found)
         before = (g, p) if memory is None or memory.g is None else (memory.g, memory.p)
         memory = _Potentials(g, p, q, (g - before[0], p - before[1]))
-        return self.with_memory(memory), memory
+        return self.with_memory((memory, _At(double, found))), memory
 
     def plan(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch n m"]:
         r"""Optimal plan :math:`\pi` from ``mu`` to the target, a matrix of masses.
@@ -278,7 +297,15 @@ class SinkhornDivergence(Discrepancy):
     ) -> _Solution:
         """The three potentials; keeps the worst status of their solves. ``before``: those of the step before."""
         transport, stop = self._transport, self._stop_for(dtype)
-        start, guess = (before, Guess.NEAR) if before is not None else (self.memory, Guess.SOLVED)
+        start, guess = before, Guess.NEAR
+        if start is None and self.memory is not None:
+            start, at = self.memory
+            found: _Solution | None = at.found(mu)
+            guess = Guess.SOLVED
+            if found is not None and not _records(mu, nu):
+                return found
+            if found is not None:
+                guess = Guess.KNOWN
         if start is None:
             start, guess = _Potentials(None, torch.zeros_like(mu.weights), torch.zeros_like(nu.weights)), Guess.PERHAPS
         of_target = solved(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -100,7 +101,7 @@ def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess,
     if torch.is_grad_enabled() and any(t.requires_grad for t in equation.tensors):
         equation.rtol = stop.rtol
         tied = Implicit().attach(equation, z, torch.full_like(status, Status.CONVERGED.value), stop)
-    return Solved(tied, status, lambda: (search or _Search.of(equation)).plan(z))
+    return Solved(tied, status, cache(lambda: (search or _Search.of(equation)).plan(z)))
 
 
 @dataclass(frozen=True)

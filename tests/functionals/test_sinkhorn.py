@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from ddeq import ConvergenceWarning, DiscreteMeasure
-from ddeq.functionals import MMD, SinkhornDivergence
+from ddeq.functionals import MMD, SinkhornDivergence, pairs
 from ddeq.iteration import InnerProblemWarning, Status, Stop
 from ddeq.kernels import Kernel
 from ddeq.reductions import block_size
@@ -230,3 +230,39 @@ def test_neither_other_samples_nor_atoms_of_mass_zero_loosen_a_solve(size):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of the large one
         assert_close(SinkhornDivergence(nu).wasserstein_gradient(mu)[0], gradient, rtol=1e-11)
+
+
+@pytest.mark.parametrize("reach", [None, 0.5])
+def test_every_start_leads_to_the_same_solution(reach):
+    """Also in a batch, far from the origin, where geomloss alone would keep no digits in single precision."""
+    far = 1e3
+    mu, nu = (cloud(60, seed=seed).push_forward(lambda x, by=by: x + far + by) for seed, by in ((2, 0.0), (3, 0.5)))
+    batch = DiscreteMeasure.stack([mu, mu.push_forward(lambda x: x + 0.2)])
+    for measure in (mu, batch):
+        values = [SinkhornDivergence(nu, reach=reach, start=start)(measure) for start in ("cells", "geomloss", "auto")]
+        assert_close(values[1], values[0], rtol=1e-9)
+        assert_close(values[2], values[0], rtol=1e-9)
+
+
+def test_blocks_of_pairs_that_count_give_what_all_pairs_give(monkeypatch):
+    mu, nu = (cloud(300, seed=seed).push_forward(lambda x, by=by: x + by) for seed, by in ((4, 0.0), (5, 0.4)))
+
+    def results():
+        x = mu.points.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(SinkhornDivergence(nu, 0.05)(mu.with_points(x)), x, create_graph=True)
+        (product,) = torch.autograd.grad(gradient.square().sum(), x)
+        return gradient, product, SinkhornDivergence(nu, 0.05).wasserstein_gradient(mu)
+
+    expected = results()
+    monkeypatch.setattr(pairs, "BLOCKS_FROM", 0)
+    for found, of_all in zip(results(), expected, strict=True):
+        assert_close(found, of_all, rtol=1e-8)
+
+
+def test_large_measures_in_single_precision():
+    """Sums over blocks and exponentials in single precision, cells in the linear solves: to the default tolerance."""
+    mu, nu = (cloud(1200, seed=seed).push_forward(lambda x, by=by: x + by) for seed, by in ((6, 0.0), (7, 0.4)))
+    exact = SinkhornDivergence(nu).wasserstein_gradient(mu)
+    F = SinkhornDivergence(nu.to(torch.float32))
+    assert_close(F.wasserstein_gradient(mu.to(torch.float32)).double(), exact, rtol=1e-4)
+    assert F.status.item() == Status.CONVERGED
