@@ -43,6 +43,11 @@ class EntropicTransport:
         return math.inf if self.reach is None else self.reach**2
 
     @property
+    def unit(self) -> float:
+        """Change of potentials that changes the plan or its marginals by a factor of e."""
+        return self.tau * self.epsilon
+
+    @property
     def tau(self) -> float:
         """Damping of potentials."""
         return 1.0 if self.reach is None else self.rho / (self.rho + self.epsilon)

@@ -23,8 +23,8 @@ FEW = 256
 """Up to so many atoms linear systems are factorised as they are."""
 CELLS = 128
 """Of more atoms, those of so many cells are."""
-UNSOLVED = 1e-6
-"""Relative residual of an equation of derivatives from which on it is worth a warning."""
+UNSOLVED, NOTHING = 1e-6, 1e-40
+"""Relative residual of an equation of derivatives from which on it is worth a warning, if its right side is larger than this."""
 
 
 class PotentialEquation(Equation):
@@ -62,6 +62,10 @@ class PotentialEquation(Equation):
     @abstractmethod
     def jacobian(self, place: Place, cells: Cells | None, *, rough: bool = False) -> Jacobian:
         """Minus the derivative of the residual there; ``rough``: three digits are enough."""
+
+    @abstractmethod
+    def at_all_atoms(self, pairs: Pairs, z: Tensor) -> Tensor:
+        """The image of ``z`` under Sinkhorn's iteration at all atoms, those of mass zero included; no derivatives."""
 
     @abstractmethod
     def at_blur(self, blur: float) -> PotentialEquation:
@@ -144,6 +148,9 @@ class Between(PotentialEquation):
     def cells(self, pairs: Pairs) -> Cells | None:
         return pairs.cells(FEW if self.at.n <= FEW else CELLS)
 
+    def at_all_atoms(self, pairs: Pairs, z: Tensor) -> Tensor:
+        return pairs.columns(self.transport, pairs.plan(self.transport, z).f)
+
     def at_blur(self, blur: float) -> Between:
         return Between(EntropicTransport(blur, self.transport.reach), *(t.detach() for t in self.tensors))
 
@@ -185,6 +192,9 @@ class Within(PotentialEquation):
 
     def jacobian(self, place: Place, cells: Cells | None, *, rough: bool = False) -> Jacobian:
         return WithinJacobian(self.transport, place, rough)
+
+    def at_all_atoms(self, pairs: Pairs, z: Tensor) -> Tensor:
+        return pairs.columns(self.transport, z)
 
     def at_blur(self, blur: float) -> Within:
         return Within(EntropicTransport(blur, self.transport.reach), *(t.detach() for t in self.tensors))
@@ -235,7 +245,7 @@ class _Derivatives(LinearSolver):
         inner = InnerProduct(self._jacobian.inverse if dual else self._jacobian.masses, dims=1)
         size, rest = inner.norm(right), inner.norm(left)
         relative = torch.where(size > 0, rest / torch.where(size > 0, size, 1.0), 0.0)
-        failed = ~(relative <= max(UNSOLVED, 100 * self._equation.rtol))
+        failed = ~(relative <= max(UNSOLVED, 100 * self._equation.rtol)) & ~(size < NOTHING)
         if not bool(failed.any()):
             return ()
         text = (

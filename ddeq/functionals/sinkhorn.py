@@ -177,8 +177,10 @@ class SinkhornDivergence(Discrepancy):
         # The dual objective as a function of one potential, the other its transform, is stationary in it.
         g, p, q = (envelope(of.z) for of in solution)
         transport, records = self._transport, _records(mu, nu, *(of.z for of in solution))
-        f = transport.transform(g, nu, mu.points) if records else solution.between.plan().f
-        own, of_target = (transport.transform(z, m, m.points) if records else z for z, m in ((p, mu), (q, nu)))
+        f, own, of_target = (
+            transport.transform(z, to, at.points) if records else of.plan().f
+            for z, of, at, to in zip((g, p, q), solution, (mu, mu, nu), (nu, mu, nu), strict=True)
+        )
         at_mu = transport.reduced(f) - 0.5 * (transport.reduced(own) + transport.decay(p))
         at_nu = transport.decay(g) - 0.5 * (transport.reduced(of_target) + transport.decay(q))
         value = integrate(at_mu, mu) + integrate(at_nu, nu)

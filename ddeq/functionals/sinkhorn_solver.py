@@ -36,9 +36,9 @@ from ddeq.messages import warn
 __all__ = ["Guess", "Solved", "solved"]
 
 NEWTON_BELOW = 1.0
-"""Newton's method takes over once potentials change by less than so many epsilon."""
+"""Newton's method takes over once potentials change by less than so many units, `EntropicTransport.unit`."""
 NEAR = 0.5
-"""A start is taken if potentials change by less than so many epsilon there; else the blur falls from above."""
+"""A start is taken if potentials change by less than so many units there; else the blur falls from above."""
 SOON = 10
 """Steps within which a solve from the solution of a step before should end; else the blur falls from above."""
 ROUNDING, HIDDEN = 32.0, 1e-6
@@ -101,7 +101,7 @@ def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess,
     if torch.is_grad_enabled() and any(t.requires_grad for t in equation.tensors):
         equation.rtol = stop.rtol
         tied = Implicit().attach(equation, z, torch.full_like(status, Status.CONVERGED.value), stop)
-    return Solved(tied, status, cache(lambda: (search or _Search.of(equation)).plan(z)))
+    return Solved(tied, status, torch.compiler.disable(cache(lambda: (search or _Search.of(equation)).plan(z))))
 
 
 @dataclass(frozen=True)
@@ -146,15 +146,21 @@ class _Search(Equation):
         return self.evaluated(z)[0]
 
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
-        measure, epsilon = self.equation.at, self.equation.transport.epsilon
-        error = self.inner.norm(residual / epsilon) / self.inner.everywhere(measure.mass()).sqrt()
-        largest = self.inner.everywhere(torch.where(measure.support(), z, 0.0).abs().amax(-1))
-        largest = torch.maximum(largest, 0.5 * self._diameter.square())
-        if self.equation.transport.reach is not None:
-            largest = largest.clamp_min(self.equation.transport.rho)
-        # Rounding of large potentials hides smaller errors.
-        leeway = ROUNDING * torch.finfo(z.dtype).eps * largest / epsilon / self.rtol
-        return Sizes(error, leeway.clamp(1.0, max(1.0, HIDDEN / self.rtol)))
+        transport = self.equation.transport
+        error = self.inner.norm(residual / transport.unit) / self.inner.everywhere(self.equation.at.mass()).sqrt()
+        largest = 0.5 * self._diameter.square()
+        if transport.reach is not None:
+            largest = largest.clamp_min(transport.rho)
+        rounding = self.rounding(z)
+        # Rounding of large potentials hides smaller errors; where it hides large ones, that the residual is small says nothing.
+        error = torch.where(rounding > HIDDEN, torch.maximum(error, rounding), error)
+        hidden = torch.maximum(rounding, torch.finfo(z.dtype).eps * largest / transport.unit)
+        return Sizes(error, (ROUNDING * hidden).clamp_max(HIDDEN).div(self.rtol).clamp_min(1.0))
+
+    def rounding(self, z: Tensor) -> Tensor:
+        """What rounding leaves of an error in a potential, ``(*batch,)``."""
+        largest = self.inner.everywhere(torch.where(self.equation.at.support(), z, 0.0).abs().amax(-1))
+        return torch.finfo(z.dtype).eps * largest / self.equation.transport.unit
 
     @torch.no_grad()
     def plan(self, z: Tensor) -> Plan:
@@ -182,7 +188,7 @@ class _Search(Equation):
         outcome = self._by_newton(z, first)
         z, status, error = outcome.value, outcome.status, outcome.absolute
         for by in ANNEALINGS if guess is Guess.NEAR else ANNEALINGS[1:]:
-            failed = status != Status.CONVERGED.value
+            failed = (status != Status.CONVERGED.value) & (status != Status.STAGNATED.value)
             if not bool(failed.any()):
                 break
             again = self._by_newton(self._annealed(by) if self.equation.anneals else torch.zeros_like(start), stop)
@@ -192,7 +198,7 @@ class _Search(Equation):
         z, live = self.equation.normalised(z), self.equation.at.support()
         if bool(self.inner.everywhere((~live).any())):
             # The potential at an atom of mass zero is what the others make of it.
-            z = torch.where(live, z, z + self.equation.residual(z))
+            z = torch.where(live, z, self.equation.at_all_atoms(self.pairs, z))
         return z, status, error
 
     def _where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -278,8 +284,8 @@ class _Newton(Method[_Search]):
             jacobian = equation.equation.jacobian(at.made, equation.cells, rough=True)
             jacobian.prepare()
             change = jacobian.change(at.residual, error.clamp(1e-4, 0.1))
-            # The dual objective is generalised self-concordant with the constant 1/epsilon: a damped step is safe.
-            length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / equation.equation.transport.epsilon
+            # The dual objective is generalised self-concordant with the constant 1/unit: a damped step is safe.
+            length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / equation.equation.transport.unit
             damping = torch.where(length > 0, torch.log1p(length) / torch.where(length > 0, length, 1.0), 1.0)
             bold = near & fallen
             newton = near.unsqueeze(-1) & jacobian.alive & torch.isfinite(change)
@@ -288,4 +294,11 @@ class _Newton(Method[_Search]):
             safe = torch.where(bold.unsqueeze(-1), damped, safe)
         back = retreats.unsqueeze(-1)
         state = _State(torch.where(retreats, state.before, error), torch.where(back, state.safe, safe), bold & ~retreats)
-        return Step(torch.where(back, state.safe, following), state)
+        return Step(torch.where(back, state.safe, following), state, status=self._ended(equation, z, error))
+
+    @staticmethod
+    def _ended(equation: _Search, z: Tensor, error: Tensor) -> Tensor | None:
+        """Samples end whose error is as small as rounding allows, where that is too large."""
+        rounding = equation.rounding(z)
+        ended = (rounding > HIDDEN) & (error <= ROUNDING * rounding)
+        return torch.where(ended, Status.STAGNATED.value, -1) if bool(ended.any()) else None

@@ -194,7 +194,7 @@ def test_a_solve_that_is_not_given_enough_steps_says_so():
         F(MU)
     assert (caught[0].message.failed, caught[0].message.wanted) == (1, 1e-12)
     assert caught[0].message.residual > 1e-12
-    assert F.status.item() == Status.MAX_STEPS
+    assert F.status.item() in (Status.MAX_STEPS, Status.STAGNATED)
     F = SinkhornDivergence(NU, blur=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
