@@ -12,6 +12,7 @@ from ddeq.autodiff.derivatives import (
     under_transforms,
 )
 from ddeq.autodiff.inputs import OpenModule, unseen_leaves
+from ddeq.autodiff.known_gradient import with_gradient
 from ddeq.autodiff.recompute import autocast_now, forward_autocast, recompute, without_autocast
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "reusable_graphs",
     "under_transforms",
     "unseen_leaves",
+    "with_gradient",
     "without_autocast",
 ]

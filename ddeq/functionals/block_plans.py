@@ -151,6 +151,8 @@ def _costs(x: Tensor, y: Tensor) -> Tensor:
 class _BlockPlan(Plan):
     """Exponentials of each block, ``(k, n, m)``, divided by the largest of their row."""
 
+    serves_dead_rows = False
+
     def __init__(
         self, rows: _Side, columns: _Side, i: Tensor, j: Tensor, costs: Tensor, by: EntropicTransport, g: Tensor, rtol: float
     ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class Plan(ABC):
 
     f: Tensor
     """The potential at the rows, ``(*batch, n)``."""
+    serves_dead_rows: ClassVar[bool] = True
+    """Whether rows of atoms of mass zero are right too."""
     eps: float
     """Rounding unit of the products."""
 

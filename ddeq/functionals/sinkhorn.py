@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.autodiff import under_transforms
+from ddeq.autodiff import under_transforms, with_gradient
 from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import EntropicTransport, envelope
@@ -18,12 +17,12 @@ from ddeq.functionals.geomloss_start import Start, check_start, potential_by_geo
 from ddeq.functionals.masses import probabilities
 from ddeq.functionals.plans import Plan
 from ddeq.functionals.potentials import Between, Within
-from ddeq.functionals.sinkhorn_solver import Guess, Solved, solved
+from ddeq.functionals.sinkhorn_memory import Potentials, Solution, SolvedAt
+from ddeq.functionals.sinkhorn_solver import Guess, solved
 from ddeq.iteration import Stop
 from ddeq.kernels import Gaussian
 from ddeq.kernels.base import positive
 from ddeq.measures import DiscreteMeasure, check_mass, unchecked
-from ddeq.memory import Cached
 from ddeq.reductions import integrate, kernel_average
 
 __all__ = ["SinkhornDivergence"]
@@ -31,46 +30,6 @@ __all__ = ["SinkhornDivergence"]
 
 RTOL = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Default relative error of the marginals, by the precision of the measures."""
-
-
-class _Potentials(NamedTuple):
-    """What is remembered from step to step, ``(*batch, m)``, ``(*batch, n)`` and ``(*batch, m)``; no derivatives."""
-
-    g: Tensor | None
-    p: Tensor
-    q: Tensor
-    changes: tuple[Tensor, ...] = ()
-    """How `g` and `p` changed in the last step."""
-
-    def extrapolated(self) -> _Potentials:
-        """Those that the next step would have if it changed them as the last one did."""
-        assert self.g is not None
-        return self._replace(g=self.g + self.changes[0], p=self.p + self.changes[1])
-
-
-class _Solution(NamedTuple):
-    """The potentials from the measure to the target, of the measure and itself, of the target and itself."""
-
-    between: Solved
-    within: Solved
-    of_target: Solved
-
-
-@dataclass(frozen=True)
-class _At(Cached):
-    """The solution at the measure for which a functional was prepared."""
-
-    mu: DiscreteMeasure | None
-    solution: _Solution | None
-
-    def rows(self, keep: Tensor) -> _At:
-        return _At(None, None)
-
-    def found(self, mu: DiscreteMeasure) -> _Solution | None:
-        """The solution, if ``mu`` is that measure."""
-        if self.mu is None or not (torch.equal(self.mu.points, mu.points) and torch.equal(self.mu.weights, mu.weights)):
-            return None
-        return self.solution
 
 
 class SinkhornDivergence(Discrepancy):
@@ -174,17 +133,46 @@ class SinkhornDivergence(Discrepancy):
         given = mu
         mu, nu = self._prepared(mu)
         solution = self._solution(mu, nu, given.dtype)
-        # The dual objective as a function of one potential, the other its transform, is stationary in it.
-        g, p, q = (envelope(of.z) for of in solution)
-        transport, records = self._transport, _records(mu, nu, *(of.z for of in solution))
-        f, own, of_target = (
-            transport.transform(z, to, at.points) if records else of.plan().f
-            for z, of, at, to in zip((g, p, q), solution, (mu, mu, nu), (nu, mu, nu), strict=True)
-        )
+        value = self._value(mu, nu, *(of.plan().f for of in solution), *(of.z.detach() for of in solution))
+        if _records(mu, nu):
+            tensors = mu.points, mu.weights, nu.points, nu.weights
+            gradient, written = partial(self._gradient, mu, nu, solution), partial(self._written, mu, nu, solution)
+            value = with_gradient(value.detach(), gradient, written, tensors)
+        return (value * self._target_for(given).mass() if self.reach is None else value).to(given.dtype)
+
+    def _value(
+        self, mu: DiscreteMeasure, nu: DiscreteMeasure, f: Tensor, own: Tensor, of_target: Tensor, g: Tensor, p: Tensor, q: Tensor
+    ) -> Tensor:
+        """The dual objective as a function of one potential, the other its transform: stationary in the one."""
+        transport = self._transport
         at_mu = transport.reduced(f) - 0.5 * (transport.reduced(own) + transport.decay(p))
         at_nu = transport.decay(g) - 0.5 * (transport.reduced(of_target) + transport.decay(q))
-        value = integrate(at_mu, mu) + integrate(at_nu, nu)
-        return (value * self._target_for(given).mass() if self.reach is None else value).to(given.dtype)
+        return integrate(at_mu, mu) + integrate(at_nu, nu)
+
+    def _written(self, mu: DiscreteMeasure, nu: DiscreteMeasure, solution: Solution) -> Tensor:
+        """The value as a function that autograd records, right in derivatives of every order."""
+        g, p, q = (envelope(of.z) for of in solution)
+        to_target, within, of_target = ((g, nu, mu), (p, mu, mu), (q, nu, nu))
+        f, own, other = (self._transport.transform(z, to, at.points) for z, to, at in (to_target, within, of_target))
+        return self._value(mu, nu, f, own, other, g, p, q)
+
+    @torch.no_grad()
+    def _gradient(
+        self, mu: DiscreteMeasure, nu: DiscreteMeasure, solution: Solution, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, None, None] | None:
+        """Gradients of the value in points and weights of ``mu``; None where it is wanted of the target too, or of dead atoms."""
+        of_points, of_weights, *of_target = wanted
+        if any(of_target) or not _serves(mu, solution):
+            return None
+        transport, (f, own) = self._transport, (of.plan().f for of in (solution.between, solution.within))
+        points = weights = None
+        if of_points:
+            points = mu.weights.unsqueeze(-1) * self._at_places(mu.points, mu, nu, solution, by_plans=True)
+        if of_weights and self.reach is None:
+            weights = f - own
+        elif of_weights:
+            weights = (transport.rho + transport.epsilon) * (transport.marginal(own) - transport.marginal(f))
+        return points, weights, None, None
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         dtype, x = mu.dtype, places(mu, x).double()
@@ -203,23 +191,27 @@ class SinkhornDivergence(Discrepancy):
         dtype, at_atoms, x = mu.dtype, x is None, places(mu, x).double()
         mu, nu = self._prepared(mu)
         solution = self._solution(mu, nu, dtype)
-        records = not at_atoms or _records(x, mu, nu)
+        by_plans = at_atoms and not _records(x, mu, nu) and _serves(mu, solution)
+        return self._at_places(x, mu, nu, solution, by_plans).to(dtype)
+
+    def _at_places(self, x: Tensor, mu: DiscreteMeasure, nu: DiscreteMeasure, solution: Solution, by_plans: bool) -> Tensor:
+        """The Wasserstein gradient at ``x``; ``by_plans``: at the atoms, without derivatives."""
         gradient = torch.zeros_like(x)
         for of, measure, sign in ((solution.within, mu, 1.0), (solution.between, nu, -1.0)):
-            step, potential = self._step(x, measure, of.z) if records else _step_at_atoms(x, measure, of.plan())
+            step, potential = _step_at_atoms(x, measure, of.plan()) if by_plans else self._step(x, measure, of.z)
             gradient = gradient + sign * self._transport.marginal(potential).unsqueeze(-1) * step
-        return gradient.to(dtype)
+        return gradient
 
     def prepare(
-        self, mu: DiscreteMeasure, memory: _Potentials | None, step: int, generator: torch.Generator | None
-    ) -> tuple[SinkhornDivergence, _Potentials]:
+        self, mu: DiscreteMeasure, memory: Potentials | None, step: int, generator: torch.Generator | None
+    ) -> tuple[SinkhornDivergence, Potentials]:
         dtype = mu.dtype
         double, nu = self._prepared(mu)
         found = self._solution(double, nu, dtype, None if memory is None else memory.extrapolated())
         g, p, q = (of.z.detach() for of in found)
         before = (g, p) if memory is None or memory.g is None else (memory.g, memory.p)
-        memory = _Potentials(g, p, q, (g - before[0], p - before[1]))
-        return self.with_memory((memory, _At(double, found))), memory
+        memory = Potentials(g, p, q, (g - before[0], p - before[1]))
+        return self.with_memory((memory, SolvedAt(double, found))), memory
 
     def plan(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch n m"]:
         r"""Optimal plan :math:`\pi` from ``mu`` to the target, a matrix of masses.
@@ -295,21 +287,21 @@ class SinkhornDivergence(Discrepancy):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its steps depend on what they find
     def _solution(
-        self, mu: DiscreteMeasure, nu: DiscreteMeasure, dtype: torch.dtype, before: _Potentials | None = None
-    ) -> _Solution:
+        self, mu: DiscreteMeasure, nu: DiscreteMeasure, dtype: torch.dtype, before: Potentials | None = None
+    ) -> Solution:
         """The three potentials; keeps the worst status of their solves. ``before``: those of the step before."""
         transport, stop = self._transport, self._stop_for(dtype)
         start, guess = before, Guess.NEAR
         if start is None and self.memory is not None:
             start, at = self.memory
-            found: _Solution | None = at.found(mu)
+            found: Solution | None = at.found(mu)
             guess = Guess.SOLVED
             if found is not None and not _records(mu, nu):
                 return found
             if found is not None:
                 guess = Guess.KNOWN
         if start is None:
-            start, guess = _Potentials(None, torch.zeros_like(mu.weights), torch.zeros_like(nu.weights)), Guess.PERHAPS
+            start, guess = Potentials(None, torch.zeros_like(mu.weights), torch.zeros_like(nu.weights)), Guess.PERHAPS
         of_target = solved(
             Within(transport, nu.points, nu.weights), stop, start.q, guess if guess is Guess.PERHAPS else Guess.KNOWN
         )
@@ -321,7 +313,7 @@ class SinkhornDivergence(Discrepancy):
             coarse = partial(potential_by_geomloss, transport, mu.detach(), nu.detach())
         to_target = solved(between, stop, of_target.z if start.g is None else start.g, guess, coarse)
         self.status = torch.stack([to_target.status, within.status, of_target.status]).amax(0)
-        return _Solution(to_target, within, of_target)
+        return Solution(to_target, within, of_target)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, blur={self.blur:g}" + ("" if self.reach is None else f", reach={self.reach:g}")
@@ -331,6 +323,11 @@ def _records(*of: DiscreteMeasure | Tensor) -> bool:
     """Whether autograd records what depends on these."""
     tensors = [t for m in of for t in ([m] if isinstance(m, Tensor) else [m.points, m.weights])]
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _serves(mu: DiscreteMeasure, solution: Solution) -> bool:
+    """Whether the plans of a solution are right at all atoms of ``mu``."""
+    return all(of.plan().serves_dead_rows for of in (solution.between, solution.within)) or bool(mu.support().all())
 
 
 def _step_at_atoms(x: Tensor, measure: DiscreteMeasure, plan: Plan) -> tuple[Tensor, Tensor]:
