@@ -37,6 +37,8 @@ SHORT = {
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
     "equilibrium": ["--repeats", "2"],
     "lbfgs": ["--repeats", "1"],
+    "bandwidth": ["--repeats", "5", "--steps", "3"],
+    "regularized": ["--rounds", "3"],
     "sinkhorn": ["--short"],
     "overhead": ["--repeats", "15"],
     "classics": ["--seeds", "2"],
@@ -218,6 +220,15 @@ GOALS = {
             lambda x: x <= 10,
         ),
         Goal("SlicedMMD: time grows as N to the power", "at most 1.1", sliced_exponent, lambda x: x <= 1.1, "{:.2f}"),
+    ],
+    "bandwidth": [
+        Goal(
+            "median_bandwidth, equal weights: time over that of torch.pdist(x).median(), largest",
+            "at most 1",
+            lambda found: max(row["equal, ratio"] for row in found["bandwidth"]["medians"]),
+            lambda x: x <= 1,
+            "{:.2f}",
+        ),
     ],
 }
 

@@ -85,9 +85,11 @@ def _saved(leaf: Any) -> Tensor | None:
 
 
 def _fits(fresh: Any, saved: Tensor | None) -> bool:
-    if saved is None:
-        return not isinstance(fresh, Tensor | int | float)
-    return tuple(saved.shape) == (tuple(fresh.shape) if isinstance(fresh, Tensor) else ())
+    """Whether a leaf that was saved, or was not, belongs to the same place of a fresh memory."""
+    kept = isinstance(fresh, Tensor | int | float)
+    if saved is None or not kept:
+        return saved is None and not kept
+    return saved.shape == (fresh.shape if isinstance(fresh, Tensor) else ())
 
 
 def _restored(fresh: Any, saved: Tensor | None) -> Any:

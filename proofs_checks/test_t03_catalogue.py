@@ -5,7 +5,7 @@ undetermined potentials and kernels; the optimal transport potential and barycen
 splits, at all masses, and the maximum over potentials where cumulative weights are tied; the slice of two atoms; the Sinkhorn
 divergence; the zero mean of the Stein kernel, and its form for a radial kernel; KALE and DrMMD in a finite-dimensional
 feature space with their limits, their second form as the least penalty of a density, and the two solves with a regularised
-kernel matrix; the bias of the blob on Gaussians.
+kernel matrix and the distance from the fitted measure by its equation; the bias of the blob on Gaussians.
 Assumed: Kantorovich's and the entropic duality; that kernels are limits of finite-dimensional feature maps.
 """
 
@@ -484,6 +484,23 @@ def test_solves_with_a_regularised_kernel_matrix():
         regularised = regularization * identity + matrix
         assert (regularised * inverse / regularization - identity).applyfunc(sp.simplify) == sp.zeros(3)
         assert (regularised * wrong / regularization - identity).applyfunc(sp.simplify) != sp.zeros(3)
+
+
+def test_the_distance_from_the_fitted_measure_by_the_equation_of_its_density():
+    """With lambda u + K m = K_yx w for the masses m = v rho(u), MMD^2 = w K_xx w - (K_yx w + lambda u) m."""
+    masses, fitted = sp.Matrix(w), sp.Matrix(sp.symbols("m1 m2", real=True))
+    a, b, c, d, e, f = sp.symbols("k1:7", real=True)
+    of_mu, of_nu = sp.Matrix([[a, b], [b, c]]), sp.Matrix([[d, e], [e, f]])
+    between = sp.Matrix(2, 2, sp.symbols("c1:5", real=True))
+    right = between * masses
+    u = (right - of_nu * fitted) / regularization
+    distance = (masses.T * of_mu * masses - 2 * right.T * fitted + fitted.T * of_nu * fitted)[0]
+
+    def by_equation(sign):
+        return (masses.T * of_mu * masses - (right + sign * regularization * u).T * fitted)[0]
+
+    assert sp.expand(distance - by_equation(1)) == 0
+    assert sp.expand(distance - by_equation(-1)) != 0
 
 
 def test_monotone_plans_have_the_right_marginals():

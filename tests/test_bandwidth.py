@@ -13,9 +13,9 @@ from ddeq.testing.strategies import measures
 
 WAYS = {
     "as it chooses": {},
-    "by rank": {"FEW_PAIRS": 0},
-    "by rank or in blocks": {"FEW_PAIRS": 0, "MOST_PAIRS": 40, "BLOCK": {"cpu": 7}},
-    "near the median of a sample": {"FEW_PAIRS": 0, "MOST_PAIRS": 40, "BLOCK": {"cpu": 30}, "SAMPLES": (1, 9)},
+    "by rank or near the median of a sample": {"FEW_PAIRS": 0},
+    "by rank or in blocks, by sorting": {"FEW_PAIRS": 0, "MOST_PAIRS": 40, "BLOCK": {"cpu": 7}},
+    "in blocks, near the median of a sample": {"FEW_PAIRS": 0, "MOST_PAIRS": 40, "BLOCK": {"cpu": 30}, "SAMPLES": (1, 9)},
 }
 DOUBLE = torch.float64
 
@@ -83,6 +83,10 @@ def test_equal_weights_are_no_special_case(dtype):
 def test_a_sample_that_misleads_costs_a_second_look(monkeypatch):
     mu = DiscreteMeasure(torch.randn(2, 90, 2, dtype=DOUBLE), torch.rand(2, 90, dtype=DOUBLE))
     expected = median_bandwidth(mu)
+    for size in range(1, 5):  # so few distances mislead in one of the two directions, or in none
+        monkeypatch.setattr(bandwidth, "SAMPLES", (size, size))
+        assert_close(median_bandwidth(mu), expected)
+    monkeypatch.setattr(bandwidth, "CACHED", 0)
     for low, high in ((0.01, 0.02), (50.0, 60.0), (0.0, 0.01), (50.0, float("inf"))):
         monkeypatch.setattr(bandwidth, "_bracket", lambda *_, found=(low, high): found)
         assert_close(median_bandwidth(mu), expected)

@@ -145,7 +145,7 @@ def flow(
     first = remains.taken
     limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else steps)
     equation = _descent(functional, mu0, geometry, reaction, stop)
-    method = FlowMethod(stepper, noise, reaction)
+    method = FlowMethod(stepper, noise, reaction, functional.draws)
     watches_energy = stop is not None and stop.metric == "energy"
     recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
 
@@ -161,14 +161,14 @@ def flow(
     run = partial(
         iterate,
         z=equation.pack(mu0),
-        method=stepper if noise is None and reaction is None else method,
+        method=method if method.is_random or reaction is not None else stepper,
         converging=stop is not None,
         patient=True,
         best=False,
         metric=partial(by_energy, limits) if watches_energy else None,
         callback=observe,
         progress=progress,
-        draw=_draws(method.is_random or functional.draws, generator, remains, mu0),
+        draw=_draws(method, generator, remains, mu0),
         first=first,
         state=remains.memory,
         scale=remains.scale,
@@ -287,8 +287,8 @@ def _remains(before: Trajectory | None) -> Remains:
     return before.remains
 
 
-def _draws(wanted: bool, generator: torch.Generator | None, remains: Remains, mu0: DiscreteMeasure) -> Draws | None:
-    if not wanted:
+def _draws(method: FlowMethod, generator: torch.Generator | None, remains: Remains, mu0: DiscreteMeasure) -> Draws | None:
+    if not method.is_random:
         return None
     if generator is None:
         generator = torch.Generator()

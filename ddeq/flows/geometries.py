@@ -78,7 +78,7 @@ class Geometry(Declared, ABC):
     def slope(
         self, functional: Functional, mu: DiscreteMeasure, velocity: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch"]:
-        """The `dissipation` at ``mu`` where the ``velocity`` at the atoms is known, which it need not find again."""
+        """The `dissipation` of ``functional`` at ``mu`` where the ``velocity`` at the atoms is known, and is not found again."""
         if self.replaces_entropy:
             return self.dissipation(functional, mu)
         return -InnerProduct.of(mu.points, mu.weights)(functional.wasserstein_gradient(mu), velocity)

@@ -30,16 +30,19 @@ class FlowMethod(Method[FunctionalDescent]):
     ----------
     stepper, noise, reaction
         As in `ddeq.flow`.
+    draws
+        Whether the functional draws random numbers.
     """
 
     stepper: Stepper
     noise: Noise | None = None
     reaction: Reaction | None = None
+    draws: bool = False
 
     @property
     def is_random(self) -> bool:
         """Whether steps draw random numbers."""
-        return self.noise is not None or (self.reaction is not None and self.reaction.jumps)
+        return self.draws or self.noise is not None or (self.reaction is not None and self.reaction.jumps)
 
     @property
     def ends_when_still(self) -> bool:

@@ -6,10 +6,12 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddeq.draws import Draws
 from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.symmetries import Place, Symmetries, find_symmetries, generic_field
 from ddeq.functionals.base import Functional, Smoothness
@@ -83,6 +85,14 @@ class Stationary(Equation):
 
     def linear_solver(self, z: Tensor, status: Tensor) -> LinearSolver:
         return _StationarySolver(self, z, status)
+
+    def prepared(self, z: Tensor, memory: Any, step: int, draw: Draws | None) -> tuple[Stationary, Any]:
+        descent, memory = self.descent.prepared(z, memory, step, draw)
+        if descent is self.descent:
+            return self, memory
+        other = copy.copy(self)
+        other.descent = descent
+        return other, memory
 
     def rows(self, keep: Tensor) -> Stationary:
         chosen = copy.copy(self)

@@ -22,35 +22,41 @@ class Cells:
     ----------
     labels
         The cell of each atom, ``(*batch, n)``.
-    count
-        Number of cells.
+    members
+        The atoms of each cell, ``(*batch, count, size)``; numbers from n on stand for none.
     """
 
     labels: Tensor
-    count: int
+    members: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return self.members.shape[-2]
 
     @classmethod
     def of(cls, mu: DiscreteMeasure, most: int) -> Cells:
         """At most so many cells (a power of two), or each atom a cell of its own if there are no more."""
         n = mu.n
         if n <= most:
-            return cls(torch.arange(n, device=mu.device).expand(mu.weights.shape), n)
+            every = torch.arange(n, device=mu.device).expand(mu.weights.shape)
+            return cls(every, every.unsqueeze(-1))
         live = mu.support().unsqueeze(-1)
         points = torch.where(live, mu.points, mu.mean().unsqueeze(-2))  # dead atoms may be anywhere
         rest = -n % most
-        order = torch.arange(n + rest, device=mu.device).clamp_max(n - 1).expand(*mu.batch_shape, 1, n + rest)
+        order = torch.arange(n + rest, device=mu.device).expand(*mu.batch_shape, 1, n + rest)
         count = 1
         while count < most:
             there = points.unsqueeze(-3).expand(*mu.batch_shape, count, n, mu.dim)
-            cell = there.gather(-2, order.unsqueeze(-1).expand(*order.shape, mu.dim))
+            cell = there.gather(-2, order.clamp_max(n - 1).unsqueeze(-1).expand(*order.shape, mu.dim))
             longest = (cell.amax(-2) - cell.amin(-2)).argmax(-1)
             along = cell.gather(-1, longest[..., None, None].expand(*order.shape, 1)).squeeze(-1)
             order = order.gather(-1, along.argsort(-1))
             count *= 2
             order = order.reshape(*mu.batch_shape, count, -1)
         numbers = torch.arange(count, device=mu.device).unsqueeze(-1).expand(order.shape)
-        labels = torch.zeros_like(mu.weights, dtype=torch.long)
-        return cls(labels.scatter(-1, order.flatten(-2), numbers.flatten(-2)), count)
+        labels = order.new_zeros(*mu.batch_shape, n + rest).scatter(-1, order.flatten(-2), numbers.flatten(-2))
+        return cls(labels[..., :n], order)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sums ``(*batch, count)`` of values ``(*batch, n)`` over the cells."""

@@ -48,6 +48,8 @@ class DrMMD(RegularizedDivergence):
     `ddeq.reductions.block_size`, conjugate gradients that store no matrix. Rounding is amplified by :math:`1/\lambda`: in
     single precision take at least 1e-3.
 
+    In a flow the factorisation is computed once, unless target, kernel or regularization require grad.
+
     References
     ----------
     :cite:t:`chen2024deregularized`.

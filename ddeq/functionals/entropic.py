@@ -43,6 +43,11 @@ class EntropicTransport:
         return math.inf if self.reach is None else self.reach**2
 
     @property
+    def unit(self) -> float:
+        """Change of potentials that changes the plan or its marginals by a factor of e."""
+        return self.tau * self.epsilon
+
+    @property
     def tau(self) -> float:
         """Damping of potentials."""
         return 1.0 if self.reach is None else self.rho / (self.rho + self.epsilon)
@@ -61,7 +66,7 @@ class EntropicTransport:
         return torch.ones_like(potential) if self.reach is None else torch.exp(-potential / self.rho)
 
     def reduced(self, potential: Tensor) -> Tensor:
-        r""":math:`-\rho(e^{-f/\rho} - 1) - \varepsilon e^{-f/\rho}`: with the mass of the plan whose marginal belongs to ``f``."""
+        r""":math:`-\rho(e^{-f/\rho} - 1) - \varepsilon e^{-f/\rho}`, the integrand of the dual in one potential."""
         return self.decay(potential) - self.epsilon * self.marginal(potential)
 
     def plan(self, f: Tensor, mu: DiscreteMeasure, g: Tensor, nu: DiscreteMeasure) -> Tensor:

@@ -48,7 +48,7 @@ class Gram:
     def of(cls, kernel: Kernel, points: Tensor) -> Gram:
         """The matrix of ``points`` ``(*batch, m, d)``, stored where it stays within `ddeq.reductions.block_size`."""
         points = points.detach()
-        if not blocks_are_below(points.shape[:-1].numel() * points.shape[-2]):
+        if cls.is_stored(points):
             with torch.no_grad():
                 return cls.stored(kernel(points, points))
         ones = unchecked(points, torch.ones_like(points[..., 0]))
@@ -59,6 +59,11 @@ class Gram:
             return integrate_kernel(kernel, x, ones, values.unsqueeze(-1)).squeeze(-1)
 
         return cls(product, None)
+
+    @staticmethod
+    def is_stored(points: Tensor) -> bool:
+        """Whether the matrix of ``points`` is stored."""
+        return not blocks_are_below(points.shape[:-1].numel() * points.shape[-2])
 
     @classmethod
     def stored(cls, matrix: Tensor) -> Gram:
@@ -124,10 +129,14 @@ class RegularizedSystem:
         x, rest = best, right
         for _ in range(PASSES):
             x = x + self.solve_once(rest, transposed)
-            rest = right - self.regularization * x - self._product(x, transposed)
-            size = right.abs() + self.regularization * x.abs() + self._product(x.abs(), transposed)  # of what is added up
+            multiple = self.regularization * x
+            rest = right - multiple - self._product(x, transposed)
+            left = rest.abs().amax(-1, keepdim=True)
+            if bool((left <= AIM * eps * torch.maximum(right.abs(), multiple.abs()).amax(-1, keepdim=True)).all()):
+                return x
+            size = right.abs() + multiple.abs() + self._product(x.abs(), transposed)  # of what is added up
             size = size.amax(-1, keepdim=True)
-            residual = rest.abs().amax(-1, keepdim=True) / torch.where(size > 0, size, 1.0)
+            residual = left / torch.where(size > 0, size, 1.0)
             better = residual < least
             best, least = torch.where(better, x, best), torch.where(better, residual, least)
             if bool(((residual <= AIM * eps) | ~better).all()):
@@ -144,9 +153,8 @@ class RegularizedSystem:
     def _product(self, x: Tensor, transposed: bool) -> Tensor:
         return self.density * self.gram.product(x) if transposed else self.gram.product(self.density * x)
 
-    @torch.no_grad()
     def solve_once(self, right: Tensor, transposed: bool = False) -> Tensor:
-        """`solve`, but for what rounding leaves of it."""
+        """`solve`, but for what rounding leaves of it; under ``torch.no_grad``."""
         if transposed:
             return (right - self._root * self._symmetric(self._root * self.gram.product(right))) / self.regularization
         return (right - self.gram.product(self._root * self._symmetric(self._root * right))) / self.regularization
@@ -164,7 +172,7 @@ class RegularizedSystem:
             rtol = torch.finfo(right.dtype).eps ** 0.6
             return conjugate_gradients(operator, right, rtol=rtol, max_steps=MOST_PRODUCTS).x
         if self._factor is None:
-            scaled = self._root.unsqueeze(-1) * matrix * self._root.unsqueeze(-2)
+            scaled = (self._root.unsqueeze(-1) * matrix).mul_(self._root.unsqueeze(-2))
             scaled.diagonal(dim1=-2, dim2=-1).add_(self.regularization)
             self._factor, info = torch.linalg.cholesky_ex(scaled)
             if bool((info > 0).any()):

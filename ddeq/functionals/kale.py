@@ -49,6 +49,9 @@ class KALE(RegularizedDivergence):
     matrix exceeds `ddeq.reductions.block_size`, by conjugate gradients that store no matrix. Rounding is amplified by
     :math:`1/\lambda`: in single precision take at least 1e-3.
 
+    In a flow Newton's method starts from the last step's solution, and the kernel matrix of the target is computed once, unless
+    target, kernel or regularization require grad.
+
     References
     ----------
     :cite:t:`glaser2021kale`.

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ddeq.functionals.cells import Cells
 from ddeq.functionals.entropic import EntropicTransport
 from ddeq.kernels import Gaussian
 from ddeq.kernels.distances import squared_distances
@@ -22,14 +23,20 @@ from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.ranks import is_sharded
 from ddeq.reductions import integrate_kernel
 from ddeq.reductions.exponential import Exponential
-from ddeq.reductions.settings import blocks_are_below
 
-__all__ = ["Pairs", "Plan"]
+__all__ = ["Pairs", "Plan", "StoredPairs", "SummedPairs", "in_precision", "single"]
 
-STORED_UP_TO = 2**24
-"""Matrices of up to so many numbers, the batch included, are stored."""
 SINGLE_FROM = 2**18
-"""From so many numbers on, plans that only direct a step are kept in single precision."""
+"""From so many numbers on, plans are in single precision where three digits or a tolerance of `SINGLE_RTOL` are enough."""
+SINGLE_RTOL = 1e-5
+"""Relative error of marginals by exponentials in single precision."""
+SINGLE_EPS = torch.finfo(torch.float32).eps
+LOST = {True: 1e-280, False: 1e-24}
+"""`Plan.lost` in double and in single precision."""
+SMALLEST, NORMAL = -60.0, 1e-26
+"""Least exponent of an exponential in single precision, and least exponential that is not taken for zero there."""
+ROWS = 1024
+"""Most rows from which sums over cells are made where no plan is stored."""
 SINGLE_RANGE = 1e4
 """Largest exponent of which single precision leaves three digits of the exponential."""
 
@@ -41,6 +48,11 @@ class Plan(ABC):
     """The potential at the rows, ``(*batch, n)``."""
     eps: float
     """Rounding unit of the products."""
+
+    @property
+    def lost(self) -> float:
+        """Sums of a column relative to its mass that are smaller have lost digits."""
+        return LOST[self.eps < SINGLE_EPS]
 
     @abstractmethod
     def product(self, b: Tensor) -> Tensor:
@@ -58,65 +70,80 @@ class Plan(ABC):
         """The plan in single precision, where that is faster and leaves three digits of the products."""
         return self
 
-    def summed(self, labels: Tensor, count: int) -> Tensor | None:
-        """Columns summed by their labels ``(*batch, m)``, as a matrix ``(*batch, n, count)``; None where it is not stored."""
-        return None
+    @abstractmethod
+    def summed(self, cells: Cells, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns summed over the `Pairs.cells`, as a matrix ``(*batch, k, count)``, and the masses of its rows ``(*batch, k)``.
+
+        The rows are those of the plan, of masses ``r``, or some that stand for all.
+        """
 
 
 class Pairs(ABC):
     """The pairs of atoms of two measures."""
 
-    @classmethod
-    def of(cls, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Pairs:
-        """Stored where the matrix is small enough for memory and `ddeq.reductions.block_size`."""
-        numbers = mu.weights[..., 0].numel() * mu.n * nu.n
-        if numbers > STORED_UP_TO or blocks_are_below(numbers) or is_sharded(mu.points) or is_sharded(nu.points):
-            return _Summed(mu, nu)
-        return _Stored(mu, nu)
+    @abstractmethod
+    def plan(self, transport: EntropicTransport, g: Tensor, *, rtol: float = 0.0) -> Plan:
+        """The plan of ``g``, ``(*batch, m)``, whose marginals may have a relative error of ``rtol``."""
 
     @abstractmethod
-    def plan(self, transport: EntropicTransport, g: Tensor) -> Plan:
-        """The plan of ``g``, ``(*batch, m)``."""
+    def cells(self, most: int) -> Cells | None:
+        """At most so many cells of the atoms of the second measure, for `Plan.summed`; None where they are spread over ranks."""
 
     @abstractmethod
     def columns(self, transport: EntropicTransport, f: Tensor) -> Tensor:
         """The transform of ``f``, ``(*batch, n)``, at the atoms of the second measure, ``(*batch, m)``."""
 
 
-class _Stored(Pairs):
+class StoredPairs(Pairs):
+    """All costs as a matrix."""
+
     def __init__(self, mu: DiscreteMeasure, nu: DiscreteMeasure) -> None:
         self._costs = squared_distances(mu.points, nu.points).mul_(0.5)
-        self._rows, self._columns = (m.weights for m in (mu, nu))
+        self._mu, self._nu = mu, nu
 
-    def plan(self, transport: EntropicTransport, g: Tensor) -> Plan:
-        return self._plan(transport, g, self._columns, self._costs)
+    def plan(self, transport: EntropicTransport, g: Tensor, *, rtol: float = 0.0) -> Plan:
+        return self._plan(transport, g, self._nu.weights, self._costs, rtol)
 
     def columns(self, transport: EntropicTransport, f: Tensor) -> Tensor:
-        return self._plan(transport, f, self._rows, self._costs.mT).f
+        return self._plan(transport, f, self._mu.weights, self._costs.mT, 0.0).f
+
+    def cells(self, most: int) -> Cells | None:
+        return Cells.of(self._nu, most)
 
     @staticmethod
-    def _plan(transport: EntropicTransport, g: Tensor, weights: Tensor, costs: Tensor) -> _StoredPlan:
+    def _plan(transport: EntropicTransport, g: Tensor, weights: Tensor, costs: Tensor, rtol: float) -> _StoredPlan:
         exponents = (torch.where(weights > 0, g, -torch.inf).unsqueeze(-2) - costs).mul_(1.0 / transport.epsilon)
         largest = exponents.amax(-1, keepdim=True)  # without it a row may underflow
-        return _StoredPlan(exponents.sub_(largest).exp_(), largest.squeeze(-1), weights, transport)
+        return _StoredPlan(in_precision(exponents.sub_(largest), rtol).exp_(), largest.squeeze(-1), weights, transport)
+
+
+def in_precision(exponents: Tensor, rtol: float) -> Tensor:
+    """Exponents of many numbers in single precision, where the tolerance allows it."""
+    if rtol < SINGLE_RTOL or exponents.numel() < SINGLE_FROM:
+        return exponents
+    return exponents.float().clamp_min_(SMALLEST)  # numbers below the normal ones are slow
+
+
+def single(exponentials: Tensor) -> Tensor:
+    """Exponentials in single precision, zero where they would not be normal numbers, which are slow."""
+    return torch.nn.functional.threshold(exponentials.float(), NORMAL, 0.0)
 
 
 class _StoredPlan(Plan):
     """Exponentials of each row divided by their largest, and its exponent; zero at dead columns."""
 
     def __init__(self, exponentials: Tensor, largest: Tensor, weights: Tensor, transport: EntropicTransport) -> None:
-        self._exponentials, self._weights = exponentials, weights
-        self._out, self.eps = largest.dtype, torch.finfo(weights.dtype).eps
-        self._sums = self._times(exponentials, weights)
-        self.f = -transport.tau * transport.epsilon * (largest + self._sums.log())
+        self._exponentials, self._weights = exponentials, weights.to(exponentials.dtype)
+        self._out, self.eps = largest.dtype, torch.finfo(exponentials.dtype).eps
+        self._sums = self._times(exponentials, self._weights)
+        self.f = -transport.tau * transport.epsilon * (largest + self._sums.to(self._out).log())
 
     def rough(self) -> Plan:
-        if self._exponentials.numel() < SINGLE_FROM:
+        if self._exponentials.numel() < SINGLE_FROM or self._exponentials.dtype == torch.float32:
             return self
         other = copy.copy(self)
-        other._exponentials, other._weights, other._sums = (
-            t.float() for t in (self._exponentials, self._weights, self._sums)
-        )
+        other._exponentials = single(self._exponentials)
+        other._weights, other._sums = self._weights.float(), self._sums.float()
         other.eps = torch.finfo(torch.float32).eps
         return other
 
@@ -125,40 +152,44 @@ class _StoredPlan(Plan):
         return (product / self._sums).to(self._out)
 
     def average(self, values: Tensor) -> Tensor:
-        return self._exponentials @ (self._weights.unsqueeze(-1) * values) / self._sums.unsqueeze(-1)
+        values = self._weights.unsqueeze(-1) * values.to(self._weights.dtype)
+        return (self._exponentials @ values / self._sums.unsqueeze(-1)).to(self._out)
 
     def transposed(self, a: Tensor) -> Tensor:
         product = self._times(self._exponentials.mT, a.to(self._sums.dtype) / self._sums)
         return (self._weights * product).to(self._out)
 
-    def rough(self) -> Plan:
-        """The plan in single precision, where that is faster and leaves three digits of the products."""
-        return self
-
-    def summed(self, labels: Tensor, count: int) -> Tensor | None:
+    def summed(self, cells: Cells, r: Tensor) -> tuple[Tensor, Tensor]:
         weighted = self._exponentials * self._weights.unsqueeze(-2)
-        sums = weighted.new_zeros(*weighted.shape[:-1], count)
-        sums.scatter_add_(-1, labels.unsqueeze(-2).expand(weighted.shape), weighted)
-        return (sums / self._sums.unsqueeze(-1)).to(self._out)
+        if cells.count < weighted.shape[-1]:
+            index = cells.labels.unsqueeze(-2).expand(weighted.shape)
+            weighted = weighted.new_zeros(*weighted.shape[:-1], cells.count).scatter_add_(-1, index, weighted)
+        return (weighted / self._sums.unsqueeze(-1)).to(self._out), r
 
     @staticmethod
     def _times(matrix: Tensor, vector: Tensor) -> Tensor:
         return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-class _Summed(Pairs):
+class SummedPairs(Pairs):
+    """Nothing is stored: sums of `ddeq.reductions`."""
+
     def __init__(self, mu: DiscreteMeasure, nu: DiscreteMeasure) -> None:
         self._mu, self._nu = mu, nu
 
-    def plan(self, transport: EntropicTransport, g: Tensor) -> Plan:
+    def plan(self, transport: EntropicTransport, g: Tensor, *, rtol: float = 0.0) -> Plan:
         return _SummedPlan(transport, self._mu, self._nu, g)
 
     def columns(self, transport: EntropicTransport, f: Tensor) -> Tensor:
         return transport.transform(f, self._mu, self._nu.points)
 
+    def cells(self, most: int) -> Cells | None:
+        return None if is_sharded(self._nu.points) else Cells.of(self._nu, most)
+
 
 class _SummedPlan(Plan):
     def __init__(self, transport: EntropicTransport, mu: DiscreteMeasure, nu: DiscreteMeasure, g: Tensor) -> None:
+        self._transport, self._g = transport, g
         self.f = transport.transform(g, nu, mu.points)
         live = torch.where(nu.support(), g, 0.0)
         self._mu, self._nu, self._out, self.eps = mu, nu, g.dtype, torch.finfo(g.dtype).eps
@@ -186,7 +217,18 @@ class _SummedPlan(Plan):
     def transposed(self, a: Tensor) -> Tensor:
         rows = torch.cat([self._nu.points, -self._at_nu], -1)
         columns = torch.cat([self._mu.points, self._at_mu], -1)
-        return self._nu.weights.to(self._out) * self._sum(rows, columns, torch.ones_like(self._mu.weights), a.unsqueeze(-1)).squeeze(-1)
+        return self._nu.weights.to(self._out) * self._sum(
+            rows, columns, torch.ones_like(self._mu.weights), a.unsqueeze(-1)
+        ).squeeze(-1)
 
     def _sum(self, rows: Tensor, columns: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         return integrate_kernel(self._kernel, rows, unchecked(columns, weights), values.to(rows.dtype)).to(self._out)
+
+    def summed(self, cells: Cells, r: Tensor) -> tuple[Tensor, Tensor]:
+        # One atom in each of many cells of rows stands for the others.
+        of_rows = Cells.of(self._mu, ROWS)
+        index = of_rows.members[..., 0].clamp_max(self._mu.n - 1)
+        points = self._mu.points.gather(-2, index.unsqueeze(-1).expand(*index.shape, self._mu.dim))
+        some = unchecked(points, torch.ones_like(index, dtype=points.dtype))
+        sums, _ = StoredPairs(some, self._nu).plan(self._transport, self._g).summed(cells, some.weights)
+        return sums, of_rows.sums(r)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +15,7 @@ from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import envelope
 from ddeq.functionals.gram import Gram
+from ddeq.functionals.regularized_known import Known
 from ddeq.functionals.regularized_newton import RegularizedTarget
 from ddeq.functionals.regularized_solver import DualEquation
 from ddeq.held import store
@@ -96,34 +99,44 @@ class RegularizedDivergence(Discrepancy):
     def prepare(
         self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None
     ) -> tuple[RegularizedDivergence, Any]:
-        start, target = (None, None) if memory is None else memory
-        nu, regularization = self._target_for(mu), self._regularization_for(mu)
-        if target is None and not self._target_is_differentiated():
-            target = self._of_target(nu, regularization)
-        u = self._equation(nu, mu, regularization).solution(target, start)
-        return self.with_memory(_Known(mu.points, mu.weights, u, target)), (u, target)
+        guesses: tuple[Tensor, ...]
+        guesses, target = ((), None) if memory is None else memory
+        if target is None and not self._is_differentiated(mu) and Gram.is_stored(self._target_for(mu).points):
+            target = self._of_target(mu)
+        found = self._solved(mu, target, guesses, with_gradients=True)
+        further = 2.0 * found.u - guesses[0] if guesses else found.u  # where it leads if it goes on like that
+        return self.with_memory(found), ((found.u, further), target)
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        nu, u, regularization = self._solved(mu)
-        # As a function of u the value is stationary at the solution: rounding in u enters squared.
-        u = u if under_transforms() else envelope(u)
-        fitted = nu.with_weights(nu.weights * self.density(u))
-        with_itself = integrate(integrate_kernel(self.kernel, mu.points, mu), mu)
-        with_fitted = integrate(integrate_kernel(self.kernel, mu.points, fitted), mu)
-        of_fitted = integrate(integrate_kernel(self.kernel, fitted.points, fitted), fitted)
-        distance = with_itself - 2 * with_fitted + of_fitted
-        return self._scale(regularization) * (integrate(self.penalty(u), nu) + distance / (2 * regularization))
+        nu, regularization, known = self._target_for(mu), self._regularization_for(mu), self._known(mu)
+        if known is None:
+            # As a function of u the value is stationary at the solution: rounding in u enters squared.
+            u = self._solution(mu)
+            u = u if under_transforms() else envelope(u)
+            fitted = nu.with_weights(nu.weights * self.density(u))
+            with_itself = integrate(integrate_kernel(self.kernel, mu.points, mu), mu)
+            with_fitted = integrate(integrate_kernel(self.kernel, mu.points, fitted), mu)
+            of_fitted = integrate(integrate_kernel(self.kernel, fitted.points, fitted), fitted)
+            distance = with_itself - 2 * with_fitted + of_fitted
+            return self._scale(regularization) * (integrate(self.penalty(u), nu) + distance / (2 * regularization))
+        # The equation says what the kernel integrates to against the fitted measure.
+        u, multiple = known.u, 0.5 / regularization
+        fitted_part = self.penalty(u) - (multiple.unsqueeze(-1) * known.right + 0.5 * u) * self.density(u)
+        return self._scale(regularization) * (integrate(fitted_part, nu) + multiple * known.squared_norm(self.kernel))
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         x = places(mu, x)
-        fitted, factor = self._fitted(mu)
+        fitted, factor = self._fitted(mu, self._known(mu))
         return factor[..., None] * (integrate_kernel(self.kernel, x, mu) - integrate_kernel(self.kernel, x, fitted))
 
     def wasserstein_gradient(
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
+        known = self._known(mu, with_gradients=x is None)
+        fitted, factor = self._fitted(mu, known)
+        if known is not None and x is None:
+            return factor[..., None, None] * known.gradient_of_difference(self.kernel, fitted)
         x = places(mu, x)
-        fitted, factor = self._fitted(mu)
         by_mu, by_fitted = (integrate_kernel_gradient(self.kernel, x, m) for m in (mu, fitted))
         return factor[..., None, None] * (by_mu - by_fitted)
 
@@ -142,52 +155,68 @@ class RegularizedDivergence(Discrepancy):
     def _scale(self, regularization: Tensor) -> Tensor:
         return self.factor * (1 + regularization)
 
-    def _fitted(self, mu: DiscreteMeasure) -> tuple[DiscreteMeasure, Tensor]:
+    def _fitted(self, mu: DiscreteMeasure, known: Known | None) -> tuple[DiscreteMeasure, Tensor]:
         r"""The measure :math:`\rho\nu`, and what multiplies the witness of ``mu`` and it in the first variation."""
-        nu, u, regularization = self._solved(mu)
+        nu, regularization = self._target_for(mu), self._regularization_for(mu)
+        u = self._solution(mu) if known is None else known.u
         return nu.with_weights(nu.weights * self.density(u)), self._scale(regularization) / regularization
 
-    def _solved(self, mu: DiscreteMeasure) -> tuple[DiscreteMeasure, Tensor, Tensor]:
-        """The target, the values ``u`` at its atoms, differentiable, and the regularisation, in the batch shape of ``mu``."""
-        nu, regularization = self._target_for(mu), self._regularization_for(mu)
-        known: _Known | None = self.memory
-        if known is None or known.points.shape[:-2] != mu.batch_shape or under_transforms():
-            return nu, self._equation(nu, mu, regularization).solution(), regularization
-        u = known.u if known.is_at(mu) else None
-        differentiated = torch.is_grad_enabled() and (mu.points.requires_grad or mu.weights.requires_grad)
-        if u is None or differentiated or known.target is None:
-            u = self._equation(nu, mu, regularization).solution(known.target, known.u, u)
-        return nu, u, regularization
-
-    def _equation(self, nu: DiscreteMeasure, mu: DiscreteMeasure, regularization: Tensor) -> DualEquation:
+    def _solution(self, mu: DiscreteMeasure) -> Tensor:
+        """The values ``u`` at the atoms of the target, differentiable."""
+        nu, regularization, prepared = self._target_for(mu), self._regularization_for(mu), self._prepared_for(mu)
         right = integrate_kernel(self.kernel, nu.points, mu)
-        return DualEquation(self, self.kernel, nu, right, regularization.unsqueeze(-1))
+        equation = DualEquation(self, self.kernel, nu, right, regularization.unsqueeze(-1))
+        target: RegularizedTarget | None = None
+        starts: tuple[Tensor, ...] = ()
+        known: Tensor | None = None
+        if prepared is not None and not under_transforms():
+            target, starts = prepared.target, (prepared.u,)
+            known = prepared.u if prepared.is_at(mu) else None
+        u: Tensor = equation.solution(target, starts, known)
+        return u
 
-    def _target_is_differentiated(self) -> bool:
+    def _known(self, mu: DiscreteMeasure, *, with_gradients: bool = False) -> Known | None:
+        """What is known at ``mu``; None where derivatives may be wanted."""
+        if under_transforms() or torch.compiler.is_compiling():
+            return None
+        prepared = self._prepared_for(mu)
+        target = None if prepared is None else prepared.target
+        if torch.is_grad_enabled() and (
+            mu.points.requires_grad or mu.weights.requires_grad or (target is None and self._is_differentiated(mu))
+        ):
+            return None
+        if prepared is not None and prepared.is_at(mu):
+            return prepared
+        return self._solved(mu, target, () if prepared is None else (prepared.u,), with_gradients=with_gradients)
+
+    def _prepared_for(self, mu: DiscreteMeasure) -> Known | None:
+        """What `prepare` has found for the step, if it is for measures of the batch shape of ``mu``."""
+        prepared: Known | None = self.memory
+        return prepared if prepared is not None and prepared.mu.batch_shape == mu.batch_shape else None
+
+    @torch.no_grad()
+    def _solved(
+        self, mu: DiscreteMeasure, target: RegularizedTarget | None, starts: Sequence[Tensor], *, with_gradients: bool
+    ) -> Known:
+        """What is known at ``mu``, by a solve from the best of ``starts``, with what of the ``target`` is at hand."""
+        nu, regularization = self._target_for(mu), self._regularization_for(mu).unsqueeze(-1)
+        of_target = self._of_target(mu) if target is None else target
+        found = Known.at(mu, self, self.kernel, nu, regularization, of_target, starts, with_gradients=with_gradients)
+        return found if target is not None else replace(found, target=None)
+
+    def _is_differentiated(self, mu: DiscreteMeasure) -> bool:
         """Whether a derivative in the target, the kernel or the regularization may be asked for."""
-        held = any(t.requires_grad for t in (*self.parameters(), *self.buffers()))
+        if any(t.requires_grad for t in (*self.parameters(), *self.buffers())):
+            return True
         with torch.enable_grad():  # what a kernel of one's own captures
-            point = self.target.points[..., :1, :].detach()
-            return held or self.kernel(point, point).requires_grad
+            point = self._target_for(mu).points[..., :1, :]
+            return bool(self.kernel(point, point).requires_grad)
 
-    def _of_target(self, nu: DiscreteMeasure, regularization: Tensor) -> RegularizedTarget:
-        """What all solves share; one for all measures where target and regularization are."""
-        of_all = regularization.unsqueeze(-1)
-        if not self.target.batch_shape and not isinstance(self.regularization, Tensor):
-            nu, of_all = self.target, of_all[(0,) * len(regularization.shape)]
-        return RegularizedTarget.of(self, Gram.of(self.kernel, nu.points), nu.weights, of_all)
-
-
-class _Known(NamedTuple):
-    """What `RegularizedDivergence.prepare` has found for a step."""
-
-    points: Tensor
-    weights: Tensor
-    u: Tensor
-    """The solution at these points and weights, ``(*batch, m)``."""
-    target: RegularizedTarget | None
-    """None where derivatives in the target may be wanted."""
-
-    def is_at(self, mu: DiscreteMeasure) -> bool:
-        """Whether the solution is that of ``mu``."""
-        return torch.equal(self.points, mu.points) and torch.equal(self.weights, mu.weights)
+    @torch.no_grad()
+    def _of_target(self, mu: DiscreteMeasure) -> RegularizedTarget:
+        """What all solves share; one for all measures where target, kernel and regularization are."""
+        nu, regularization = self._target_for(mu), self._regularization_for(mu).unsqueeze(-1)
+        held = (*self.kernel.parameters(), *self.kernel.buffers())
+        if not (self.target.batch_shape or isinstance(self.regularization, Tensor) or any(t.ndim for t in held)):
+            nu, regularization = self.target, regularization[(0,) * len(mu.batch_shape)]
+        return RegularizedTarget.of(self, Gram.of(self.kernel, nu.points), nu.weights, regularization)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -31,7 +32,7 @@ MOST_STEPS = 200
 STOP = Stop(max_steps=MOST_STEPS, atol=0.0)
 MOST_HALVINGS = 60
 """How often a Newton step is halved at most."""
-FALLS, FAST = 0.5, 0.1
+FALLS = 0.5
 """Share of the residual that a full step, and a further one with the same factorisation, may leave."""
 MOST_CORRECTIONS = 10
 """Further steps with the same factorisation at most."""
@@ -84,16 +85,15 @@ class RegularizedTarget(Cached):
         return RegularizedTarget(self.gram.rows(keep), embedded, None if self.system is None else self.system.rows(keep))
 
 
-@torch.no_grad()
 def solve_dual(
     divergence: Penalty,
     target: RegularizedTarget,
     weights: Tensor,
     right: Tensor,
     regularization: Tensor,
-    start: Tensor | None = None,
+    starts: Sequence[Tensor] = (),
 ) -> Tensor:
-    """The solution ``u`` of ``right - regularization * u - K (weights * density(u)) = 0``, ``(*batch, m)``.
+    """The solution ``u`` of ``right - regularization * u - K (weights * density(u)) = 0``, under ``torch.no_grad``.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ def solve_dual(
         The density, and the Gram matrix ``K``.
     weights, right, regularization
         ``(*batch, m)``, ``(*batch, m)`` and ``(*batch, 1)``.
-    start
-        A guess of the solution; it is taken for the samples for which it is better than zero.
+    starts
+        Guesses of the solution; each sample takes the best of them and zero.
 
     Warns
     -----
@@ -114,8 +114,14 @@ def solve_dual(
     equation = _DensityEquation(divergence, target, weights, right, regularization)
     eps = torch.finfo(right.dtype).eps
     stop = replace(STOP, rtol=eps * (8 + right.shape[-1] ** 0.5))
+    newton = _Newton(stop.rtol)
+    z = equation.best(starts)
+    if starts:  # from there one step is enough, mostly
+        z, solved = newton.once(equation, z)
+        if solved:
+            return z
     # While the density is far from its own the residual may rise for long: patience.
-    outcome = iterate(equation, stop, z=equation.first(start), method=_Newton(stop.rtol), patient=True)
+    outcome = iterate(equation, stop, z=z, method=newton, patient=True)
     failed = (outcome.status != Status.CONVERGED.value) & (outcome.residual > 1e4 * eps)
     if bool(failed.any()):
         text = (
@@ -137,12 +143,17 @@ class _DensityEquation(Equation):
         self.inner = InnerProduct(weights, dims=1)
         self.removable = right.ndim > 1 and self.gram.matrix is not None
 
-    def first(self, guess: Tensor | None) -> Tensor:
-        """The guess where its residual is smaller than that of zero, and zero elsewhere."""
-        if guess is None:
-            return torch.zeros_like(self.right)
-        fits = _largest(self.residual(guess)) <= _largest(self.right - self.target.embedded)
-        return torch.where(fits.unsqueeze(-1), guess, 0.0)
+    def best(self, guesses: Sequence[Tensor]) -> Tensor:
+        """The guess of least residual, or zero."""
+        found = torch.zeros_like(self.right)
+        if not guesses:
+            return found
+        least = _largest(self.right - self.target.embedded)
+        for guess in guesses:
+            left = _largest(self.residual(guess))
+            found = torch.where((left <= least).unsqueeze(-1), guess, found)
+            least = torch.fmin(left, least)
+        return found
 
     def masses(self, z: Tensor) -> Tensor:
         """What the density of ``z`` makes of the weights."""
@@ -159,6 +170,13 @@ class _DensityEquation(Equation):
         # Relative to what is added up in the residual.
         size = ((self.regularization * z).abs() + self.gram.product(self.uncertain(z)) + self.right.abs()).amax(-1)
         return Sizes(_largest(residual), torch.where(size > 0, size, 1.0))
+
+    def iterate(self, z: Tensor) -> Iterate:
+        """The iterate ``z``, its residual and sizes."""
+        residual = self.residual(z)
+        norm, size, *_ = self.sizes(z, residual, None)
+        assert size is not None
+        return Iterate(z, residual, norm, size, 0)
 
     def objective(self, z: Tensor) -> Tensor:
         """What the density of ``z`` costs, but for a constant."""
@@ -191,15 +209,27 @@ class _Newton(Method[_DensityEquation]):
         if not bool(falling.all()):
             z = torch.where(falling.unsqueeze(-1), z, self._damped(equation, at, system))
         for _ in range(MOST_CORRECTIONS):
-            falling = falling & (norm > self.rtol * at.size)
+            falling = falling & (norm > 0.5 * self.rtol * at.size)
             if not bool(falling.any()):
                 break
             further = z + system.solve_once(residual)
             residual = equation.residual(further)
             before, norm = norm, _largest(residual)
             z = torch.where((falling & (norm < before)).unsqueeze(-1), further, z)
-            falling = falling & (norm <= FAST * before)
+            falling = falling & (norm <= FALLS * before)
         return Step(z, None)
+
+    def once(self, equation: _DensityEquation, z: Tensor) -> tuple[Tensor, bool]:
+        """At most one step from ``z``, by the samples that need and like it, and whether all are then solved."""
+        at = equation.iterate(z)
+        solved = at.norm <= self.rtol * at.size
+        if bool(solved.all()):
+            return z, True
+        moved = self.step(equation, at, None).z
+        there = equation.iterate(moved)
+        better = ~solved & (there.norm < at.norm)
+        solved = solved | (better & (there.norm <= self.rtol * there.size))
+        return torch.where(better.unsqueeze(-1), moved, z), bool(solved.all())
 
     @staticmethod
     def _damped(equation: _DensityEquation, at: Iterate, system: RegularizedSystem) -> Tensor:

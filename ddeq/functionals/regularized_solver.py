@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class DualEquation(Equation):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its steps depend on what they find
     def solution(
-        self, target: RegularizedTarget | None = None, start: Tensor | None = None, known: Tensor | None = None
+        self, target: RegularizedTarget | None = None, starts: Sequence[Tensor] = (), known: Tensor | None = None
     ) -> Tensor:
         """``u``, as a differentiable function of all that enters.
 
@@ -56,8 +56,8 @@ class DualEquation(Equation):
         ----------
         target
             What belongs to the target alone, if it is at hand.
-        start
-            A guess of the solution, ``(*batch, m)``.
+        starts
+            Guesses of the solution, ``(*batch, m)``.
         known
             The solution, if it is at hand.
         """
@@ -70,7 +70,10 @@ class DualEquation(Equation):
         if target is None:
             target = RegularizedTarget.of(self.divergence, Gram.of(self.kernel, nu.points), weights, regularization)
         self.target = target
-        u = known if known is not None else solve_dual(self.divergence, target, weights, right, regularization, start)
+        if known is None:
+            with torch.no_grad():
+                known = solve_dual(self.divergence, target, weights, right, regularization, starts)
+        u = known
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors)):
             return u
         _check_captures_nothing(self._product, nu)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from ddeq.autodiff import under_transforms
 from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import EntropicTransport, envelope
+from ddeq.functionals.geomloss_start import Start, check_start, potential_by_geomloss, takes_geomloss
 from ddeq.functionals.masses import probabilities
 from ddeq.functionals.plans import Plan
 from ddeq.functionals.potentials import Between, Within
@@ -20,12 +23,13 @@ from ddeq.iteration import Stop
 from ddeq.kernels import Gaussian
 from ddeq.kernels.base import positive
 from ddeq.measures import DiscreteMeasure, check_mass, unchecked
+from ddeq.memory import Cached
 from ddeq.reductions import integrate, kernel_average
 
 __all__ = ["SinkhornDivergence"]
 
 
-RTOL = {torch.float64: 1e-12, torch.float32: 1e-6}
+RTOL = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Default relative error of the marginals, by the precision of the measures."""
 
 
@@ -52,22 +56,48 @@ class _Solution(NamedTuple):
     of_target: Solved
 
 
+@dataclass(frozen=True)
+class _At(Cached):
+    """The solution at the measure for which a functional was prepared."""
+
+    mu: DiscreteMeasure | None
+    solution: _Solution | None
+
+    def rows(self, keep: Tensor) -> _At:
+        return _At(None, None)
+
+    def found(self, mu: DiscreteMeasure) -> _Solution | None:
+        """The solution, if ``mu`` is that measure."""
+        if self.mu is None or not (torch.equal(self.mu.points, mu.points) and torch.equal(self.mu.weights, mu.weights)):
+            return None
+        return self.solution
+
+
 class SinkhornDivergence(Discrepancy):
-    r"""Sinkhorn divergence from a target :math:`\nu`, for the cost :math:`\tfrac12|x - y|^2`.
+    r"""Sinkhorn divergence from a target :math:`\nu`, for the cost :math:`c = \tfrac12|x - y|^2`.
 
     .. math:: F(\mu) = \mathrm{OT}_\varepsilon(\mu, \nu) - \tfrac12 \mathrm{OT}_\varepsilon(\mu, \mu)
               - \tfrac12 \mathrm{OT}_\varepsilon(\nu, \nu), \qquad
               \frac{\delta F}{\delta \mu} = f_{\mu,\nu} - f_{\mu,\mu} , \qquad \varepsilon = \text{blur}^2 ,
 
-    where :math:`\mathrm{OT}_\varepsilon(\mu, \nu) = \min_\pi \int \tfrac12|x - y|^2 \,\mathrm d\pi
+    where :math:`\mathrm{OT}_\varepsilon(\mu, \nu) = \min_\pi \int c \,\mathrm d\pi
     + \varepsilon\, \mathrm{KL}(\pi \,|\, \mu \otimes \nu)`. It tends to :math:`\tfrac12 W_2^2` as ``blur`` falls and to half the
-    squared distance of the means (that of an MMD with the kernel :math:`-\tfrac12|x - y|^2`) as it grows. With a ``reach`` the
-    marginals of :math:`\pi` are only held by :math:`\text{reach}^2\, \mathrm{KL}`, masses may differ, and mass that is several
-    times ``reach`` away is not transported (between two atoms at the distance :math:`d` about
-    :math:`e^{-d^2 / (4\, \text{reach}^2)}` of it is).
+    squared distance of the means (that of an MMD with the kernel :math:`-\tfrac12|x - y|^2`) as it grows.
 
-    Potentials are those of a converged solve; derivatives of every order follow from the equations that they obey (implicit
-    differentiation, T7).
+    With a ``reach``, :math:`\rho = \text{reach}^2`, the marginals of :math:`\pi` are only held by :math:`\rho\, \mathrm{KL}`, and
+    masses may differ:
+
+    .. math:: \mathrm{OT}_\varepsilon(\mu, \nu) = \min_\pi \int c \,\mathrm d\pi + \rho\,\mathrm{KL}(\pi_1 | \mu)
+              + \rho\,\mathrm{KL}(\pi_2 | \nu) + \varepsilon\, \mathrm{KL}(\pi \,|\, \mu \otimes \nu) , \qquad
+              F(\mu) = \dots + \tfrac\varepsilon2 (m_\mu - m_\nu)^2 ,
+
+    with masses :math:`m` and :math:`\mathrm{KL}(\alpha | \beta) = \int \log\tfrac{\mathrm d\alpha}{\mathrm d\beta}
+    \,\mathrm d\alpha - m_\alpha + m_\beta`; the last term makes it positive. The first variation is
+    :math:`(\rho + \varepsilon)(e^{-f_{\mu,\mu}/\rho} - e^{-f_{\mu,\nu}/\rho})`. Mass that is several times ``reach`` away is not
+    transported (between two atoms at the distance :math:`d` about :math:`e^{-d^2 / (4\, \text{reach}^2)}` of it is).
+
+    Potentials are those of a converged solve. First derivatives follow from them (the value is stationary in them), those of
+    higher order by implicit differentiation (T7). Along a flow each solve starts from the last one's solution.
 
     Parameters
     ----------
@@ -78,8 +108,11 @@ class SinkhornDivergence(Discrepancy):
     reach
         Length over which transport gives way to mass that is created and destroyed; None: everything is transported.
     stop
-        When a solve stops: ``rtol`` bounds the relative error of the marginals, in L2 of the target, where rounding is below
-        it. Default: ``Stop(rtol=1e-12, max_steps=100)``. Potentials are solved in double precision, whatever the measures have.
+        When a solve stops: ``rtol`` bounds the relative error of the marginals, in L2 of the measure, where rounding is below
+        it. Default: at most 100 steps, and an ``rtol`` of 1e-12 in double precision, of 1e-5 in single precision.
+    start
+        Where a solve without an earlier solution starts: ``"cells"``, from the solution for cells of atoms; ``"geomloss"``, from
+        geomloss's coarse-to-fine potentials; ``"auto"``: from the latter where measures are too large for matrices of all pairs.
 
     Raises
     ------
@@ -89,17 +122,26 @@ class SinkhornDivergence(Discrepancy):
     Warns
     -----
     InnerProblemWarning
-        If a solve did not reach its tolerance; the message gives the residual. `status` says it for each sample.
+        If a solve did not reach its tolerance; the message gives the residual, and the best iterate is used. `status` says it
+        for each sample.
+    AdjointWarning
+        If second derivatives, or derivatives of the potentials, were not solved for: where the plan falls apart into parts whose
+        masses they would change.
 
     Notes
     -----
     Without ``reach`` masses are normalised inside, which changes the first variation by a constant, and the value is multiplied
-    by the mass again. (That of `Wasserstein` is not: as ``blur`` falls the two agree at mass one only.) Marginals are solved by
-    Newton's method: with dense matrices up to about a thousand atoms, by conjugate gradients above.
+    by the mass again: twice the mass, twice the value, as with `Wasserstein`.
+
+    Newton's method finds the potentials, in double precision sums where the tolerance is below 1e-5. Its linear systems are
+    factorised up to 256 atoms; above, conjugate gradients solve them, with a correction on 128 cells of atoms. The blur falls
+    from the size of the measures, first for cells of atoms, unless the start is near: an earlier solution, or the potential of
+    the target where the measure is close to it. With a ``reach`` each step has the best constant added.
 
     References
     ----------
-    :cite:t:`feydy2019interpolating`; :cite:t:`sejourne2019sinkhorn`, with a ``reach``.
+    :cite:t:`feydy2019interpolating`; :cite:t:`sejourne2019sinkhorn`, with a ``reach``; :cite:t:`sejourne2022faster`, on the
+    best constant.
 
     Examples
     --------
@@ -112,12 +154,18 @@ class SinkhornDivergence(Discrepancy):
     smoothness = Smoothness.SMOOTH
 
     def __init__(
-        self, target: DiscreteMeasure, blur: float = 0.05, reach: float | None = None, *, stop: Stop | None = None
+        self,
+        target: DiscreteMeasure,
+        blur: float = 0.05,
+        reach: float | None = None,
+        *,
+        stop: Stop | None = None,
+        start: Start = "auto",
     ) -> None:
         super().__init__(target)
         self.blur = float(positive("blur", blur))
         self.reach = None if reach is None else float(positive("reach", reach))
-        self.stop = stop
+        self.stop, self.start = stop, check_start(start)
         self.tolerance = RTOL[torch.float64] if stop is None else stop.rtol
         self.status: Tensor | None = None
         """`ddeq.iteration.Status` of each sample's solve at the last evaluation, ``(*batch,)``; None before the first."""
@@ -129,8 +177,10 @@ class SinkhornDivergence(Discrepancy):
         # The dual objective as a function of one potential, the other its transform, is stationary in it.
         g, p, q = (envelope(of.z) for of in solution)
         transport, records = self._transport, _records(mu, nu, *(of.z for of in solution))
-        f = transport.transform(g, nu, mu.points) if records else solution.between.plan().f
-        own, of_target = (transport.transform(z, m, m.points) if records else z for z, m in ((p, mu), (q, nu)))
+        f, own, of_target = (
+            transport.transform(z, to, at.points) if records else of.plan().f
+            for z, of, at, to in zip((g, p, q), solution, (mu, mu, nu), (nu, mu, nu), strict=True)
+        )
         at_mu = transport.reduced(f) - 0.5 * (transport.reduced(own) + transport.decay(p))
         at_nu = transport.decay(g) - 0.5 * (transport.reduced(of_target) + transport.decay(q))
         value = integrate(at_mu, mu) + integrate(at_nu, nu)
@@ -169,7 +219,7 @@ class SinkhornDivergence(Discrepancy):
         g, p, q = (of.z.detach() for of in found)
         before = (g, p) if memory is None or memory.g is None else (memory.g, memory.p)
         memory = _Potentials(g, p, q, (g - before[0], p - before[1]))
-        return self.with_memory(memory), memory
+        return self.with_memory((memory, _At(double, found))), memory
 
     def plan(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch n m"]:
         r"""Optimal plan :math:`\pi` from ``mu`` to the target, a matrix of masses.
@@ -195,10 +245,8 @@ class SinkhornDivergence(Discrepancy):
             f, g = f - shift, g + shift
         return f.to(given.dtype), g.to(given.dtype)
 
-    def transport_map(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
-    ) -> Float[Tensor, "*batch m d"]:
-        r"""Where mass at ``x`` (default: the atoms) goes on average: the barycentric map of the plan, extended by its potential.
+    def transport_map(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
+        r"""Where the plan from ``mu`` sends mass at ``x`` (default: the atoms) on average: its barycentric map.
 
         .. math:: T(x) = \frac{\int y\, e^{(g(y) - c(x, y))/\varepsilon} \,\mathrm d\nu(y)}
                               {\int e^{(g(y) - c(x, y))/\varepsilon} \,\mathrm d\nu(y)} = x - \nabla f(x)
@@ -251,7 +299,15 @@ class SinkhornDivergence(Discrepancy):
     ) -> _Solution:
         """The three potentials; keeps the worst status of their solves. ``before``: those of the step before."""
         transport, stop = self._transport, self._stop_for(dtype)
-        start, guess = (before, Guess.NEAR) if before is not None else (self.memory, Guess.SOLVED)
+        start, guess = before, Guess.NEAR
+        if start is None and self.memory is not None:
+            start, at = self.memory
+            found: _Solution | None = at.found(mu)
+            guess = Guess.SOLVED
+            if found is not None and not _records(mu, nu):
+                return found
+            if found is not None:
+                guess = Guess.KNOWN
         if start is None:
             start, guess = _Potentials(None, torch.zeros_like(mu.weights), torch.zeros_like(nu.weights)), Guess.PERHAPS
         of_target = solved(
@@ -260,7 +316,10 @@ class SinkhornDivergence(Discrepancy):
         within = solved(Within(transport, mu.points, mu.weights), stop, start.p, guess)
         # Near the target the potential of the target itself is near.
         between = Between(transport, mu.points, mu.weights, nu.points, nu.weights)
-        to_target = solved(between, stop, of_target.z if start.g is None else start.g, guess)
+        coarse = None
+        if guess is Guess.PERHAPS and takes_geomloss(self.start, mu, nu):
+            coarse = partial(potential_by_geomloss, transport, mu.detach(), nu.detach())
+        to_target = solved(between, stop, of_target.z if start.g is None else start.g, guess, coarse)
         self.status = torch.stack([to_target.status, within.status, of_target.status]).amax(0)
         return _Solution(to_target, within, of_target)
 

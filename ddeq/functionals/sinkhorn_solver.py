@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from ddeq.autodiff import without_autocast
 from ddeq.functionals.cells import Cells
+from ddeq.functionals.jacobians import Place
 from ddeq.functionals.plans import Pairs, Plan
-from ddeq.functionals.potentials import CELLS, Place, PotentialEquation
+from ddeq.functionals.potentials import CELLS, PotentialEquation
 from ddeq.iteration import (
     Equation,
     Implicit,
@@ -34,9 +36,9 @@ from ddeq.messages import warn
 __all__ = ["Guess", "Solved", "solved"]
 
 NEWTON_BELOW = 1.0
-"""Newton's method takes over once potentials change by less than so many epsilon."""
+"""Newton's method takes over once potentials change by less than so many units, `EntropicTransport.unit`."""
 NEAR = 0.5
-"""A start is taken if potentials change by less than so many epsilon there; else the blur falls from above."""
+"""A start is taken if potentials change by less than so many units there; else the blur falls from above."""
 SOON = 10
 """Steps within which a solve from the solution of a step before should end; else the blur falls from above."""
 ROUNDING, HIDDEN = 32.0, 1e-6
@@ -68,8 +70,14 @@ class Solved:
     """Gives the plan of the potential, without derivatives."""
 
 
-def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess) -> Solved:
+Coarse = Callable[[], Tensor]
+"""Finds a start where the one at hand is far from the solution."""
+
+
+def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess, coarse: Coarse | None = None) -> Solved:
     """The solution from a ``start`` ``(*batch, m)``; ``rtol`` of the ``stop`` bounds the relative error of the marginals.
+
+    Where the start is far, ``coarse`` finds another one; where that is far too, or there is none, the blur falls from above.
 
     Warns
     -----
@@ -81,7 +89,7 @@ def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess)
     if guess is not Guess.KNOWN:
         with torch.no_grad(), without_autocast(start.device):
             search = _Search.of(equation)
-            z, status, residual = search.solution(stop, z, guess)
+            z, status, residual = search.solution(stop, z, guess, coarse)
         failed = status != Status.CONVERGED.value
         if bool(failed.any()):
             text = (
@@ -93,7 +101,7 @@ def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess)
     if torch.is_grad_enabled() and any(t.requires_grad for t in equation.tensors):
         equation.rtol = stop.rtol
         tied = Implicit().attach(equation, z, torch.full_like(status, Status.CONVERGED.value), stop)
-    return Solved(tied, status, lambda: (search or _Search.of(equation)).plan(z))
+    return Solved(tied, status, torch.compiler.disable(cache(lambda: (search or _Search.of(equation)).plan(z))))
 
 
 @dataclass(frozen=True)
@@ -127,32 +135,39 @@ class _Search(Equation):
     @classmethod
     def of(cls, equation: PotentialEquation) -> _Search:
         equation = equation.at_blur(equation.transport.blur)
-        return cls(equation, equation.pairs(), equation.cells())
+        pairs = equation.pairs()
+        return cls(equation, pairs, equation.cells(pairs))
 
     def evaluated(self, z: Tensor) -> tuple[Tensor, Place]:
-        place = self.equation.place(self.pairs, z)
+        place = self.equation.place(self.pairs, z, rtol=self.rtol)
         return place.residual + self.equation.transport.tau**2 * place.shift, place
 
     def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return self.evaluated(z)[0]
 
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
-        measure, epsilon = self.equation.at, self.equation.transport.epsilon
-        error = self.inner.norm(residual / epsilon) / self.inner.everywhere(measure.mass()).sqrt()
-        largest = self.inner.everywhere(torch.where(measure.support(), z, 0.0).abs().amax(-1))
-        largest = torch.maximum(largest, 0.5 * self._diameter.square())
-        if self.equation.transport.reach is not None:
-            largest = largest.clamp_min(self.equation.transport.rho)
-        # Rounding of large potentials hides smaller errors.
-        leeway = ROUNDING * torch.finfo(z.dtype).eps * largest / epsilon / self.rtol
-        return Sizes(error, leeway.clamp(1.0, max(1.0, HIDDEN / self.rtol)))
+        transport = self.equation.transport
+        error = self.inner.norm(residual / transport.unit) / self.inner.everywhere(self.equation.at.mass()).sqrt()
+        largest = 0.5 * self._diameter.square()
+        if transport.reach is not None:
+            largest = largest.clamp_min(transport.rho)
+        rounding = self.rounding(z)
+        # Rounding of large potentials hides smaller errors; where it hides large ones, that the residual is small says nothing.
+        error = torch.where(rounding > HIDDEN, torch.maximum(error, rounding), error)
+        hidden = torch.maximum(rounding, torch.finfo(z.dtype).eps * largest / transport.unit)
+        return Sizes(error, (ROUNDING * hidden).clamp_max(HIDDEN).div(self.rtol).clamp_min(1.0))
+
+    def rounding(self, z: Tensor) -> Tensor:
+        """What rounding leaves of an error in a potential, ``(*batch,)``."""
+        largest = self.inner.everywhere(torch.where(self.equation.at.support(), z, 0.0).abs().amax(-1))
+        return torch.finfo(z.dtype).eps * largest / self.equation.transport.unit
 
     @torch.no_grad()
     def plan(self, z: Tensor) -> Plan:
         """The plan of a potential."""
-        return self.equation.place(self.pairs, z).plan
+        return self.equation.place(self.pairs, z, rtol=self.rtol).plan
 
-    def solution(self, stop: Stop, start: Tensor, guess: Guess) -> tuple[Tensor, Tensor, Tensor]:
+    def solution(self, stop: Stop, start: Tensor, guess: Guess, coarse: Coarse | None) -> tuple[Tensor, Tensor, Tensor]:
         """The solution, the status of each sample, and the error that is left."""
         stop = replace(stop, rtol=max(stop.rtol, torch.finfo(start.dtype).eps), atol=0.0)
         self.rtol = stop.rtol
@@ -165,12 +180,15 @@ class _Search(Equation):
             if guess is Guess.SOLVED and bool((error <= stop.rtol * size).all()):
                 return start, torch.zeros_like(error, dtype=torch.long), error
             far = ~(error <= NEAR)
+            if coarse is not None and bool(far.any()):
+                z = self._where(far, coarse(), z)
+                far = ~(self.sizes(z, self.residual(z), None).norm <= NEAR)
             if self.equation.anneals and bool(far.any()):
-                z = self._where(far, self._annealed(ANNEALINGS[0]), start)
+                z = self._where(far, self._annealed(ANNEALINGS[0]), z)
         outcome = self._by_newton(z, first)
         z, status, error = outcome.value, outcome.status, outcome.absolute
         for by in ANNEALINGS if guess is Guess.NEAR else ANNEALINGS[1:]:
-            failed = status != Status.CONVERGED.value
+            failed = (status != Status.CONVERGED.value) & (status != Status.STAGNATED.value)
             if not bool(failed.any()):
                 break
             again = self._by_newton(self._annealed(by) if self.equation.anneals else torch.zeros_like(start), stop)
@@ -180,7 +198,7 @@ class _Search(Equation):
         z, live = self.equation.normalised(z), self.equation.at.support()
         if bool(self.inner.everywhere((~live).any())):
             # The potential at an atom of mass zero is what the others make of it.
-            z = torch.where(live, z, self.equation.image(self.pairs, z))
+            z = torch.where(live, z, self.equation.at_all_atoms(self.pairs, z))
         return z, status, error
 
     def _where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -266,8 +284,8 @@ class _Newton(Method[_Search]):
             jacobian = equation.equation.jacobian(at.made, equation.cells, rough=True)
             jacobian.prepare()
             change = jacobian.change(at.residual, error.clamp(1e-4, 0.1))
-            # The dual objective is generalised self-concordant with the constant 1/epsilon: a damped step is safe.
-            length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / equation.equation.transport.epsilon
+            # The dual objective is generalised self-concordant with the constant 1/unit: a damped step is safe.
+            length = (change.amax(-1, keepdim=True) - change.amin(-1, keepdim=True)) / equation.equation.transport.unit
             damping = torch.where(length > 0, torch.log1p(length) / torch.where(length > 0, length, 1.0), 1.0)
             bold = near & fallen
             newton = near.unsqueeze(-1) & jacobian.alive & torch.isfinite(change)
@@ -275,7 +293,12 @@ class _Newton(Method[_Search]):
             following = torch.where(newton & bold.unsqueeze(-1), z + change, damped)
             safe = torch.where(bold.unsqueeze(-1), damped, safe)
         back = retreats.unsqueeze(-1)
-        state = _State(
-            torch.where(retreats, state.before, error), torch.where(back, state.safe, safe), bold & ~retreats
-        )
-        return Step(torch.where(back, state.safe, following), state)
+        state = _State(torch.where(retreats, state.before, error), torch.where(back, state.safe, safe), bold & ~retreats)
+        return Step(torch.where(back, state.safe, following), state, status=self._ended(equation, z, error))
+
+    @staticmethod
+    def _ended(equation: _Search, z: Tensor, error: Tensor) -> Tensor | None:
+        """Samples end whose error is as small as rounding allows, where that is too large."""
+        rounding = equation.rounding(z)
+        ended = (rounding > HIDDEN) & (error <= ROUNDING * rounding)
+        return torch.where(ended, Status.STAGNATED.value, -1) if bool(ended.any()) else None

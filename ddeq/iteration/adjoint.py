@@ -90,6 +90,7 @@ class AttachedAdjoint(Adjoint):
 
     def _attach_all(self, equation: Equation, outcome: Outcome, stop: Stop) -> Tensor:
         z, status = outcome.value, outcome.status
+        equation, _ = equation.prepared(z.detach(), outcome.memory, outcome.taken, None)
         warnings: list[ConvergenceWarning] = []
         if stop.metric is not None:
             # The atoms are first matched with their images (implicit differentiation, T7).

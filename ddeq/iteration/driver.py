@@ -95,6 +95,8 @@ class Outcome:
     """State of the generator before the last evaluation."""
     memory: Any
     """What `Equation.prepared` was given for the last evaluation, of all samples."""
+    taken: int
+    """Number of the step of that evaluation."""
 
 
 def iterate(
@@ -190,7 +192,9 @@ def iterate(
             if residual.requires_grad:  # the method records its own
                 check_can_be_recorded(method)
                 image = changes = None
-            at = Iterate(now.value, residual, norm, size, first + step, draw, previous, energy, image, changes, stop.max_steps, made)
+            at = Iterate(
+                now.value, residual, norm, size, first + step, draw, previous, energy, image, changes, stop.max_steps, made
+            )
             if metric is None:
                 seen = Measured(norm / size if converging else norm, norm, None, relative_to)
             else:
@@ -252,6 +256,7 @@ def iterate(
         left=index,
         generator_state=generator_state,
         memory=last if of_all is None else memory_of_all(of_all, last, index),
+        taken=first + step,
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +20,8 @@ FEW_PAIRS = 2**12
 """Up to so many pairs all measures of a batch are sorted together."""
 MOST_PAIRS = 2**24
 """Distances of so many pairs are held at once; those of more are computed in blocks, and the ones near the median kept."""
+CACHED = 2**18
+"""On the CPU so many distances and masses stay in its cache, and are best looked through as they are."""
 BLOCK = {"cpu": 2**17}
 """Pairs in a block, by device; elsewhere `MOST_PAIRS`."""
 SAMPLES = 2**12, 2**20
@@ -99,12 +103,36 @@ def _of_one(x: Tensor, a: Tensor, *other: Tensor) -> Tensor:
         distance = _distances_of_pairs(x, y)
         apart = int(torch.count_nonzero(distance))
         return _ranked(distance, pairs - apart + (apart - 1) // 2).to(x.dtype) if apart else x.new_zeros(())
+    if pairs <= min(CACHED, MOST_PAIRS) and x.device.type == "cpu":
+        return x.new_tensor(_nearby(_distances_of_pairs(x, y).numpy(), _masses_of_pairs(a, b, y is None), x.dtype))
     low, high = _bracket(x, a, x if y is None else y, b, pairs)
     median, missed = _within(x, a, y, b, low, high)
     if missed:
         low, high = (0.0, low) if missed < 0 else (high, math.inf)
         median, _ = _within(x, a, y, b, low, high)
     return median
+
+
+def _nearby(distance: Any, mass: Any, dtype: torch.dtype) -> float:
+    """The median of distances with masses, by NumPy: looked for near that of a sample of them, and else among all."""
+    apart = distance > 0
+    half = float(_half(mass @ apart, dtype))
+    if half <= 0:
+        return 0.0
+    drawn = np.random.default_rng(0).integers(len(distance), size=SAMPLES[0])
+    drawn = drawn[distance[drawn].argsort()]
+    levels, away = mass[drawn].cumsum(), 2.5 * math.sqrt(np.square(mass[drawn]).sum())  # five standard deviations
+    ends = levels.searchsorted([0.5 * levels[-1] - away, 0.5 * levels[-1] + away]).clip(0, len(drawn) - 1)
+    for low, high in (distance[drawn[ends]], (0.0, math.inf)):
+        under = (distance < low) & apart
+        below, inside = mass @ under, (((distance <= high) & apart) ^ under).nonzero()[0]
+        near = distance[inside]
+        order = near.argsort()
+        levels = below + mass[inside][order].cumsum()
+        k = int(levels.searchsorted(half))
+        if below < half and k < len(levels):
+            break
+    return float(near[order[k]])
 
 
 def _bracket(x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: int) -> tuple[float, float]:
@@ -170,7 +198,7 @@ def _blocks(x: Tensor, y: Tensor | None) -> Iterator[tuple[int, int, Tensor]]:
             yield i, 0, _distances(x[i : i + rows], y)
 
 
-def _half(total: Tensor, dtype: torch.dtype) -> Tensor:
+def _half(total: Any, dtype: torch.dtype) -> Any:
     """Half of the mass, so much less that rounding of weights and sums does not decide between two neighbours."""
     return (0.5 - max(8.0 * torch.finfo(dtype).eps, 1e-12)) * total
 
@@ -188,6 +216,14 @@ def _distances_of_pairs(x: Tensor, y: Tensor | None) -> Tensor:
     from scipy.spatial import distance  # several times as fast
 
     return torch.from_numpy(distance.pdist(x.numpy()) if y is None else distance.cdist(x.numpy(), y.numpy()).ravel())
+
+
+def _masses_of_pairs(a: Tensor, b: Tensor, own: bool) -> Any:
+    """Products of masses in the order of `_distances_of_pairs`, as an array."""
+    from scipy.spatial.distance import squareform
+
+    mass = torch.outer(a.double(), b.double()).numpy()
+    return squareform(mass, checks=False) if own else mass.ravel()
 
 
 def _ranked(numbers: Tensor, rank: int) -> Tensor:

@@ -36,8 +36,8 @@ class Kernel(Holder):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         changed = {"profile", "unit_profile"} & cls.__dict__.keys()
-        if changed and "profile_derivative" not in cls.__dict__:  # a closed form that it inherits is that of another profile
-            cls.profile_derivative = Kernel.profile_derivative  # type: ignore[method-assign]
+        if changed and "profile_and_derivative" not in cls.__dict__:  # a closed form that it inherits is of another profile
+            cls.profile_and_derivative = Kernel.profile_and_derivative  # type: ignore[method-assign]
 
     def pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         """``k(x, y)`` along the last dimension: ``(*batch, n, 1, d)`` and ``(*batch, 1, m, d)`` to ``(*batch, n, m)``.
@@ -50,10 +50,13 @@ class Kernel(Holder):
         r"""The kernel as a function of the squared distance :math:`s = |x - y|^2`, where it is radial."""
         raise NotImplementedError(f"{type(self).__name__} is not a function of the distance alone")
 
-    def profile_derivative(self, s: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
-        """Derivative of the `profile`, where the kernel is radial; override it where a closed form is faster.
+    def profile_and_derivative(
+        self, s: Float[Tensor, "*batch n m"]
+    ) -> tuple[Float[Tensor, "*batch n m"], Float[Tensor, "*batch n m"], float]:
+        """The `profile` of a radial kernel, and a tensor and a number whose product is its derivative.
 
-        By automatic differentiation by default, and differentiable in what the kernel holds, not in ``s``.
+        Override it where a closed form is faster. By automatic differentiation by default. Both tensors are differentiable in
+        what the kernel holds, not in ``s``.
         """
         recorded = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -61,7 +64,7 @@ class Kernel(Holder):
             k = self.profile(leaf)
             recorded = recorded and graph_leaves(k) != {leaf}
             (slope,) = torch.autograd.grad(k, leaf, torch.ones_like(k), create_graph=recorded, materialize_grads=True)
-        return slope
+        return (k if recorded else k.detach()), slope, 1.0
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         """Logarithm of ``pair(x, y)``, of a positive kernel; override it where it is finite although `pair` underflows."""
@@ -157,8 +160,11 @@ class SumKernel(Kernel):
     def profile(self, s: Symbolic) -> Symbolic:
         return self.first.profile(s) + self.second.profile(s)
 
-    def profile_derivative(self, s: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
-        return self.first.profile_derivative(s) + self.second.profile_derivative(s)
+    def profile_and_derivative(
+        self, s: Float[Tensor, "*batch n m"]
+    ) -> tuple[Float[Tensor, "*batch n m"], Float[Tensor, "*batch n m"], float]:
+        (a, of_a, c), (b, of_b, d) = (k.profile_and_derivative(s) for k in (self.first, self.second))
+        return a + b, c * of_a + d * of_b, 1.0
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         return logaddexp(self.first.log_pair(x, y), self.second.log_pair(x, y))
@@ -209,9 +215,13 @@ class ScaledKernel(Kernel):
     def profile(self, s: Symbolic) -> Symbolic:
         return self._times(self.kernel.profile(s))
 
-    def profile_derivative(self, s: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
-        scaled: Tensor = self._times(self.kernel.profile_derivative(s))
-        return scaled
+    def profile_and_derivative(
+        self, s: Float[Tensor, "*batch n m"]
+    ) -> tuple[Float[Tensor, "*batch n m"], Float[Tensor, "*batch n m"], float]:
+        k, slope, c = self.kernel.profile_and_derivative(s)
+        if isinstance(self.factor, float):
+            return self.factor * k, slope, self.factor * c
+        return self._times(k), self._times(slope), c
 
     def log_pair(self, x: Symbolic, y: Symbolic) -> Symbolic:
         return self._plus_log(self.kernel.log_pair(x, y))

@@ -110,10 +110,13 @@ class Gaussian(_Bandwidths):
     def unit_profile(self, s: Symbolic) -> Symbolic:
         return (-0.5 * s).exp()
 
-    def profile_derivative(self, s: Tensor) -> Tensor:
+    def profile_and_derivative(self, s: Tensor) -> tuple[Tensor, Tensor, float]:
         rates = [-0.5 / (h * h) for h in (shaped_like(s, h) for h in self.bandwidths)]
-        total: Tensor = functools.reduce(lambda a, b: a + b, ((s * rate).exp() * rate for rate in rates))
-        return total
+        values = [(s * rate).exp_() for rate in rates]
+        if len(values) == 1 and isinstance(rates[0], float):
+            return values[0], values[0], rates[0]
+        slopes = (k * rate for k, rate in zip(values, rates, strict=True))
+        return functools.reduce(torch.add, values), functools.reduce(torch.add, slopes), 1.0
 
     def unit_log_profile(self, s: Symbolic) -> Symbolic:
         return -0.5 * s

@@ -12,20 +12,17 @@ from ddeq.autodiff import check_recordable, gradient, graph_leaves, recompute, u
 from ddeq.kernels import Kernel
 from ddeq.kernels.distances import (
     FEW,
-    FEW_COORDINATES,
     Distances,
     by_cdist,
-    differences,
     squared_distances,
     sums_of_differences,
 )
 from ddeq.reductions.backends import Backend
+from ddeq.reductions.pairs import are_summed_by_coordinates, gradient_sums
 from ddeq.reductions.settings import blocks_are_below, numbers_per_block, rows_per_block
 
 __all__ = ["Dense", "are_few", "sum_function"]
 
-NEAR = 2**16
-"""Pairs in a block of gradients on CPU, for each thread: what is stored for them stays in its nearest caches."""
 Pairs = Callable[[Tensor, Tensor], Tensor]
 """``(*batch, n, d)`` and ``(*batch, m, d)`` to ``(*batch, n, m)``."""
 
@@ -82,8 +79,8 @@ class Dense(Backend):
     def _gradients(self, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:
         """`sum_gradients` without a graph; None if the kernel holds a tensor that requires grad, in whatever way."""
         width = x.shape[-1]
-        if self.distances is by_cdist and 0 < width <= FEW_COORDINATES and x.device.type == "cpu":
-            return _gradients_by_coordinates(kernel, x, y, b)
+        if self.distances is by_cdist and are_summed_by_coordinates(kernel, x):
+            return gradient_sums(kernel, x, y, b)
         if self.distances is by_cdist and x.shape[:-1].numel() * y.shape[-2] * width <= min(FEW, numbers_per_block()):
             return _few_gradients(kernel, x, y, b)
         if torch.is_grad_enabled():
@@ -120,26 +117,6 @@ def sum_function(function: Pairs, x: Tensor, y: Tensor, b: Tensor, module: nn.Mo
 def are_few(x: Tensor, y: Tensor) -> bool:
     """Whether the differences of all pairs fit into one block."""
     return rows_per_block(x, y, x.shape[-1]) >= x.shape[-2]
-
-
-def _gradients_by_coordinates(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:
-    """One coordinate after the other, in blocks that stay in the caches. None if the kernel holds a tensor that requires grad."""
-    near = NEAR * torch.get_num_threads() // max(1, x.shape[:-2].numel() * y.shape[-2])
-    size = max(1, min(rows_per_block(x, y, x.shape[-1]), near))
-    blocks, b = [], b.unsqueeze(-2)
-    for block in x.split(size, -2):
-        with torch.no_grad():
-            coordinates = list(differences(block, y))
-            s = coordinates[0].square()
-            for difference in coordinates[1:]:
-                s = s.addcmul_(difference, difference)
-        slope = kernel.profile_derivative(s)
-        if slope.requires_grad:
-            return None
-        with torch.no_grad():
-            slope = slope * (2.0 * b)
-            blocks.append(torch.stack([difference.mul_(slope).sum(-1) for difference in coordinates], -1))
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -2)
 
 
 def _few_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:

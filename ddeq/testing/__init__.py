@@ -1,6 +1,7 @@
 """Checks that users import to hold their own functionals, maps, models, and parts of flows and solves to the laws of the library.
 
-`check_functional`, `check_map`, `check_flow`, `check_solution` and `check_implicit_gradient` check problems and results;
+`check_functional`, `check_memory`, `check_map`, `check_flow`, `check_solution` and `check_implicit_gradient` check problems and
+results;
 `check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise`, `check_reaction` and `check_backend` check
 subclasses of the abstract classes of those names. Each check raises an `AssertionError` that names the law which broke, with
 numbers. `ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident
@@ -17,6 +18,7 @@ from ddeq.testing.flows import check_flow
 from ddeq.testing.functionals import check_functional
 from ddeq.testing.geometries import check_geometry
 from ddeq.testing.maps import check_map
+from ddeq.testing.memories import check_memory
 from ddeq.testing.noises import check_noise
 from ddeq.testing.reactions import check_reaction
 from ddeq.testing.solutions import check_implicit_gradient, check_solution
@@ -32,6 +34,7 @@ __all__ = [
     "check_geometry",
     "check_implicit_gradient",
     "check_map",
+    "check_memory",
     "check_noise",
     "check_reaction",
     "check_solution",

@@ -11,6 +11,7 @@ from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
+from ddeq.testing.memories import check_memory
 from ddeq.testing.purity import assert_unchanged, copied
 from ddeq.testing.samples import HINTS, changed_neighbour, same_measure, trial_measures
 
@@ -30,7 +31,8 @@ def check_functional(
     mass zero, nor when another measure of the batch changes. The first variation and the Wasserstein gradient, as
     the functional gives them, are those of its `forward`: against automatic differentiation, at atoms, at probes of
     mass zero and, in double precision and where no atoms coincide, against finite differences; Hessian-vector products
-    likewise, unless the functional declares itself smooth almost everywhere only.
+    likewise, unless the functional declares itself smooth almost everywhere only. One that has a `prepare
+    <ddeq.Functional.prepare>` is held to `check_memory` too.
 
     Parameters
     ----------
@@ -60,6 +62,8 @@ def check_functional(
         if first_variation:
             check_first_variation(functional, mu)
             check_gradient(functional, mu)
+    if functional.remembers and first_variation:
+        check_memory(functional, measures)
 
 
 def check_value(functional: Functional, mu: DiscreteMeasure) -> None:
