@@ -153,11 +153,11 @@ def cold(n: int, dim: int, precision: str, options: argparse.Namespace) -> tuple
             laps[OURS].append(lap[0])
             found[OURS] = lap[1]
             for way in left:
-                if way.peer in stopped:
+                if way.family in stopped:
                     continue
                 lap = lap_of(way, options.limit)
                 if lap is None:
-                    stopped[way.peer] = way
+                    stopped[way.family] = way
                     continue
                 laps[way.name].append(lap[0])
                 ratios[way.name].append(lap[0] / laps[OURS][-1])
