@@ -65,7 +65,7 @@ class Loops:
     def __init__(self, x: Tensor, y: Tensor, kept: set[int]) -> None:
         self.losses = {name: geomloss(y, "sinkhorn", name, p=2, blur=BLUR) for name in ("auto", "multiscale")}
         self.points = dict.fromkeys(self.losses, x)
-        self.laps: dict[str, list[float]] = {OURS: []} | {name: [] for name in self.losses}
+        self.laps: dict[str, list[float]] = {name: [] for name in (OURS, *self.losses)}
         self.wanted, self.kept = kept, dict[int, tuple[Tensor, Tensor]]()
         self.since = time.perf_counter()
 
@@ -153,11 +153,11 @@ def cold(n: int, dim: int, precision: str, options: argparse.Namespace) -> tuple
             laps[OURS].append(lap[0])
             found[OURS] = lap[1]
             for way in left:
-                if way.peer in stopped:
+                if way.family in stopped:
                     continue
                 lap = lap_of(way, options.limit)
                 if lap is None:
-                    stopped[way.peer] = way
+                    stopped[way.family] = way
                     continue
                 laps[way.name].append(lap[0])
                 ratios[way.name].append(lap[0] / laps[OURS][-1])
@@ -213,7 +213,8 @@ def with_threads(threads: int, words: list[str]) -> Row:
         file = Path(folder) / "found.json"
         command = [sys.executable, __file__, *words, "--worker", str(file)]
         subprocess.run(command, check=True, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores))
-        return json.loads(file.read_text())
+        found: Row = json.loads(file.read_text())
+        return found
 
 
 def main() -> None:

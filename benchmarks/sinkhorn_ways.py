@@ -136,6 +136,11 @@ class Way:
     def name(self) -> str:
         return ", ".join(filter(None, (self.peer, self.setting)))
 
+    @property
+    def family(self) -> str:
+        """What goes from coarse to fine: a peer, or one of its backends."""
+        return self.name.partition(", scaling")[0] if self.peer == GEOMLOSS else self.peer
+
 
 @contextmanager
 def capped(seconds: float) -> Iterator[None]:
