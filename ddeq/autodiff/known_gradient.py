@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddeq.autodiff.derivatives import reusable_graphs
+from ddeq.autodiff.derivatives import alias, reusable_graphs
 
 __all__ = ["with_gradient"]
 
@@ -16,7 +16,7 @@ Gradient = Callable[[Sequence[bool]], Sequence[Tensor | None] | None]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # it takes functions
-def with_gradient(value: Tensor, gradient: Gradient, written: Callable[[], Tensor], tensors: Sequence[Tensor]) -> Tensor:
+def with_gradient(value: Tensor, gradient: Gradient, written: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
     """``value``, ``(*batch,)``, as a differentiable function of ``tensors``, ``(*batch, ...)`` each.
 
     Parameters
@@ -26,7 +26,8 @@ def with_gradient(value: Tensor, gradient: Gradient, written: Callable[[], Tenso
     gradient
         Gives the gradients in those of the tensors that are wanted, None for the others; None: they are not known.
     written
-        Computes the value from the tensors, so that autograd records it: for derivatives of the gradient.
+        Computes the value from such tensors, so that autograd records it. What else it uses, as the solution of an inner problem
+        in which the value is stationary, counts as still in the gradient, and moves in derivatives of the gradient.
     tensors
         All that the value depends on differentiably.
     """
@@ -36,7 +37,7 @@ def with_gradient(value: Tensor, gradient: Gradient, written: Callable[[], Tenso
 
 class _Known(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradient: Gradient, written: Callable[[], Tensor], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, gradient: Gradient, written: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         ctx.gradient, ctx.written = gradient, written
         ctx.save_for_backward(*tensors)
         return value.view_as(value)
@@ -50,7 +51,9 @@ class _Known(torch.autograd.Function):
             scaled = (None if g is None else cotangent[(...,) + (None,) * (g.ndim - cotangent.ndim)] * g for g in known)
             return (None, None, None, *scaled)
         with torch.enable_grad():
-            value = ctx.written()
-        some = [t for t, needed in zip(tensors, wanted, strict=True) if needed]
+            # On aliases: one of the tensors may be a function of another.
+            inputs = [alias(t, record) if needed else t.detach() for t, needed in zip(tensors, wanted, strict=True)]
+            value = ctx.written(*inputs)
+        some = [t for t, needed in zip(inputs, wanted, strict=True) if needed]
         found = iter(torch.autograd.grad(value, some, cotangent, create_graph=record, materialize_grads=True))
         return (None, None, None, *(next(found) if needed else None for needed in wanted))

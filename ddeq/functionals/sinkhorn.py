@@ -12,7 +12,7 @@ from torch import Tensor
 from ddeq.autodiff import under_transforms, with_gradient
 from ddeq.functionals.base import Smoothness, places
 from ddeq.functionals.discrepancy import Discrepancy
-from ddeq.functionals.entropic import EntropicTransport, envelope
+from ddeq.functionals.entropic import EntropicTransport
 from ddeq.functionals.geomloss_start import Start, check_start, potential_by_geomloss, takes_geomloss
 from ddeq.functionals.masses import probabilities
 from ddeq.functionals.plans import Plan
@@ -136,7 +136,7 @@ class SinkhornDivergence(Discrepancy):
         value = self._value(mu, nu, *(of.plan().f for of in solution), *(of.z.detach() for of in solution))
         if _records(mu, nu):
             tensors = mu.points, mu.weights, nu.points, nu.weights
-            gradient, written = partial(self._gradient, mu, nu, solution), partial(self._written, mu, nu, solution)
+            gradient, written = partial(self._gradient, mu, nu, solution), partial(self._written, solution)
             value = with_gradient(value.detach(), gradient, written, tensors)
         return (value * self._target_for(given).mass() if self.reach is None else value).to(given.dtype)
 
@@ -149,12 +149,12 @@ class SinkhornDivergence(Discrepancy):
         at_nu = transport.decay(g) - 0.5 * (transport.reduced(of_target) + transport.decay(q))
         return integrate(at_mu, mu) + integrate(at_nu, nu)
 
-    def _written(self, mu: DiscreteMeasure, nu: DiscreteMeasure, solution: Solution) -> Tensor:
-        """The value as a function that autograd records, right in derivatives of every order."""
-        g, p, q = (envelope(of.z) for of in solution)
-        to_target, within, of_target = ((g, nu, mu), (p, mu, mu), (q, nu, nu))
-        f, own, other = (self._transport.transform(z, to, at.points) for z, to, at in (to_target, within, of_target))
-        return self._value(mu, nu, f, own, other, g, p, q)
+    def _written(self, solution: Solution, x: Tensor, w: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """The value at given potentials as a function that autograd records."""
+        mu, nu, transport = unchecked(x, w), unchecked(y, v), self._transport
+        g, p, q = (of.z for of in solution)
+        f, own = transport.transform(g, nu, x), transport.transform(p, mu, x)
+        return self._value(mu, nu, f, own, transport.transform(q, nu, y), g, p, q)
 
     @torch.no_grad()
     def _gradient(
