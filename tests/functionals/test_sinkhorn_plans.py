@@ -184,28 +184,3 @@ def test_derivatives_in_the_mass_of_a_dead_atom(reach, blur):
     more[dead] = h
     more = more.requires_grad_()
     assert_close(of_w[dead], (slope(x.detach(), more) - slope(x.detach(), w)).detach() / h, rtol=1e-3)
-
-
-# --- what goes wrong ---
-
-
-@pytest.mark.unchecked
-@pytest.mark.parametrize("method", ["plan", "potentials", "transport_map"])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda nu: 2.0 * nu, "mu: expected the mass of the target, 1, got 2"),
-        (lambda nu: measure(4, dim=3), "dimension 2"),
-        (lambda nu: nu.to(torch.float32), "float32"),
-    ],
-)
-def test_bad_input(method, change, message):
-    nu = measure(4)
-    with pytest.raises(ValueError, match=message):
-        getattr(SinkhornDivergence(nu), method)(change(nu))
-
-
-@pytest.mark.unchecked
-def test_points_that_do_not_fit():
-    with pytest.raises(ValueError, match="x: "):
-        SinkhornDivergence(measure(4)).transport_map(measure(4), torch.zeros(5, 3, dtype=DOUBLE))
