@@ -15,7 +15,6 @@ __all__ = ["with_gradient"]
 Gradient = Callable[[Sequence[bool]], Sequence[Tensor | None] | None]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it takes functions
 def with_gradient(value: Tensor, gradient: Gradient, written: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
     """``value``, ``(*batch,)``, as a differentiable function of ``tensors``, ``(*batch, ...)`` each.
 

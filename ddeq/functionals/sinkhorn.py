@@ -137,7 +137,8 @@ class SinkhornDivergence(Discrepancy):
         if _records(mu, nu):
             tensors = mu.points, mu.weights, nu.points, nu.weights
             gradient, written = partial(self._gradient, mu, nu, solution), partial(self._written, solution)
-            value = with_gradient(value.detach(), gradient, written, tensors)
+            # It takes functions, which a compiler cannot trace.
+            value = torch.compiler.disable(with_gradient)(value.detach(), gradient, written, tensors)
         return (value * self._target_for(given).mass() if self.reach is None else value).to(given.dtype)
 
     def _value(
