@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, and one report: what was wanted and what was found, beside what the machine can do.
+"""All benchmarks, one after the other, and one report: what was wanted and what was found, compared with what the machine can do.
 
     python benchmarks/suite.py [--short] [--reference CHECKOUT] [--before CHECKOUT] [--data MODELNET40 MNIST_PC]
                                [--ott PYTHON] [--only NAME ...] [--output FOLDER]
@@ -278,7 +278,7 @@ def earlier(folder: Path) -> tuple[Found, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="less than a quarter of an hour on two cores")
-    parser.add_argument("--reference", type=Path, default=None, help="a checkout of the paper's code, to be run beside ours")
+    parser.add_argument("--reference", type=Path, default=None, help="a checkout of the paper's code, to be run with ours")
     parser.add_argument("--before", type=Path, default=None, help="a checkout of this library at an earlier state")
     parser.add_argument("--data", nargs=2, default=None, metavar="FOLDER", help="of ModelNet40 and of MNIST as point clouds")
     parser.add_argument("--only", nargs="*", choices=list(FULL), default=None, metavar="NAME", help="none: only the report")

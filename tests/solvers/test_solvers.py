@@ -243,7 +243,7 @@ class TestNewtonKrylov:
 
     @pytest.mark.parametrize("memory", [2, 3, 8])
     def test_steps_of_a_sample_do_not_depend_on_the_batch(self, memory):
-        """Samples that need few products beside others that need restarts; each builds on its own earlier ones."""
+        """Samples that need few products, in a batch with others that need restarts; each builds on its own earlier ones."""
         g = torch.Generator().manual_seed(0)
         matrices = torch.stack([s * torch.randn(8, 8, generator=g, dtype=torch.float64) / 8**0.5 for s in (0.02, 0.5, 1.0, 2.0)])
         start = DiscreteMeasure(torch.zeros(4, 1, 8, dtype=torch.float64))
