@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -165,14 +166,12 @@ class SinkhornDivergence(Discrepancy):
         of_points, of_weights, *of_target = wanted
         if any(of_target) or not _serves(mu, solution):
             return None
-        transport, (f, own) = self._transport, (of.plan().f for of in (solution.between, solution.within))
+        f, own = (of.plan().f for of in (solution.between, solution.within))
         points = weights = None
         if of_points:
             points = mu.weights.unsqueeze(-1) * self._at_places(mu.points, mu, nu, solution, by_plans=True)
-        if of_weights and self.reach is None:
-            weights = f - own
-        elif of_weights:
-            weights = (transport.rho + transport.epsilon) * (transport.marginal(own) - transport.marginal(f))
+        if of_weights:
+            weights = self._variation(f, own)
         return points, weights, None, None
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
@@ -181,10 +180,13 @@ class SinkhornDivergence(Discrepancy):
         between, within, _ = self._solution(mu, nu, dtype)
         transport = self._transport
         f, own = transport.transform(between.z, nu, x), transport.transform(within.z, mu, x)
+        return self._variation(f, own).to(dtype)
+
+    def _variation(self, f: Tensor, own: Tensor) -> Tensor:
+        transport = self._transport
         if self.reach is None:
-            return (f - own).to(dtype)
-        scale = transport.rho + transport.epsilon
-        return (scale * (transport.marginal(own) - transport.marginal(f))).to(dtype)
+            return f - own
+        return (transport.rho + transport.epsilon) * (transport.marginal(own) - transport.marginal(f))
 
     def wasserstein_gradient(
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
@@ -211,7 +213,7 @@ class SinkhornDivergence(Discrepancy):
         found = self._solution(double, nu, dtype, None if memory is None else memory.extrapolated())
         g, p, q = (of.z.detach() for of in found)
         before = (g, p) if memory is None or memory.g is None else (memory.g, memory.p)
-        memory = Potentials(g, p, q, (g - before[0], p - before[1]))
+        memory = Potentials(g, p, q, found.of_target.status, (g - before[0], p - before[1]))
         return self.with_memory((memory, SolvedAt(double, found))), memory
 
     def plan(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch n m"]:
@@ -293,19 +295,19 @@ class SinkhornDivergence(Discrepancy):
         """The three potentials; keeps the worst status of their solves. ``before``: those of the step before."""
         transport, stop = self._transport, self._stop_for(dtype)
         start, guess = before, Guess.NEAR
+        found: Solution | None = None
         if start is None and self.memory is not None:
             start, at = self.memory
-            found: Solution | None = at.found(mu)
-            guess = Guess.SOLVED
-            if found is not None and not _records(mu, nu):
-                return found
-            if found is not None:
-                guess = Guess.KNOWN
+            found, guess = at.found(mu), Guess.SOLVED
+        if found is not None and not _records(mu, nu):
+            self.status = found.status
+            return found
+        if found is not None:
+            guess = Guess.KNOWN
         if start is None:
             start, guess = Potentials(None, torch.zeros_like(mu.weights), torch.zeros_like(nu.weights)), Guess.PERHAPS
-        of_target = solved(
-            Within(transport, nu.points, nu.weights), stop, start.q, guess if guess is Guess.PERHAPS else Guess.KNOWN
-        )
+        target = Within(transport, nu.points, nu.weights)
+        of_target = solved(target, stop, start.q, guess if guess is Guess.PERHAPS else Guess.KNOWN)
         within = solved(Within(transport, mu.points, mu.weights), stop, start.p, guess)
         # Near the target the potential of the target itself is near.
         between = Between(transport, mu.points, mu.weights, nu.points, nu.weights)
@@ -313,8 +315,14 @@ class SinkhornDivergence(Discrepancy):
         if guess is Guess.PERHAPS and takes_geomloss(self.start, mu, nu):
             coarse = partial(potential_by_geomloss, transport, mu.detach(), nu.detach())
         to_target = solved(between, stop, of_target.z if start.g is None else start.g, guess, coarse)
-        self.status = torch.stack([to_target.status, within.status, of_target.status]).amax(0)
-        return Solution(to_target, within, of_target)
+        # What was not solved again ended as it did then.
+        if start.status_of_q is not None:
+            of_target = replace(of_target, status=start.status_of_q)
+        if found is not None:
+            to_target, within = (replace(a, status=b.status) for a, b in ((to_target, found.between), (within, found.within)))
+        solution = Solution(to_target, within, of_target)
+        self.status = solution.status
+        return solution
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, blur={self.blur:g}" + ("" if self.reach is None else f", reach={self.reach:g}")

@@ -21,6 +21,8 @@ class Potentials(NamedTuple):
     g: Tensor | None
     p: Tensor
     q: Tensor
+    status_of_q: Tensor | None = None
+    """`Status` of the solve that found `q`, ``(*batch,)``: it is not solved again."""
     changes: tuple[Tensor, ...] = ()
     """How `g` and `p` changed in the last step."""
 
@@ -36,6 +38,11 @@ class Solution(NamedTuple):
     between: Solved
     within: Solved
     of_target: Solved
+
+    @property
+    def status(self) -> Tensor:
+        """The worst `Status` of the three solves, ``(*batch,)``."""
+        return torch.stack([of.status for of in self]).amax(0)
 
 
 @dataclass(frozen=True)

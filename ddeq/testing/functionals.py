@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ddeq.functionals.base import Functional, Smoothness
-from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
 from ddeq.testing.memories import check_memory
 from ddeq.testing.purity import assert_unchanged, copied
-from ddeq.testing.samples import HINTS, changed_neighbour, same_measure, trial_measures
+from ddeq.testing.samples import HINTS, changed_neighbour, same_measure, trial_measures_for
 
 __all__ = ["check_functional"]
 
@@ -50,13 +49,8 @@ def check_functional(
     AssertionError
         Saying which law broke, with numbers.
     """
-    if not isinstance(functional, Functional):
-        raise AssertionError(f"functional: expected a ddeq.Functional, got {type(functional).__name__}; subclass Functional")
-    if measures is None:
-        own = functional.target if isinstance(functional, Discrepancy) else None
-        batch_shape = own.batch_shape if own is not None and own.batch_shape else (2,)
-        dim = dim or (own.dim if own is not None else 2)
-        measures = trial_measures(dim, batch_shape=batch_shape, like=functional)
+    tried = trial_measures_for(functional, dim)
+    measures = tried if measures is None else measures
     for mu in [measures] if isinstance(measures, DiscreteMeasure) else measures:
         check_value(functional, mu)
         if first_variation:

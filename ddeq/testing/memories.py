@@ -10,13 +10,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from ddeq.functionals.base import Functional
-from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.measures import DiscreteMeasure
 from ddeq.memory import check_memory as check_shapes
 from ddeq.memory import memory_rows, restored_memory, saved_memory
 from ddeq.testing.close import assert_close
 from ddeq.testing.purity import stated
-from ddeq.testing.samples import trial_measures
+from ddeq.testing.samples import trial_measures_for
 
 __all__ = ["check_memory"]
 
@@ -49,12 +48,8 @@ def check_memory(
     AssertionError
         Saying which law broke, with numbers.
     """
-    if not isinstance(functional, Functional):
-        raise AssertionError(f"functional: expected a ddeq.Functional, got {type(functional).__name__}; subclass Functional")
-    if measures is None:
-        own = functional.target if isinstance(functional, Discrepancy) else None
-        batch_shape = own.batch_shape if own is not None and own.batch_shape else (2,)
-        measures = trial_measures(2 if own is None else own.dim, batch_shape=batch_shape, like=functional)
+    tried = trial_measures_for(functional)
+    measures = tried if measures is None else measures
     for mu in [measures] if isinstance(measures, DiscreteMeasure) else measures:
         _check_path(functional, mu.detach(), units + 100.0 * functional.tolerance / torch.finfo(mu.dtype).eps)
 

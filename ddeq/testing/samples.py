@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ddeq.functionals.base import Functional
+from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["HINTS", "changed_neighbour", "same_measure", "trial_measures", "with_dead_atoms"]
+__all__ = ["HINTS", "changed_neighbour", "same_measure", "trial_measures", "trial_measures_for", "with_dead_atoms"]
 
 HINTS = {
     "permuting the atoms": "Does the order in which atoms are stored enter?",
@@ -40,6 +42,21 @@ def trial_measures(
 
     generic = draw(4)
     return [generic, with_dead_atoms(draw(3)).split_atom(1, 0.3), draw(1), draw(12)]
+
+
+def trial_measures_for(functional: object, dim: int | None = None) -> list[DiscreteMeasure]:
+    """`trial_measures` that a functional takes: of the dimension, default 2, and the batch of its target, where it has one.
+
+    Raises
+    ------
+    AssertionError
+        If it is no functional.
+    """
+    if not isinstance(functional, Functional):
+        raise AssertionError(f"functional: expected a ddeq.Functional, got {type(functional).__name__}; subclass Functional")
+    own = functional.target if isinstance(functional, Discrepancy) else None
+    batch_shape = own.batch_shape if own is not None and own.batch_shape else (2,)
+    return trial_measures(dim or (2 if own is None else own.dim), batch_shape=batch_shape, like=functional)
 
 
 def same_measure(mu: DiscreteMeasure, seed: int = 0) -> dict[str, DiscreteMeasure]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cold import Cold
 from safetensors.torch import load_file
 from torch import nn
 
@@ -64,26 +65,6 @@ class Robust(Functional):
             if (centre - before).abs().max() <= 1e-13 * (1.0 + centre.abs().max()):
                 break
         return centre
-
-
-class Cold(Functional):
-    """Another functional without its memory."""
-
-    removable = True
-
-    def __init__(self, functional):
-        super().__init__()
-        self.functional = functional
-        self.smoothness, self.tolerance = functional.smoothness, functional.tolerance
-
-    def forward(self, mu):
-        return self.functional(mu)
-
-    def first_variation(self, mu, x=None):
-        return self.functional.first_variation(mu, x)
-
-    def wasserstein_gradient(self, mu, x=None):
-        return self.functional.wasserstein_gradient(mu, x)
 
 
 class Counting(Robust):
@@ -271,7 +252,7 @@ def test_samples_that_have_finished_leave_with_their_memory(name):
         alone = flow(F.rows(torch.tensor([i]), (3,)), START[i : i + 1], Euler(0.1), stop=stop, record=1000)
         assert alone.steps == found.steps[i]
         assert_close(alone.measure.points[0], found.measure.points[i])
-    # The memories of those that left are there for those who go on.
+    # A flow that goes on finds the memories of the samples that had been removed.
     further = flow(F, found, Euler(0.1), steps=3, record=1000).measure
     assert_close(further.points, flow(Cold(F), found.measure, Euler(0.1), steps=3, record=1000).measure.points, rtol=1e-8)
 

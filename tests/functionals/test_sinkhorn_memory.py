@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from cold import Cold
 
-from ddeq import DiscreteMeasure, Functional, flow
+from ddeq import DiscreteMeasure, flow
 from ddeq.flows import AdaptiveEuler, Euler, Heun, NoiseInjection, Trajectory, equilibrium
 from ddeq.functionals import MMD, SinkhornDivergence, sinkhorn_solver
-from ddeq.iteration import Stop, Unrolled
+from ddeq.iteration import Status, Stop, Unrolled
 from ddeq.testing import assert_close
 
 DOUBLE = torch.float64
@@ -26,26 +27,6 @@ FUNCTIONALS = {
     "sum": 0.5 * SinkhornDivergence(TARGET, 0.3) + MMD(TARGET),
 }
 named = pytest.mark.parametrize("name", FUNCTIONALS)
-
-
-class Cold(Functional):
-    """Another functional without its memory."""
-
-    removable = True
-
-    def __init__(self, functional):
-        super().__init__()
-        self.functional = functional
-        self.smoothness, self.tolerance = functional.smoothness, functional.tolerance
-
-    def forward(self, mu):
-        return self.functional(mu)
-
-    def first_variation(self, mu, x=None):
-        return self.functional.first_variation(mu, x)
-
-    def wasserstein_gradient(self, mu, x=None):
-        return self.functional.wasserstein_gradient(mu, x)
 
 
 @pytest.mark.parametrize(
@@ -140,3 +121,17 @@ def test_fewer_steps_of_the_solver(monkeypatch):
 
     F = SinkhornDivergence(TARGET, 0.1)
     assert total(F) < 0.5 * total(Cold(F))
+
+
+@pytest.mark.filterwarnings("ignore::ddeq.iteration.InnerProblemWarning")
+def test_a_solve_that_failed_is_told_for_as_long_as_its_solution_is_used():
+    """The transport of the target to itself is solved once, here not to the end; the others end in one step."""
+    target = DiscreteMeasure(torch.tensor([[0.0], [0.05], [0.1]], dtype=torch.float64))
+    mu = DiscreteMeasure(torch.tensor([[0.4]], dtype=torch.float64, requires_grad=True))
+    F, memory = SinkhornDivergence(target, 0.05, stop=Stop(rtol=1e-12, max_steps=1)), None
+    for step in range(3):
+        prepared, memory = F.prepare(mu.detach(), memory, step, None)
+        assert F.status.item() == Status.MAX_STEPS
+        for measure in (mu.detach(), mu):  # without derivatives and with them
+            prepared.wasserstein_gradient(measure)
+            assert prepared.status.item() == Status.MAX_STEPS

@@ -120,6 +120,12 @@ def flowed(shard, mu, target, options):
     return trajectory.measures.points, trajectory.measure.weights, trajectory.energies, trajectory.times, trajectory.status
 
 
+def remembered(shard):
+    """A flow whose inner problems start from their last solutions."""
+    trajectory = ddeq.flow(SinkhornDivergence(shard(NU), blur=0.3), shard(MU), steps=4, record=2)
+    return trajectory.measures.points, trajectory.energies
+
+
 def resumed(shard, folder):
     """Five steps, a file, and five more from it."""
     options = {"stepper": Nesterov(step_size=0.1), "noise": NoiseInjection(0.1), "record": 5}
@@ -159,6 +165,7 @@ def cases(folder):
     for name, options in FLOWS.items():
         yield f"flow: {name}", lambda s, options=options: flowed(s, EVEN if "noise" in options else MU, NU, options)
     yield "flow: batch", lambda s: flowed(s, MANY, TARGETS, {"stepper": AdaptiveEuler(), "stop": Stop(rtol=0.1, max_steps=5)})
+    yield "flow: Sinkhorn potentials that are remembered", remembered
     yield "flow: resumed", lambda s: resumed(s, folder)
     yield "points and measures of both kinds", local
 
