@@ -27,6 +27,8 @@ from ddeq.iteration import (
     minimal_residual,
 )
 from ddeq.measures import DiscreteMeasure
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["Stationary"]
 
@@ -53,6 +55,8 @@ class Stationary(Equation):
         The functional.
     mu0
         Where the atoms started; their weights and marks stay.
+    space
+        Where the atoms live. Once a solution is known (`prepared`), the equation is the one in coordinates around it.
     conserves_mean
         Whether the flow keeps the mean where it can.
     rtol
@@ -63,8 +67,16 @@ class Stationary(Equation):
     remedy = "take more steps, another stepper or a larger rtol in stop=Stop(...)"
     how_to_remove = "declare the functional `removable`, so that they take no part in backward"
 
-    def __init__(self, functional: Functional, mu0: DiscreteMeasure, *, conserves_mean: bool, rtol: float) -> None:
-        self.descent = FunctionalDescent(functional, mu0.with_points(mu0.points.detach()))
+    def __init__(
+        self,
+        functional: Functional,
+        mu0: DiscreteMeasure,
+        *,
+        space: Space = Euclidean(),
+        conserves_mean: bool,
+        rtol: float,
+    ) -> None:
+        self.descent = FunctionalDescent(functional, mu0.with_points(mu0.points.detach()), space=space)
         self.tensors = self.descent.tensors
         self.inner = self.descent.inner
         self.removable = self.descent.removable
@@ -88,6 +100,7 @@ class Stationary(Equation):
 
     def prepared(self, z: Tensor, memory: Any, step: int, draw: Draws | None) -> tuple[Stationary, Any]:
         descent, memory = self.descent.prepared(z, memory, step, draw)
+        descent, _ = descent.in_chart(z.detach())
         if descent is self.descent:
             return self, memory
         other = copy.copy(self)
