@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -194,17 +193,17 @@ class FunctionalDescent(Descent):
         other.displacement = displacement
         return other
 
-    def in_chart(self, points: Tensor) -> tuple[FunctionalDescent, Callable[[Tensor], Tensor]]:
+    def in_chart(self, points: Tensor) -> tuple[FunctionalDescent, InChart | None]:
         """The descent in coordinates around ``points``, in the geometry of Wasserstein, and what takes these to points.
 
-        In Euclidean space they are the points themselves.
+        In Euclidean space the coordinates are the points themselves: then there is no chart.
         """
         if not self.has_metric:
-            return self, lambda z: z
+            return self, None
         chart = InChart(self.functional, self.space, points, self.force(points))
         local = self._with(chart)
         local.geometry, local.space, local.constrained = Wasserstein(), Euclidean(), False
-        return local, chart.points
+        return local, chart
 
     def at_step(self, step: int) -> FunctionalDescent:
         """The descent at a step, by whose number schedules may go."""

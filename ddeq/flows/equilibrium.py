@@ -204,8 +204,8 @@ def equilibrium(
     outcome = Implicit(on_failure=on_failure).solve(equation, run, stop)
     _warn_of_ascent(outcome, way, descent)
     points = outcome.value
-    if points.requires_grad:
-        points = descent.in_chart(points.detach())[1](points)
+    chart = descent.in_chart(points.detach())[1] if points.requires_grad else None
+    points = points if chart is None else chart.points(points)
     solution = Solution(
         measure=mu0.with_points(points),
         residual=outcome.residual,

@@ -212,7 +212,8 @@ class NewtonFinish(Stepper):
 
     @torch.no_grad()
     def _newton(self, of: FunctionalDescent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor) -> _Attempt:
-        equation, place_of = of.in_chart(points)
+        equation, chart = of.in_chart(points)
+        place_of = torch.positive if chart is None else chart.points
         functional, like, inner = equation.functional, equation.like, equation.inner
         eps = torch.finfo(points.dtype).eps
         alive = like.support().unsqueeze(-1)

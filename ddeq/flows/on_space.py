@@ -8,7 +8,7 @@ from torch import Tensor
 from ddeq.autodiff import alias
 from ddeq.functionals.base import Functional
 from ddeq.measures import DiscreteMeasure
-from ddeq.spaces.space import Space
+from ddeq.spaces.space import Field, Space
 
 __all__ = ["InChart", "OnSpace"]
 
@@ -57,6 +57,11 @@ class InChart(Functional):
     def points(self, z: Tensor) -> Tensor:
         """The points with coordinates ``z``."""
         return self._space.chart(self._centre, self._frame(z - self._centre))
+
+    @property
+    def moving(self) -> Field:
+        """The orthogonal projection of coordinates to those that move points."""
+        return self._space.moving(self._centre, self._force)
 
     def forward(self, mu: DiscreteMeasure) -> Tensor:
         value: Tensor = self.functional(mu.with_points(self.points(mu.points)))

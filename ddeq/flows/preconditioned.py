@@ -15,7 +15,7 @@ from ddeq.flows.geometries import Geometry
 from ddeq.functionals.base import Functional
 from ddeq.iteration import InnerProduct
 from ddeq.measures import DiscreteMeasure
-from ddeq.spaces.space import Field, Space
+from ddeq.spaces.space import Field, Space, root_of
 
 __all__ = ["Preconditioned"]
 
@@ -69,12 +69,10 @@ class _Preconditioning(Space):
 
     def frame(self, x: Tensor, force: Tensor) -> Field:
         matrix = self.at(x)
-        if self._is_diagonal(matrix, x):
-            root = matrix.sqrt()
-        else:
-            values, vectors = torch.linalg.eigh(matrix)
-            root = (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
-        return lambda b: self._times(root, x, b)
+        if not self._is_diagonal(matrix, x):
+            return root_of(matrix)
+        root = matrix.sqrt()
+        return lambda b: root * b
 
     def kick(self, x: Tensor, move: Tensor, variance: float | Tensor) -> Tensor:
         moved = x + self.noise(x, move)

@@ -105,15 +105,15 @@ class Proximal(Stepper):
         tau = equation.number("step_size", self.step_size, at.step)
         stop = self.inner or Stop(rtol=1e-6 if at.z.dtype == torch.float64 else 1e-3, max_steps=500)
         time = over_atoms(tau)
-        bounded = equation.space.has_boundary
-        local, place_of = (equation, torch.positive) if bounded else equation.in_chart(at.z.detach())
+        local, chart = (equation, None) if equation.space.has_boundary else equation.in_chart(at.z.detach())
         movement = _Movement(local, at.z.detach(), time, stop.rtol)
 
         def run(of: Equation, stop: Stop, *, watch: bool = False) -> Outcome:
             outcome = movement.minimised(time * state.force, stop)
             _warn_of(outcome, stop)
             solved = torch.full_like(outcome.status, Status.CONVERGED.value)  # else is said already
-            points = place_of(movement.measure(outcome.value).points)
+            points = movement.measure(outcome.value).points
+            points = points if chart is None else chart.points(points)
             return replace(outcome, value=points, status=solved, state=outcome.value / time)
 
         conditions = _ProximalStep.at(equation, at.z, time)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ddeq.measures import DiscreteMeasure
-from ddeq.spaces.metric import matrix_of, root_of
-from ddeq.spaces.space import Field, Space, length, rounding
+from ddeq.spaces.space import Field, Space, length, matrix_of, root_of, rounding
 
 __all__ = ["Manifold"]
 
@@ -151,7 +150,7 @@ class Manifold(Space):
     def frame(self, x: Tensor, force: Tensor) -> Field:
         if self.induced_at(x):
             return lambda b: self.velocity(x, b)
-        return root_of(lambda g: self.velocity(x, g), x)
+        return root_of(matrix_of(lambda g: self.velocity(x, g), x))
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         try:

@@ -93,6 +93,11 @@ class Product(Space):
         frames = [space.frame(*a) for space, a in self._split(x, force)]
         return lambda b: torch.cat([f(part) for f, part in zip(frames, b.split(sizes, -1), strict=True)], -1)
 
+    def moving(self, x: Tensor, force: Tensor) -> Field:
+        sizes = [k for _, k in self.factors]
+        maps = [space.moving(*a) for space, a in self._split(x, force)]
+        return lambda b: torch.cat([f(part) for f, part in zip(maps, b.split(sizes, -1), strict=True)], -1)
+
     def chart(self, x: Tensor, v: Tensor) -> Tensor:
         return torch.cat([space.chart(*a) for space, a in self._split(x, v)], -1)
 

@@ -93,6 +93,14 @@ class Space(Declared, ABC):
         """
         return lambda b: self.tangent(x, b)
 
+    def moving(self, x: Float[Tensor, "*batch n d"], force: Float[Tensor, "*batch n d"]) -> Field:
+        """The orthogonal projection of vectors to those that the `frame` does not take to zero."""
+        if self.induced_at(x):
+            return self.frame(x, force)
+        matrix = matrix_of(self.frame(x, force), x)
+        projector = torch.linalg.pinv(matrix) @ matrix
+        return lambda b: (projector @ b.unsqueeze(-1)).squeeze(-1)
+
     def chart(self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
         """A retraction that is smooth at ``v = 0``, with derivatives by autograd; default: `retract`."""
         return self.retract(x, v)
@@ -190,6 +198,19 @@ class Space(Declared, ABC):
     def check_dimension(self, d: int, name: str) -> None:
         """Raise a `ValueError` that names ``name`` where points of dimension ``d`` cannot lie in the space."""
         return None
+
+
+def matrix_of(map: Field, x: Tensor) -> Tensor:
+    """The matrices ``(*batch, n, d, d)`` of a linear map of fields that acts at each point of ``x`` by itself."""
+    basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return torch.stack([map(e.expand_as(x)) for e in basis], -1)
+
+
+def root_of(matrix: Tensor) -> Field:
+    """The map of fields by the positive semidefinite roots of symmetric positive semidefinite matrices."""
+    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
+    root = (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
+    return lambda b: (root @ b.unsqueeze(-1)).squeeze(-1)
 
 
 def length(v: Tensor, keepdim: bool = False) -> Tensor:
