@@ -228,7 +228,7 @@ class NewtonFinish(Stepper):
             z = points.detach().requires_grad_()
             g = gradient(z)
         force, size = g.detach(), inner.norm(g)
-        uphill = due & ~leads_downhill(of, points, of.force(points))
+        uphill = torch.zeros_like(due) if of.geometry.is_gradient else due & ~leads_downhill(of, points, of.force(points))
         count[0] += not of.geometry.is_gradient
         due = due & ~uphill
         if not bool(due.any()):

@@ -131,11 +131,29 @@ class Manifold(Space):
         return found.reshape(x.shape[:-1])
 
     def retract(self, x: Tensor, v: Tensor) -> Tensor:
-        return self._flat(self._like(x).expmap(self._open(x), self._open(v)), x)
+        y = self._flat(self._like(x).expmap(self._open(x), self._open(v)), x)
+        return y + (self.project(y.detach()) - y.detach())  # what rounding adds up to in many steps
 
     def chart(self, x: Tensor, v: Tensor) -> Tensor:
-        # geoopt's exponential maps divide by the length of the vector, its retractions do not.
-        return self._flat(self._like(x).retr(self._open(x), self._open(v)), x)
+        # geoopt's exponential maps divide by the length of the vector, and a retraction writes into what autograd needs.
+        if "_retracts" not in self.__dict__:
+            self.__dict__["_retracts"] = self._is_smooth("retr", x)
+        name = "retr" if self.__dict__["_retracts"] else "expmap"
+        return self._flat(getattr(self._like(x), name)(self._open(x), self._open(v)), x)
+
+    def _is_smooth(self, name: str, x: Tensor) -> bool:
+        """Whether autograd differentiates a map of geoopt twice at the vector zero."""
+        with torch.enable_grad():
+            v = torch.zeros_like(x, requires_grad=True)
+            try:
+                y = getattr(self._like(x), name)(self._open(x.detach()), self._open(v))
+                (slope,) = torch.autograd.grad(y.square().sum(), v, create_graph=True)
+                if not slope.requires_grad:
+                    return bool(torch.isfinite(slope).all())
+                (curvature,) = torch.autograd.grad(slope.square().sum(), v)
+            except RuntimeError:
+                return False
+            return bool(torch.isfinite(slope).all() & torch.isfinite(curvature).all())
 
     def transport(self, x: Tensor, v: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
         points, along = self._open(x), self._open(v)

@@ -209,7 +209,8 @@ def matrix_of(map: Field, x: Tensor) -> Tensor:
 def root_of(matrix: Tensor) -> Field:
     """The map of fields by the positive semidefinite roots of symmetric positive semidefinite matrices."""
     values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
-    root = (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
+    least = 10.0 * values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+    root = (vectors * torch.where(values > least, values, 0.0).sqrt().unsqueeze(-2)) @ vectors.mT  # the root of rounding is large
     return lambda b: (root @ b.unsqueeze(-1)).squeeze(-1)
 
 
