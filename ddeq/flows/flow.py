@@ -74,7 +74,7 @@ def flow(
     noise
         `Langevin`, which adds a multiple of the entropy, or `NoiseInjection`, which helps out of flat places.
     reaction
-        `FisherRao`: mass moves between atoms.
+        `FisherRao`: mass moves between atoms, or grows and shrinks.
     stop
         Stop a sample when its residual is at most ``rtol``; then it is frozen, and removed from the computation where the
         functional is `removable <Functional.removable>`. The residual is the norm of the velocity, with a reaction the root of
