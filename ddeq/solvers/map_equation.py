@@ -101,7 +101,7 @@ class MapEquation(Equation):
         return self.mu.with_points(z)
 
     def judged(self, at: Iterate, stop: Stop) -> Measured:
-        """The residual of an iterate by the discrepancy of ``stop`` between the measure and its image."""
+        """The residual of the iterate ``at`` by the discrepancy of ``stop`` between the measure and its image."""
         mu, image = self.measure(at.z.detach()), self.measure((at.z + at.residual).detach())
         relative, size = relative_discrepancy(stop.metric, mu, image, stop.atol / stop.rtol)
         return Measured(relative, at.norm, None, size)
