@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from ddeq.flows.geometries import Geometry
 from ddeq.flows.noise import Noise
+from ddeq.flows.placement import check_on_space
 from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional
 from ddeq.functionals.entropy import split_entropy
 from ddeq.measures import DiscreteMeasure
+from ddeq.spaces.space import Space
 
 __all__ = ["check_combination"]
 
@@ -20,20 +22,32 @@ def check_combination(
     geometry: Geometry,
     noise: Noise | None,
     reaction: Reaction | None,
-) -> None:
-    """Raise a `ValueError` that says why, and what to do, unless the parts of a flow make sense together."""
+    space: Space,
+) -> DiscreteMeasure:
+    """The start, with atoms of mass zero on the space; or a `ValueError` that says why the parts of a flow make no sense
+    together, and what to do."""
     stepper_name = type(stepper).__name__
-    if stepper.needs_gradients and not geometry.is_wasserstein:
+    if stepper.needs_gradients and not geometry.is_gradient:
         raise ValueError(
             f"geometry: {stepper_name} learns the curvature from gradients, and velocities are these in the geometry of "
             f"Wasserstein, not in {type(geometry).__name__}; use AdaptiveEuler"
         )
+    mu0 = check_on_space(functional, mu0, stepper, geometry, noise, space)
+    if stepper.adds_entropy:
+        _check_entropic_noise(f"stepper: {stepper_name} ", functional, geometry, reaction)
+        if noise is not None:
+            raise ValueError(f"noise: {stepper_name} has noise of its own; leave {type(noise).__name__} out")
     if noise is not None:
         name = f"noise: {type(noise).__name__} "
         if stepper.descends and stepper.explicit:
             raise ValueError(name + f"may raise the energy, by which {stepper_name} chooses its steps; use Euler or Heun")
         if noise.stands_for_entropy:
-            _check_entropic_noise(name, functional, stepper, geometry, reaction)
+            if stepper.has_momentum:
+                raise ValueError(
+                    name + f"adds no entropy to steps with momentum; instead of {stepper_name} use Euler or Heun, or the stepper "
+                    "Underdamped, which has noise of its own"
+                )
+            _check_entropic_noise(name, functional, geometry, reaction)
         elif not stepper.explicit:
             raise ValueError(
                 name + f"displaces the points at which velocities are taken, and {stepper_name} follows none; use Euler or Heun"
@@ -53,17 +67,16 @@ def check_combination(
             raise ValueError(f"reaction: with birth_death atoms jump, and {stepper_name} {why}; use Euler or Heun")
         if mu0.marks is not None:
             raise ValueError("reaction: with birth_death atoms jump to others, whose marks they do not bear; take weights")
+    return mu0
 
 
-def _check_entropic_noise(
-    name: str, functional: Functional, stepper: Stepper, geometry: Geometry, reaction: Reaction | None
-) -> None:
-    if stepper.has_momentum:
-        raise ValueError(name + f"adds no entropy to steps with momentum; use Euler or Heun instead of {type(stepper).__name__}")
-    if not geometry.is_wasserstein:
+def _check_entropic_noise(name: str, functional: Functional, geometry: Geometry, reaction: Reaction | None) -> None:
+    if not geometry.is_gradient:
         raise ValueError(
-            name + f"adds an entropy in the geometry of Wasserstein, not in {type(geometry).__name__}: there add it to the "
-            "functional, KLDivergence(log_density, bandwidth), of which Stein estimates no density"
+            name
+            + f"adds an entropy in the geometries of Wasserstein, Preconditioned and Mirror, whose diffusion is known, not in "
+            f"{type(geometry).__name__}: add it to the functional, KLDivergence(log_density, bandwidth), of which Stein estimates no "
+            "density; a matrix or a function that multiplies gradients is Preconditioned(...)"
         )
     share = split_entropy(functional)[1]
     if not (isinstance(share, float) and share == 0.0):

@@ -26,6 +26,8 @@ from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.method import state_tensors
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.memory import saved_memory
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["by_energy", "flow"]
 
@@ -44,6 +46,7 @@ def flow(
     noise: Noise | None = None,
     reaction: Reaction | None = None,
     *,
+    space: Space = Euclidean(),
     stop: Stop | None = None,
     adjoint: Adjoint = Unrolled(),
     record: int | Iterable[int] | None = None,
@@ -70,11 +73,15 @@ def flow(
     steps
         Number of steps; all are taken, and samples end as COMPLETED. Default: 500, where no ``stop`` is given.
     geometry
-        What the velocity is: `Wasserstein`, `Stein`.
+        What the velocity is: `Wasserstein`, `Stein`, `Preconditioned`, `Mirror`.
     noise
         `Langevin`, which adds a multiple of the entropy, or `NoiseInjection`, which helps out of flat places.
     reaction
         `FisherRao`: mass moves between atoms, or grows and shrinks.
+    space
+        Where the atoms live, and stay: a `ddeq.spaces.Space`, the same for all samples. Velocities and noise are tangent, steps
+        follow the space, and steps of descent are projected where it has a boundary, noise reflected (spaces, T22). Residuals
+        and dissipation are in the metric of the space.
     stop
         Stop a sample when its residual is at most ``rtol``; then it is frozen, and removed from the computation where the
         functional is `removable <Functional.removable>`. The residual is the norm of the velocity, with a reaction the root of
@@ -136,15 +143,15 @@ def flow(
     (tensor([1.0000, 0.5000, 0.2500]), tensor([0.0000, 0.5000, 1.0000]))
     """
     before, mu0 = (mu0, mu0.measure) if isinstance(mu0, Trajectory) else (None, mu0)
-    _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, stop, adjoint, generator)
-    check_combination(functional, mu0, stepper, geometry, noise, reaction)
+    _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, space, stop, adjoint, generator)
+    mu0 = check_combination(functional, mu0, stepper, geometry, noise, reaction, space)
     check_recordable("a flow")
     if stop is not None or reaction is not None:
         check_mass("mu0", mu0)
     remains = _remains(before)
     first = remains.taken
     limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else steps)
-    equation = _descent(functional, mu0, geometry, reaction, stop)
+    equation = _descent(functional, mu0, geometry, reaction, space, stop)
     method = FlowMethod(stepper, noise, reaction, functional.draws)
     watches_energy = stop is not None and stop.metric == "energy"
     recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
@@ -212,17 +219,22 @@ class _Seen(NamedTuple):
 
 
 def _descent(
-    functional: Functional, mu0: DiscreteMeasure, geometry: Geometry, reaction: Reaction | None, stop: Stop | None
+    functional: Functional,
+    mu0: DiscreteMeasure,
+    geometry: Geometry,
+    reaction: Reaction | None,
+    space: Space,
+    stop: Stop | None,
 ) -> FunctionalDescent:
     if reaction is None:
-        return FunctionalDescent(functional, mu0, geometry, shardable=True)
+        return FunctionalDescent(functional, mu0, geometry, space=space, shardable=True)
     if reaction.jumps:
         of_reaction = reaction.functional
-        equation = FunctionalDescent(functional, mu0, geometry, shardable=True)
+        equation = FunctionalDescent(functional, mu0, geometry, space=space, shardable=True)
         equation.removable = equation.removable and (of_reaction is None or of_reaction.removable)
         return equation
     counts = stop is not None and stop.metric is None
-    return ReactingDescent(functional, mu0, geometry, reaction=reaction, counts_reaction=counts, shardable=True)
+    return ReactingDescent(functional, mu0, geometry, space=space, reaction=reaction, counts_reaction=counts, shardable=True)
 
 
 def by_energy(stop: Stop, equation: FunctionalDescent, at: Iterate) -> Measured:
@@ -238,8 +250,8 @@ def by_energy(stop: Stop, equation: FunctionalDescent, at: Iterate) -> Measured:
 def _dissipation(equation: FunctionalDescent, method: FlowMethod, mu: DiscreteMeasure, step: int, norm: Tensor) -> Tensor:
     """Rate at which geometry and reaction lower the energy at ``mu``, where the last residual had that ``norm``."""
     with torch.no_grad():
-        known = method.noise is None and equation.geometry.is_wasserstein and bool(norm.isfinite().all())
-        rate = norm.square() if known else equation.geometry.dissipation(equation.functional, mu)
+        known = method.noise is None and equation.geometry.is_gradient and bool(norm.isfinite().all())
+        rate = norm.square() if known else equation.dissipation(mu)
         if method.reaction is None or (known and equation.counts_reaction):
             return rate
         return rate + method.reaction.dissipation(equation, mu, step)
@@ -253,6 +265,7 @@ def _check_options(
     geometry: object,
     noise: object,
     reaction: object,
+    space: object,
     stop: Stop | None,
     adjoint: object,
     generator: object,
@@ -267,6 +280,7 @@ def _check_options(
         ("geometry", geometry, Geometry, "a ddeq.flows.Geometry such as Wasserstein()"),
         ("noise", noise, Noise | None, "a ddeq.flows.Noise such as Langevin(temperature), or None"),
         ("reaction", reaction, Reaction | None, "a ddeq.flows.Reaction such as FisherRao(rate), or None"),
+        ("space", space, Space, "a ddeq.spaces.Space such as Sphere()"),
         ("adjoint", adjoint, Adjoint, "Unrolled() or Unrolled(checkpoint=True)"),
         ("generator", generator, torch.Generator | None, "a torch.Generator or None"),
     )
