@@ -48,7 +48,7 @@ F = Deconvolution(places, signal)
 # divided by the squared norm of its bump, 0.01 here.
 
 start = ddeq.DiscreteMeasure(torch.linspace(0, 1, 40, dtype=torch.float64).unsqueeze(-1), torch.full((40,), 0.02).double())
-options = {"stepper": Euler(0.05), "steps": 1000, "record": 5}
+options = {"stepper": Euler(0.05), "steps": 600, "record": 5}
 grown = ddeq.flow(F, start, reaction=FisherRao(300.0, conserve=False), **options)
 conserved = ddeq.flow(F, start, reaction=FisherRao(300.0), **options)
 moved = ddeq.flow(F, start, **options)
