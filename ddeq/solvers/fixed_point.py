@@ -31,6 +31,8 @@ from ddeq.solvers.joint_equation import JointEquation
 from ddeq.solvers.map_equation import Map, MapEquation
 from ddeq.solvers.metric import check_metric
 from ddeq.solvers.weight_equation import WeightEquation
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["fixed_point"]
 
@@ -44,6 +46,7 @@ def fixed_point(
     *args: Any,
     in_dims: Any = None,
     moves: Moves = "points",
+    space: Space = Euclidean(),
     solver: Solver = Anderson(),
     stop: Stop = Stop(),
     adjoint: Adjoint = Implicit(),
@@ -74,6 +77,9 @@ def fixed_point(
         What the map moves: ``"points"``; ``"weights"``, which keep their mass, are never negative, and stay zero where they are;
         or ``"both"``. Changes of weights are measured by :math:`\sum_i \mathrm dw_i^2 / w_i` over the atoms with mass (moving
         weights, T25), of both by the sum of the squared relative residuals.
+    space
+        Where the atoms live, a `ddeq.spaces.Space`: iterates are projected to it, and the map must stay there. Residuals are
+        those of the surrounding space; derivatives are those along the space (spaces, T22).
     solver
         How to step: `Picard`, `Anderson`, `Broyden`, `NewtonKrylov`, `ParticleFlow`, which moves points; or `Auto`, which
         chooses.
@@ -138,8 +144,10 @@ def fixed_point(
         raise RuntimeError(
             "fixed_point cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
-    _check_options(map, mu0, moves, solver, stop, adjoint)
-    equation = EQUATIONS[moves](map, mu0, args, in_dims)
+    _check_options(map, mu0, moves, space, solver, stop, adjoint)
+    if space != Euclidean():
+        mu0 = space.admitted(mu0)
+    equation = EQUATIONS[moves](map, mu0, args, in_dims, space=space)
     run = partial(
         iterate,
         z=equation.start(),
@@ -150,8 +158,9 @@ def fixed_point(
     )
     with reusable_graphs():
         outcome = adjoint.solve(equation, run, stop)
+    measure = equation.measure(outcome.value)
     solution = Solution(
-        measure=equation.measure(outcome.value),
+        measure=measure.with_points(space.project(measure.points)) if equation.constrained else measure,
         residual=outcome.residual,
         steps=outcome.steps,
         status=outcome.status,
@@ -188,7 +197,9 @@ def _error_bound(outcome: Outcome, lipschitz: Any, stop: Stop) -> Tensor:
     return torch.where(known, absolute / torch.where(known, 1.0 - growth, 1.0), torch.inf)
 
 
-def _check_options(map: Map, mu0: DiscreteMeasure, moves: object, solver: Solver, stop: Stop, adjoint: Adjoint) -> None:
+def _check_options(
+    map: Map, mu0: DiscreteMeasure, moves: object, space: object, solver: Solver, stop: Stop, adjoint: Adjoint
+) -> None:
     given: Any = mu0
     if not isinstance(given, DiscreteMeasure):
         remedy = "; a warm start is mu0=solution.measure.detach()" if isinstance(given, Solution) else ""
@@ -196,6 +207,7 @@ def _check_options(map: Map, mu0: DiscreteMeasure, moves: object, solver: Solver
     if not callable(map):
         raise ValueError(f"map: expected a function of a measure, got {type(map).__name__}")
     check_kinds(
+        ("space", space, Space, "a ddeq.spaces.Space such as Sphere()"),
         ("solver", solver, Solver, "a ddeq.solvers.Solver such as Anderson()"),
         ("stop", stop, Stop, "a Stop such as Stop(rtol=1e-4)"),
         ("adjoint", adjoint, Adjoint, "a ddeq.solvers.Adjoint such as Implicit()"),

@@ -32,6 +32,9 @@ class JointEquation(WeightEquation):
         points, at = self._parts(z)
         return unchecked(points, weights_at(at, self.mu.weights), self.mu.marks)
 
+    def admitted(self, z: Tensor) -> Tensor:
+        return torch.cat([MapEquation.admitted(self, z[..., :-1]), z[..., -1:]], -1)
+
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
         return MapEquation.sizes(self, z, residual, previous)
 
@@ -68,7 +71,7 @@ class JointEquation(WeightEquation):
 
     def _change(self, z: Tensor, image: DiscreteMeasure, weights: Tensor) -> Tensor:
         points, at = self._parts(z)
-        return self._packed(image.points - points, super()._change(at, image, weights))
+        return self._packed(self.space.near(points, image.points) - points, super()._change(at, image, weights))
 
     def _given(self) -> list[Tensor]:
         return MapEquation._given(self)

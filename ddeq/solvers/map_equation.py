@@ -14,9 +14,11 @@ from ddeq.autodiff import OpenModule, forward_autocast, recompute, without_autoc
 from ddeq.functionals.wasserstein import Wasserstein
 from ddeq.iteration import Equation, InnerProduct, Iterate, Sizes, Status, Stop
 from ddeq.iteration.samples import Measured, agreed
-from ddeq.measures import DiscreteMeasure, middle, unchecked
+from ddeq.measures import DiscreteMeasure, middle, unchecked, values_are_known
 from ddeq.solvers.alignment import alignment
 from ddeq.solvers.metric import relative_discrepancy
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["Map", "MapEquation", "check_kind"]
 
@@ -36,7 +38,7 @@ class MapEquation(Equation):
         The map, and what it takes besides the measure.
     mu
         The measure whose weights and marks are kept.
-    in_dims
+    in_dims, space
         As in `ddeq.fixed_point`.
 
     Raises
@@ -55,9 +57,18 @@ class MapEquation(Equation):
     judges: ClassVar[bool] = False
     """Whether `judged` measures the residual without a metric of the stop too, and not its norm divided by its size."""
 
-    def __init__(self, map: Map, mu: DiscreteMeasure, args: tuple[Any, ...] = (), in_dims: Any = None) -> None:
+    def __init__(
+        self,
+        map: Map,
+        mu: DiscreteMeasure,
+        args: tuple[Any, ...] = (),
+        in_dims: Any = None,
+        *,
+        space: Space = Euclidean(),
+    ) -> None:
         leaves, self._spec = pytree.tree_flatten(args)
         self.map, self.mu, self._leaves = map, mu, leaves
+        self.space, self.constrained = space, space != Euclidean()
         self._dims = None if in_dims is None else _flat_dims(in_dims, leaves, self._spec, mu)
         self._args: tuple[Any, ...] = args
         self._module = OpenModule(map) if isinstance(map, nn.Module) else None
@@ -74,9 +85,13 @@ class MapEquation(Equation):
             mu, args, own = self._with(z, tensors)
         else:
             mu, args, own = self.measure(z), self._args, []
+        if self.constrained:  # so that off the space, where the map means nothing, its derivative is zero
+            mu = mu.with_points(self.space.project(mu.points))
         with self._autocast():
             image = self._module(own, mu, *args) if own and self._module is not None else self.map(mu, *args)
         check_kind(mu, image, self.keeps)
+        if self.constrained:
+            _check_on_space(self.space, mu, image)
         return self._change(z, image, tensors[0] if tensors else self.mu.weights)
 
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
@@ -99,6 +114,9 @@ class MapEquation(Equation):
     def measure(self, z: Tensor) -> DiscreteMeasure:
         """The measure with its atoms at ``z``."""
         return self.mu.with_points(z)
+
+    def admitted(self, z: Tensor) -> Tensor:
+        return self.space.near(z, self.space.project(z)) if self.constrained else z
 
     def judged(self, at: Iterate, stop: Stop) -> Measured:
         """The residual of the iterate ``at`` by the discrepancy of ``stop`` between the measure and its image."""
@@ -165,7 +183,7 @@ class MapEquation(Equation):
 
     def _change(self, z: Tensor, image: DiscreteMeasure, weights: Tensor) -> Tensor:
         """The residual at ``z``, from the ``image`` of its measure; ``weights`` are those of the start."""
-        points = image.points
+        points = self.space.near(z, image.points)
         if self._matching is not None:
             with without_autocast(z.device):
                 points = self._matching @ points
@@ -196,6 +214,18 @@ def _ratio(after: Tensor, before: Tensor) -> Tensor:
     """``after / before``, and zero where ``before`` is."""
     known = before > 0
     return after / before if agreed(known) else torch.where(known, after / torch.where(known, before, 1.0), 0.0)
+
+
+def _check_on_space(space: Space, mu: DiscreteMeasure, image: DiscreteMeasure) -> None:
+    """Raise a `ValueError` unless the atoms of positive mass of the image of ``mu`` lie on the space."""
+    if torch._C._are_functorch_transforms_active() or not values_are_known(image.points):
+        return
+    points = image.points.detach()
+    known = image.support() & torch.isfinite(points).all(-1)
+    off = known & ~space.contains(torch.where(known.unsqueeze(-1), points, mu.points.detach()))
+    if bool(off.any()):
+        seen = [round(c, 6) for c in points[off][0].tolist()[:8]]
+        raise ValueError(f"map: expected it to keep atoms on {space!r}, got one at {seen}; end it with space.project(points)")
 
 
 def check_kind(mu: DiscreteMeasure, image: Any, keeps: tuple[str, ...]) -> None:

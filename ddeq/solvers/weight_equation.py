@@ -34,6 +34,9 @@ class WeightEquation(MapEquation):
     def measure(self, z: Tensor) -> DiscreteMeasure:
         return self.mu.with_weights(weights_at(z, self.mu.weights))
 
+    def admitted(self, z: Tensor) -> Tensor:
+        return z
+
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
         sizes = super().sizes(z, residual, previous)
         return sizes if sizes.size is None else sizes._replace(size=0.5 * sizes.size)  # that of w is the root of the mass

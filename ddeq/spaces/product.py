@@ -114,6 +114,9 @@ class Product(Space):
     def around(self, x: Tensor) -> Tensor:
         return torch.cat([space.around(a) for space, (a,) in self._split(x)], -1)
 
+    def near(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([space.near(*a) for space, a in self._split(x, y)], -1)
+
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([space.distance(*a) for space, a in self._split(x, y)], -1).square().sum(-1).sqrt()
 
