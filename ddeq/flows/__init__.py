@@ -12,6 +12,7 @@ from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.lbfgs import LBFGS
 from ddeq.flows.nesterov import Nesterov
 from ddeq.flows.noise import Langevin, Noise, NoiseInjection
+from ddeq.flows.optimizer import Optimizer
 from ddeq.flows.proximal import Proximal
 from ddeq.flows.reaction import FisherRao, Reaction
 from ddeq.flows.stein import Stein
@@ -32,6 +33,7 @@ __all__ = [
     "Nesterov",
     "Noise",
     "NoiseInjection",
+    "Optimizer",
     "Proximal",
     "Reaction",
     "Stein",

@@ -66,7 +66,7 @@ def flow(
         the path that its flow would have taken with the same other arguments; ``steps`` are further ones, and the result holds
         the former records too.
     stepper
-        How a step is made: `Euler`, `Heun`, `Nesterov`, `AdaptiveEuler`, `LBFGS`, `Proximal`.
+        How a step is made: `Euler`, `Heun`, `Nesterov`, `Optimizer`, `AdaptiveEuler`, `LBFGS`, `Proximal`.
     steps
         Number of steps; all are taken, and samples end as COMPLETED. Default: 500, where no ``stop`` is given.
     geometry
@@ -117,6 +117,7 @@ def flow(
     `Euler`           yes     yes (a)  yes            yes (b)   yes (c)    1
     `Heun`            yes     yes (a)  yes            yes (b)   yes (c)    2; 1 with noise or reaction
     `Nesterov`        yes     no       yes            yes       no         accelerated, other time
+    `Optimizer`       yes     no       yes            yes       no         that of the optimiser, other time
     `AdaptiveEuler`   yes     no       no             yes       no         1; energy never rises
     `LBFGS`           no      no       no             yes       no         other time; energy never rises (d)
     `Proximal`        yes     yes (a)  no             yes (b)   no         1, implicit; energy never rises

@@ -45,6 +45,17 @@ class FlowMethod(Method[FunctionalDescent]):
         return self.draws or self.noise is not None or (self.reaction is not None and self.reaction.jumps)
 
     @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        return self.stepper.differentiable
+
+    @property
+    def removable(self) -> bool:  # type: ignore[override]
+        return self.stepper.removable
+
+    def unrecorded(self) -> str:
+        return self.stepper.unrecorded()
+
+    @property
     def ends_when_still(self) -> bool:
         return not self.is_random and self.stepper.ends_when_still
 

@@ -60,6 +60,7 @@ class Nesterov(Stepper):
     restart: bool = True
 
     has_momentum: ClassVar[bool] = True
+    needs_energy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)
