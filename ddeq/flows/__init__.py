@@ -18,6 +18,8 @@ from ddeq.flows.reaction import FisherRao, Reaction
 from ddeq.flows.stein import Stein
 from ddeq.flows.steppers import Euler, Heun, Stepper
 from ddeq.flows.trajectory import Trajectory
+from ddeq.flows.varying import Varying
+from ddeq.flows.velocity_field import VelocityField
 from ddeq.iteration import Step
 from ddeq.messages import renamed
 
@@ -40,6 +42,8 @@ __all__ = [
     "Step",
     "Stepper",
     "Trajectory",
+    "Varying",
+    "VelocityField",
     "Wasserstein",
     "equilibrium",
     "flow",

@@ -14,6 +14,7 @@ from ddeq.draws import Draws
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.schedules import Schedule, number_at
 from ddeq.functionals.base import Functional
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.iteration import Descent, InnerProduct, Iterate
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.memory import check_memory
@@ -25,7 +26,7 @@ Own = TypeVar("Own", bound="FunctionalDescent")
 
 
 class FunctionalDescent(Descent):
-    """Descent of a functional by moving the atoms of ``like``, whose weights and marks stay.
+    """Descent of a functional, or dynamics without an energy, by moving the atoms of ``like``, whose weights and marks stay.
 
     The iterate is the points, ``(*batch, n, d)``, and the residual their velocity. `tensors` are what the velocity may depend on:
     weights and marks, the parameters of the functional and of a kernel of the geometry, and those of their buffers that
@@ -34,7 +35,7 @@ class FunctionalDescent(Descent):
     Parameters
     ----------
     functional
-        The energy that falls.
+        The energy that falls, or dynamics without one.
     like
         Measures whose weights and marks the atoms have.
     geometry
@@ -51,15 +52,26 @@ class FunctionalDescent(Descent):
     how_to_remove = "declare the functional `removable`, so that they take no part in backward"
 
     def __init__(
-        self, functional: Functional, like: DiscreteMeasure, geometry: Geometry = Wasserstein(), *, shardable: bool = False
+        self, functional: Dynamics, like: DiscreteMeasure, geometry: Geometry = Wasserstein(), *, shardable: bool = False
     ) -> None:
-        self.functional, self.like, self.geometry, self.shardable = functional, like, geometry, shardable
+        self.dynamics, self.like, self.geometry, self.shardable = functional, like, geometry, shardable
         self.inner = InnerProduct.of(like.points, like.weights)
-        self.removable = functional.removable and bool(like.batch_shape)
+        self.varies = functional.varies
+        # What a sample ends with in a step must be known of all samples: it is another energy in the next one.
+        self.removable = functional.removable and not functional.varies and bool(like.batch_shape)
         self.displacement: Tensor | None = None
         """Velocities are those at so displaced points, ``(*batch, n, d)``, as injected noise wants it."""
         self._autocast = forward_autocast(like.device)
         self._samples: tuple[tuple[int, ...], Tensor] | None = None  # whole batch shape, entries that are left
+
+    @property
+    def functional(self) -> Functional:
+        """The energy that falls; a `ValueError` where there is none."""
+        if not isinstance(self.dynamics, Functional):
+            raise ValueError(
+                f"functional: expected one with an energy, got {self.dynamics!r}; use Euler or Heun, and no reaction"
+            )
+        return self.dynamics
 
     def measure(self, z: Tensor) -> DiscreteMeasure:
         """The measure with its atoms at ``z``."""
@@ -71,7 +83,7 @@ class FunctionalDescent(Descent):
         x = None if self.displacement is None else z + self.displacement
         with self._autocast():
             if not tensors and self.geometry.is_wasserstein:
-                return -self.functional.wasserstein_gradient(self.like.with_points(z), x)
+                return self.dynamics.velocity(self.like.with_points(z), x)
             if not tensors:
                 return self.geometry.velocity(self.functional, self.like.with_points(z), x)
             weights, *rest = tensors
@@ -129,25 +141,25 @@ class FunctionalDescent(Descent):
         return self
 
     def prepared(self: Own, z: Tensor, memory: Any, step: int, draw: Draws | None) -> tuple[Own, Any]:
-        functional = self.functional
-        if not functional.remembers:
+        dynamics = self.dynamics
+        if not dynamics.remembers:
             return self, None
         with torch.no_grad(), self._autocast():
             mu = self.measure(z.detach()).detach()
-            found = functional.prepare(mu, memory, step, None if draw is None else draw.generator)
-        other = self._with(_checked(functional, found, mu.batch_shape) if memory is None else found[0])
+            found = dynamics.prepare(mu, memory, step, None if draw is None else draw.generator)
+        other = self._with(_checked(dynamics, found, mu.batch_shape) if memory is None else found[0])
         return other, found[1]
 
-    def _with(self: Own, functional: Functional) -> Own:
+    def _with(self: Own, dynamics: Dynamics) -> Own:
         """The descent of another functional."""
         other = copy.copy(self)
-        other.functional = functional
+        other.dynamics = dynamics
         other.__dict__.pop("_open", None)
         other.__dict__.pop("tensors", None)
         return other
 
     def rows(self, keep: Tensor) -> FunctionalDescent:
-        chosen = self._with(self.functional.rows(keep, self.like.batch_shape))
+        chosen = self._with(self.dynamics.rows(keep, self.like.batch_shape))
         chosen.like = self.like[keep]
         chosen.inner = self.inner.rows(keep)
         chosen.displacement = None if self.displacement is None else self.displacement[keep]
@@ -165,7 +177,7 @@ class FunctionalDescent(Descent):
 
     def unseen(self, shapes: str) -> str:
         return (
-            f"functional: tensors of shapes {shapes} that require grad enter {self.functional!r} from outside, where their "
+            f"functional: tensors of shapes {shapes} that require grad enter {self.dynamics!r} from outside, where their "
             "gradient would be lost. Let an nn.Module hold them, as parameters or buffers: a potential that is a module "
             "instead of a function, coefficient * F, a target; or detach them"
         )
@@ -178,14 +190,16 @@ class FunctionalDescent(Descent):
 
     @cached_property
     def _open(self) -> OpenModule:
-        return OpenModule(_Velocity(self.functional, self.geometry))
+        return OpenModule(_Velocity(self.dynamics, self.geometry))
 
 
-def _checked(functional: Functional, found: object, batch_shape: tuple[int, ...]) -> Functional:
-    """The functional that `Functional.prepare` gave, once it is known to be one, and its memory to fit the batch."""
-    name = f"{type(functional).__name__}.prepare"
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Functional)):
-        raise ValueError(f"{name}: expected a Functional and a memory, got {found!r}; return self.with_memory(...), memory")
+def _checked(dynamics: Dynamics, found: object, batch_shape: tuple[int, ...]) -> Dynamics:
+    """What `Dynamics.prepare` gave, once it is known to be of the same kind, and its memory to fit the batch."""
+    name = f"{type(dynamics).__name__}.prepare"
+    kind = Functional if dynamics.has_energy else Dynamics
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], kind)):
+        wanted = f"a {kind.__name__} and a memory"
+        raise ValueError(f"{name}: expected {wanted}, got {found!r}; return self.with_memory(...), memory")
     check_memory(name, found[1], batch_shape)
     return found[0]
 
@@ -193,10 +207,13 @@ def _checked(functional: Functional, found: object, batch_shape: tuple[int, ...]
 class _Velocity(nn.Module):
     """The velocity of a functional in a geometry as a ``forward``: ``functional_call`` reaches nothing else."""
 
-    def __init__(self, functional: Functional, geometry: Geometry) -> None:
+    def __init__(self, dynamics: Dynamics, geometry: Geometry) -> None:
         super().__init__()
-        self.functional, self.geometry = functional, geometry
+        self.dynamics, self.geometry = dynamics, geometry
         self.held: Any = nn.ModuleList(v for v in vars(geometry).values() if isinstance(v, nn.Module))
 
     def forward(self, mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
-        return self.geometry.velocity(self.functional, mu, x)
+        if self.geometry.is_wasserstein:
+            return self.dynamics.velocity(mu, x)
+        assert isinstance(self.dynamics, Functional)  # other geometries are of descents
+        return self.geometry.velocity(self.dynamics, mu, x)

@@ -191,7 +191,7 @@ class Optimizer(Stepper):
         together, alone = ends
         if not torch.allclose(together, alone, rtol=1e-9):
             raise ValueError(
-                f"optimizer: the step of {name} at an atom depends on the gradients at others, and not by their weights: it would "
+                f"optimizer: the step of {name} at an atom depends on the gradients at others, not by their weights: it would "
                 "depend on how the measure is stored; use one that treats each coordinate by itself, such as torch.optim.Adam"
             )
 

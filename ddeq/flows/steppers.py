@@ -30,8 +30,8 @@ class Stepper(Method[FunctionalDescent]):
     needs_gradients: ClassVar[bool] = False
     """Whether the velocity must be minus the Wasserstein gradient, as it is in the geometry of Wasserstein alone."""
     needs_energy: ClassVar[bool] = False
-    """Whether it is made for the descent of an energy and follows no other dynamics: it asks for energies, or its path is not that
-    of the velocity in its time. All that promise descent do."""
+    """Whether it is made for the descent of an energy and follows no other dynamics: it asks for energies, or its path is not
+    that of the velocity in its time. All that promise descent do."""
     superlinear: ClassVar[bool] = False
     """Whether it converges so fast that Newton's method is not tried early in its place."""
 

@@ -27,7 +27,7 @@ class Dynamics(Holder):
     """Whether the velocity is that of the descent of an energy: whether it, or what `prepare` gives, is a `ddeq.Functional`."""
     varies: bool = False
     """Whether `prepare` gives another energy, or another velocity field, in each step, so that values of two steps do not
-    compare. A `prepare` that only finds the same values faster does not vary."""
+    compare; true of a class that `draws`. A `prepare` that only finds the same values faster does not vary."""
     removable: bool = False
     """Whether `rows` finds all that it holds for each measure of a batch: targets, and numbers of the catalogue. Functions may
     hold anything; where they hold nothing for single measures, set this to True, and samples that have finished can leave a flow.
@@ -43,6 +43,8 @@ class Dynamics(Holder):
         super().__init_subclass__(**options)
         if "prepare" in cls.__dict__ and "remembers" not in cls.__dict__:
             cls.remembers = True
+        if cls.__dict__.get("draws") is True and "varies" not in cls.__dict__:
+            cls.varies = True
 
     def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
         """The velocity at the points ``x`` (default: the atoms) while the measure is ``mu``."""

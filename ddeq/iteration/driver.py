@@ -175,7 +175,7 @@ def iterate(
             problem, known = equation.prepared(now.value, last, first + step, draw)
             asked = method.perturbed(problem, now.value, first + step, draw)
             made = None
-            if watch and not step:
+            if watch and (equation.varies or not step):
                 residual = _seen(asked, now.value, *unseen_leaves(partial(asked.residual, now.value.detach()), *asked.tensors))
             else:
                 residual, made = asked.evaluated(now.value)
