@@ -107,7 +107,7 @@ def test_as_many_directions_as_dimensions_do_not_determine_a_measure(dim):
 
 
 def test_couplings_of_coordinates_stay_at_energy_zero():
-    """For linearly independent directions each choice of permutations gives atoms with the wanted projections: (n!)^(d-1) measures."""
+    """For linearly independent directions each choice of permutations gives atoms with these projections: (n!)^(d-1) measures."""
     directions = sp.Matrix([[1, 2], [3, 1]])
     target = sp.Matrix([[0, 1, 5], [2, 7, 3]])  # three atoms as columns
     seen = directions * target

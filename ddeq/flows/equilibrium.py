@@ -234,7 +234,7 @@ def _check_stationary(functional: object) -> None:
     """Raise a `ValueError` that says why where dynamics have no stationary measure that is that of an energy."""
     if isinstance(functional, Dynamics) and functional.varies:
         raise ValueError(
-            f"functional: {functional!r} is another energy in each step, and their stationary measures differ; take one energy, or "
+            f"functional: {functional!r} is another energy in each step, and their stationary measures differ; take one, or "
             "ddeq.flow with steps that fall to zero"
         )
     if isinstance(functional, Dynamics) and not functional.has_energy:
