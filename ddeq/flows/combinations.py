@@ -68,7 +68,7 @@ def _check_without_energy(
         does = (
             "chooses its steps by energies"
             if stepper.descends
-            else "takes another way than the velocity, that of a faster descent"
+            else "takes another way than the velocity, made for the descent of an energy"
         )
         why = f"stepper: {name} {does}; use Euler or Heun"
     elif not geometry.is_wasserstein:

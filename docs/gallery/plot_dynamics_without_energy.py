@@ -47,7 +47,9 @@ box = ddeq.DiscreteMeasure(4.0 * torch.rand(400, dim, generator=generator, dtype
 swarm = ddeq.flow(Varying(consensus), box, stepper=Euler(tau), steps=500, generator=generator)
 values = rastrigin(swarm.measures.points)
 best = swarm.measure.points[values[-1].argmin()]
-print(f"least value at the start {values[0].min():.1f}, at the end {values[-1].min():.4f}, at a distance {best.norm():.3f} from 0")
+print(
+    f"least value at the start {values[0].min():.1f}, at the end {values[-1].min():.4f}, at a distance {best.norm():.3f} from 0"
+)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.0, 3.2), layout="constrained")
 left.semilogy(swarm.times, values.min(-1).values, color="#1f3b57", label="least")
@@ -68,8 +70,8 @@ plt.show()
 # %%
 # **A chase.** Prey keep a distance from each other, stay together, and flee from a predator, who runs to those that are close
 # (the model of Chen and Kolokolnikov, 2014). A mark says who is who: it travels with the atom, and nothing moves it. Sums are
-# integrals over the measure, so that a prey of twice the mass counts as two. Prey get away from a slow predator, make a ring around
-# a faster one, with which both come to rest, and are chased for ever by one that is faster still.
+# integrals over the measure, so that a prey of twice the mass counts as two. Prey get away from a slow predator, make a ring
+# around a faster one, with which both come to rest, and are chased for ever by one that is faster still.
 
 
 def chase(speed):
@@ -123,7 +125,9 @@ def moons(n):
 
 with torch.random.fork_rng():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+    network = nn.Sequential(
+        nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2)
+    )
 steps = 2000
 optimizer = torch.optim.Adam(network.parameters(), lr=2e-2)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, total_steps=steps)

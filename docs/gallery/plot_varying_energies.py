@@ -18,9 +18,10 @@ from ddeq.kernels import Gaussian, Riesz
 from ddeq.viz import bare_axes, plot_measure
 
 # %%
-# **Fresh directions.** A hundred digits, each a point with :math:`8 \times 8 = 64` coordinates, and 64 directions. Fixed ones are
-# as many as the coordinates, and say nothing of how these belong together: the flow lowers their energy to almost nothing and
-# stops far from the digits. With as many directions drawn anew in each step, at the same cost, it arrives (varying energies, T24).
+# **Fresh directions.** A hundred digits, each a point with :math:`8 \times 8 = 64` coordinates, and 64 directions. Fixed
+# ones are as many as the coordinates, and say nothing of how these belong together: the flow lowers their energy to almost
+# nothing and stops far from the digits. With as many directions drawn anew in each step, at the same cost, it arrives (varying
+# energies, T24).
 
 generator = torch.Generator().manual_seed(0)
 images = torch.tensor(load_digits().data, dtype=torch.float32) / 16.0
@@ -34,7 +35,9 @@ for name, resample in (("fixed directions", False), ("fresh directions", True)):
     F = SlicedWasserstein(digits, n_projections=64, resample=resample)
     flows[name] = ddeq.flow(F, noise, stepper=falling, steps=150, record=10, generator=generator)
     end = flows[name].measure
-    print(f"{name}: own energy {flows[name].energies[-1]:.5f}, half of the energy distance {judge(noise):.2f} -> {judge(end):.4f}")
+    print(
+        f"{name}: own energy {flows[name].energies[-1]:.5f}, half of the energy distance {judge(noise):.2f} -> {judge(end):.4f}"
+    )
 
 figure, axes = plt.subplots(1, 4, figsize=(9.6, 2.6), layout="constrained", gridspec_kw={"width_ratios": (1.3, 1, 1, 1)})
 for name, colour in (("fixed directions", "#8796a5"), ("fresh directions", "#d1495b")):
@@ -51,9 +54,9 @@ for axis, (name, mu) in zip(axes[1:], {"digits": digits, **{n: t.measure for n, 
 plt.show()
 
 # %%
-# **Mini-batches.** The :term:`MMD` from five atoms of the target, drawn anew in each step: its gradient is right in the mean. With a
-# fixed step the flow ends at a distance from the minimum that is proportional to the step; with steps that fall it arrives. Drawn
-# is the norm of the gradient of the whole MMD.
+# **Mini-batches.** The :term:`MMD` from five atoms of the target, drawn anew in each step: its gradient is right in the mean.
+# With a fixed step the flow ends at a mean squared distance from the minimum that is proportional to the step; with steps that
+# fall it comes closer and closer. Shown is the norm of the gradient of the whole MMD.
 
 target = ddeq.DiscreteMeasure(torch.randn(400, 2, generator=generator))
 whole = MMD(target, Gaussian(1.0))
@@ -78,7 +81,8 @@ plt.show()
 
 # %%
 # **Annealing.** A Gaussian kernel of bandwidth 0.5 does not reach from this cloud to the ring. One that starts at 8 and narrows
-# brings all atoms there, and then finds the shape. Recorded energies are each of its step, and do not compare: look at a fixed one.
+# brings all atoms there, and then finds the shape. Recorded energies are each of its step, and do not compare: judge by one
+# that stays.
 
 angle = torch.linspace(0, 2 * torch.pi, 61)[:-1]
 ring = ddeq.DiscreteMeasure(torch.stack([5.0 + 1.4 * angle.cos(), 0.4 + 1.4 * angle.sin()], -1))
