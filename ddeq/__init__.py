@@ -3,7 +3,8 @@
 Everything is a function of measures: of `DiscreteMeasure`, which the subpackages share. They load when first used:
 
 - `ddeq.functionals`: energies with their first variations and Wasserstein gradients; `ddeq.kernels`;
-- `ddeq.flows`: gradient flows; `ddeq.solvers`: fixed points of maps on measures, and their derivatives;
+- `ddeq.spaces`: where atoms live; `ddeq.flows`: gradient flows;
+- `ddeq.solvers`: fixed points of maps on measures, and their derivatives;
 - `ddeq.nn`: measure-consistent layers and Distributional Deep Equilibrium Models;
 - `ddeq.reductions`, `ddeq.iteration`: sums over atoms, and the loop that all iterative methods share;
 - `ddeq.data`, `ddeq.experiments`, `ddeq.testing`, `ddeq.viz`.
@@ -35,6 +36,7 @@ _ROOMS = {
     "nn",
     "reductions",
     "solvers",
+    "spaces",
     "testing",
 }
 _ROOMS |= {"measures", "viz"}

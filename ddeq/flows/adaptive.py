@@ -65,6 +65,7 @@ class AdaptiveEuler(Stepper):
     rule: Literal["barzilai_borwein", "armijo"] = "barzilai_borwein"
 
     descends: ClassVar[bool] = True
+    in_spaces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if callable(self.step_size):
@@ -81,7 +82,7 @@ class AdaptiveEuler(Stepper):
     def step(self, equation: Descent, at: Iterate, state: _State) -> Step:
         with torch.no_grad():
             tau, energy = self._line_search(equation, at, state)
-        moved = at.z + over_atoms(tau) * at.residual
+        moved = equation.moved(at.z, over_atoms(tau) * at.residual)
         kept = torch.where(tau > 0, tau, state.tau)
         return Step(moved, _State(kept, at.z.detach(), at.residual.detach()), duration=tau, energy=energy)
 
@@ -94,7 +95,7 @@ class AdaptiveEuler(Stepper):
         tau, searching = self._first_trial(equation, x, v, state), slope > 0
         found, energy = torch.zeros_like(tau), start
         for trial in range(MOST_TRIALS):
-            reached = equation.energy(x + over_atoms(tau) * v)
+            reached = equation.energy(equation.moved(x, over_atoms(tau) * v))
             promised = SUFFICIENT * tau * slope
             # A decrease that rounding hides need not be seen, an increase is never taken.
             enough = (reached <= start - promised) | ((reached <= start) & (promised <= rounding))
@@ -112,10 +113,14 @@ class AdaptiveEuler(Stepper):
         longest = torch.where(first, state.tau, GROWTH[self.rule] * state.tau)
         if self.rule == "armijo":
             return longest
-        s, y = x - state.points, state.velocity - v
-        curvature = equation.inner(s, y)
-        trial = equation.inner(s, s) / torch.where(curvature > 0, curvature, 1.0)
-        known = (curvature > 0) & (trial > 0) & torch.isfinite(trial)
+        before = torch.where(first[..., None, None], 0.0, state.velocity)
+        stayed = (x == state.points).flatten(state.tau.ndim).all(-1)
+        last = over_atoms(torch.where(stayed, 0.0, state.tau)) * before
+        s = equation.travelled(state.points, last, x)
+        y = equation.carried(state.points, last, before)[0] - v
+        curvature = equation.product(x, s, y)
+        trial = equation.product(x, s, s) / torch.where(curvature > 0, curvature, 1.0)
+        known = (curvature > 0) & (trial > 0) & torch.isfinite(trial) & ~first
         return torch.where(known, trial.minimum(longest), longest)
 
 

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from ddeq.autodiff import OpenModule, forward_autocast, recompute
 from ddeq.draws import Draws
 from ddeq.flows.geometries import Geometry, Wasserstein
-from ddeq.flows.schedules import Schedule, number_at
+from ddeq.flows.on_space import InChart, OnSpace
+from ddeq.flows.schedules import Schedule, number_at, over_atoms
 from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.iteration import Descent, InnerProduct, Iterate
+from ddeq.iteration import Descent, InnerProduct, Iterate, Sizes
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.memory import check_memory
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["FunctionalDescent"]
 
@@ -40,6 +43,8 @@ class FunctionalDescent(Descent):
         Measures whose weights and marks the atoms have.
     geometry
         What turns the gradient of the energy into a velocity.
+    space
+        Where the atoms live; `Euclidean` unless the geometry brings another.
     shardable
         Whether ``like`` may be spread over ranks.
     """
@@ -52,9 +57,18 @@ class FunctionalDescent(Descent):
     how_to_remove = "declare the functional `removable`, so that they take no part in backward"
 
     def __init__(
-        self, functional: Dynamics, like: DiscreteMeasure, geometry: Geometry = Wasserstein(), *, shardable: bool = False
+        self,
+        functional: Dynamics,
+        like: DiscreteMeasure,
+        geometry: Geometry = Wasserstein(),
+        *,
+        space: Space = Euclidean(),
+        shardable: bool = False,
     ) -> None:
         self.dynamics, self.like, self.geometry, self.shardable = functional, like, geometry, shardable
+        self.constrained = space != Euclidean()
+        """Whether atoms live on a space that was given, and not in all of Euclidean space."""
+        self.space = geometry.space or space
         self.inner = InnerProduct.of(like.points, like.weights)
         self.varies = functional.varies
         # What a sample ends with in a step must be known of all samples: it is another energy in the next one.
@@ -80,25 +94,80 @@ class FunctionalDescent(Descent):
     def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
         if self.recomputes and not tensors:
             return recompute(lambda z, *t: (self.residual(z, *t),), z, *self.tensors)[0]
-        x = None if self.displacement is None else z + self.displacement
+        there = z if self.displacement is None else self.space.kick(z, self.displacement, 0.0)
+        x = None if self.displacement is None else there
         with self._autocast():
-            if not tensors and self.geometry.is_wasserstein:
-                return self.dynamics.velocity(self.like.with_points(z), x)
-            if not tensors:
-                return self.geometry.velocity(self.functional, self.like.with_points(z), x)
-            weights, *rest = tensors
-            marks = None if self.like.marks is None else rest.pop(0)
-            velocity: Tensor = self._open(rest, unchecked(z, weights, marks), x)
+            if tensors:
+                weights, *rest = tensors
+                marks = None if self.like.marks is None else rest.pop(0)
+                velocity: Tensor = self._open(rest, unchecked(z, weights, marks), x)
+            else:
+                velocity = _velocity(self._driving, self.geometry, self.like.with_points(z), x)
+        if self.constrained and not (self.geometry.is_wasserstein and self.dynamics.has_energy):
+            velocity = self.space.tangent(there, velocity)
+        if self.displacement is not None and not self.space.is_flat:
+            velocity = self.returned(z, self.space.noise(z, self.displacement), there, velocity)
         return velocity
+
+    @cached_property
+    def _driving(self) -> Dynamics:
+        """The functional whose gradient is that on the space, or dynamics without one."""
+        return OnSpace(self.functional, self.space) if self.constrained and self.dynamics.has_energy else self.dynamics
 
     def energy(self, z: Tensor) -> Tensor:
         with self._autocast():
             return self.functional(self.measure(z))
 
+    @property
+    def has_metric(self) -> bool:
+        """Whether vectors are measured in the metric of a space."""
+        return self.constrained or self.geometry.space is not None
+
+    def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
+        return Sizes(
+            self.inner.norm(residual) if not self.has_metric else self.product(z, residual, residual).clamp_min(0).sqrt()
+        )
+
+    def product(self, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if not self.has_metric:
+            return self.inner(a, b)
+        return self.inner.of_products(self.space.inner(z, a, b))
+
+    def moved(self, z: Tensor, step: Tensor) -> Tensor:
+        return self.space.retract(z, _finite(step)) if self.has_metric else z + step
+
+    def travelled(self, z: Tensor, step: Tensor, there: Tensor) -> Tensor:
+        return self.space.travelled(z, _finite(step), there) if self.has_metric else there - z
+
+    def carried(self, z: Tensor, step: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
+        return self.space.transport(z, _finite(step), *fields) if self.has_metric else fields
+
+    def returned(self, z: Tensor, step: Tensor, there: Tensor, field: Tensor) -> Tensor:
+        if self.space.is_flat:
+            return field
+        return self.space.transport(there, -self.space.travelled(z, step, there), field)[0]
+
+    def kicked(self, z: Tensor, move: Tensor, variance: float | Tensor) -> Tensor:
+        """Where random moves lead, isotropic with that variance of each coordinate, ``()`` or ``(*batch,)``."""
+        return self.space.kick(z, move, over_atoms(variance)) if self.has_metric else z + move
+
+    def tangent_noise(self, z: Tensor, xi: Tensor) -> Tensor:
+        """Vectors at ``z`` that are standard normal in the metric of the space, of standard normal ``xi``."""
+        return self.space.noise(z, xi) if self.has_metric else xi
+
     def slope(self, z: Tensor, velocity: Tensor) -> Tensor:
-        if self.geometry.is_wasserstein:
-            return self.inner(velocity, velocity)
+        if self.geometry.is_gradient:
+            return self.product(z, velocity, velocity)
+        if self.constrained:
+            return self.inner(self.force(z), velocity)
         return self.geometry.slope(self.functional, self.measure(z), velocity)
+
+    def dissipation(self, mu: DiscreteMeasure) -> Tensor:
+        """Rate at which the geometry lowers the energy at ``mu``, ``(*batch,)``."""
+        if not self.has_metric:
+            return self.geometry.dissipation(self.functional, mu)
+        there = FunctionalDescent(self.functional, mu, self.geometry, space=self.space)
+        return there.slope(mu.points, there.residual(mu.points))
 
     def force(self, z: Tensor) -> Tensor:
         """Minus the Wasserstein gradient at the atoms ``z``, whatever the geometry; zero at atoms of mass zero."""
@@ -136,6 +205,18 @@ class FunctionalDescent(Descent):
         other.displacement = displacement
         return other
 
+    def in_chart(self, points: Tensor) -> tuple[FunctionalDescent, InChart | None]:
+        """The descent in coordinates around ``points``, in the geometry of Wasserstein, and what takes these to points.
+
+        In Euclidean space the coordinates are the points themselves: then there is no chart.
+        """
+        if not self.has_metric:
+            return self, None
+        chart = InChart(self.functional, self.space, points, self.force(points))
+        local = self._with(chart)
+        local.geometry, local.space, local.constrained = Wasserstein(), Euclidean(), False
+        return local, chart
+
     def at_step(self, step: int) -> FunctionalDescent:
         """The descent at a step, by whose number schedules may go."""
         return self
@@ -154,8 +235,8 @@ class FunctionalDescent(Descent):
         """The descent of another functional."""
         other = copy.copy(self)
         other.dynamics = dynamics
-        other.__dict__.pop("_open", None)
-        other.__dict__.pop("tensors", None)
+        for name in ("_open", "tensors", "_driving"):
+            other.__dict__.pop(name, None)
         return other
 
     def rows(self, keep: Tensor) -> FunctionalDescent:
@@ -190,7 +271,7 @@ class FunctionalDescent(Descent):
 
     @cached_property
     def _open(self) -> OpenModule:
-        return OpenModule(_Velocity(self.dynamics, self.geometry))
+        return OpenModule(_Velocity(self._driving, self.geometry))
 
 
 def _checked(dynamics: Dynamics, found: object, batch_shape: tuple[int, ...]) -> Dynamics:
@@ -204,6 +285,11 @@ def _checked(dynamics: Dynamics, found: object, batch_shape: tuple[int, ...]) ->
     return found[0]
 
 
+def _finite(step: Tensor) -> Tensor:
+    """A step that is zero where it is not finite: of a sample that has diverged, at which eigenvalues need not be computed."""
+    return torch.where(torch.isfinite(step).all(-1, keepdim=True), step, 0.0)
+
+
 class _Velocity(nn.Module):
     """The velocity of a functional in a geometry as a ``forward``: ``functional_call`` reaches nothing else."""
 
@@ -213,7 +299,11 @@ class _Velocity(nn.Module):
         self.held: Any = nn.ModuleList(v for v in vars(geometry).values() if isinstance(v, nn.Module))
 
     def forward(self, mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
-        if self.geometry.is_wasserstein:
-            return self.dynamics.velocity(mu, x)
-        assert isinstance(self.dynamics, Functional)  # other geometries are of descents
-        return self.geometry.velocity(self.dynamics, mu, x)
+        return _velocity(self.dynamics, self.geometry, mu, x)
+
+
+def _velocity(dynamics: Dynamics, geometry: Geometry, mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
+    if geometry.is_wasserstein:
+        return dynamics.velocity(mu, x)
+    assert isinstance(dynamics, Functional)  # other geometries are of descents
+    return geometry.velocity(dynamics, mu, x)

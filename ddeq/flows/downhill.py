@@ -35,7 +35,7 @@ def leads_downhill(equation: FunctionalDescent, points: Tensor, force: Tensor) -
     """
     inner, geometry = equation.inner, equation.geometry
     downhill = torch.ones_like(inner.norm(force), dtype=torch.bool)
-    if geometry.is_wasserstein:
+    if geometry.is_gradient:
         return downhill
     mu = equation.measure(points)
     place = Place.of(points, mu.weights, points)

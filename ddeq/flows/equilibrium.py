@@ -39,6 +39,8 @@ from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.driver import watched
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.messages import warn
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["equilibrium"]
 
@@ -49,6 +51,7 @@ def equilibrium(
     *,
     stepper: Stepper | None = None,
     geometry: Geometry = Wasserstein(),
+    space: Space = Euclidean(),
     stop: Stop | None = None,
     finish: bool = True,
     on_failure: Literal["raise", "warn"] = "raise",
@@ -77,6 +80,10 @@ def equilibrium(
     geometry
         Of the flow. The stationary measures do not depend on it, if it is that of `Wasserstein`, or `Stein` with a strictly
         positive definite kernel; which of them is found may, and may depend on the stepper.
+    space
+        Where the atoms live. The equilibrium is then one of the functional on that space: the tangent part of the gradient
+        vanishes, and at a boundary what is left of it points out. Derivatives take the Riemannian Hessian, on the face of the
+        boundary where the atom is (spaces, T22); no gradient reaches the space.
     stop
         Tolerance and most steps. Default: ``rtol`` 1e-6 in double and 1e-4 in single precision, 2000 steps. The
         error of derivatives is about that of the points, relative to the length over which the Hessian changes.
@@ -163,8 +170,8 @@ def equilibrium(
             "equilibrium cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
     if stepper is None:
-        stepper = LBFGS() if isinstance(geometry, Geometry) and geometry.is_wasserstein else EulerOrHeun()
-    _check_options(functional, mu0, stepper, geometry, stop, finish, on_failure)
+        stepper = LBFGS() if isinstance(geometry, Geometry) and geometry.is_gradient else EulerOrHeun()
+    _check_options(functional, mu0, stepper, geometry, space, stop, finish, on_failure)
     check_recordable("an equilibrium")
     if torch.is_grad_enabled() and mu0.points.requires_grad:
         raise ValueError(
@@ -172,10 +179,10 @@ def equilibrium(
             "detached points, mu0.with_points(mu0.points.detach()), or differentiate the steps of ddeq.flow(...)"
         )
     stop = stop or Stop(rtol=1e-6 if mu0.dtype == torch.float64 else 1e-4, max_steps=2000)
-    check_combination(functional, mu0, stepper, geometry, None, None)
+    mu0 = check_combination(functional, mu0, stepper, geometry, None, None, space)
     check_mass("mu0", mu0)
     way = NewtonFinish(stepper, stop) if finish and functional.smoothness < Smoothness.ALMOST_EVERYWHERE else stepper
-    descent = FunctionalDescent(functional, mu0, geometry)
+    descent = FunctionalDescent(functional, mu0, geometry, space=space)
 
     def run(equation: Equation, stop: Stop, *, watch: bool = False) -> Outcome:
         if watch:
@@ -194,11 +201,15 @@ def equilibrium(
 
     eps = torch.finfo(mu0.dtype).eps
     rtol = max(0.1 * stop.rtol, 20 * eps) if stop.rtol < 1e-5 else 1e-6
-    equation = Stationary(functional, mu0, conserves_mean=geometry.is_wasserstein, rtol=rtol)
+    free = geometry.is_wasserstein and not descent.has_metric
+    equation = Stationary(functional, mu0, space=descent.space, conserves_mean=free, rtol=rtol)
     outcome = Implicit(on_failure=on_failure).solve(equation, run, stop)
     _warn_of_ascent(outcome, way, descent)
+    points = outcome.value
+    chart = descent.in_chart(points.detach())[1] if points.requires_grad else None
+    points = points if chart is None else chart.points(points)
     solution = Solution(
-        measure=mu0.with_points(outcome.value),
+        measure=mu0.with_points(points),
         residual=outcome.residual,
         steps=outcome.steps,
         status=outcome.status,
@@ -212,7 +223,7 @@ def equilibrium(
 
 
 def _warn_of_ascent(outcome: Outcome, way: Stepper, descent: FunctionalDescent) -> None:
-    if "uphill" not in way.parts or descent.geometry.is_wasserstein:
+    if "uphill" not in way.parts or descent.geometry.is_gradient:
         return
     uphill = outcome.note[..., way.parts.index("uphill")] > 0
     stuck = outcome.status == Status.STAGNATED.value
@@ -245,7 +256,14 @@ def _check_stationary(functional: object) -> None:
 
 
 def _check_options(
-    functional: object, mu0: object, stepper: object, geometry: object, stop: object, finish: object, on_failure: object
+    functional: object,
+    mu0: object,
+    stepper: object,
+    geometry: object,
+    space: object,
+    stop: object,
+    finish: object,
+    on_failure: object,
 ) -> None:
     _check_stationary(functional)
     check_kinds(
@@ -253,6 +271,7 @@ def _check_options(
         ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure"),
         ("stepper", stepper, Stepper, "a ddeq.flows.Stepper such as AdaptiveEuler()"),
         ("geometry", geometry, Geometry, "a ddeq.flows.Geometry such as Wasserstein()"),
+        ("space", space, Space, "a ddeq.spaces.Space such as Sphere()"),
         ("stop", stop, Stop | None, "a Stop such as Stop(rtol=1e-6)"),
         ("finish", finish, bool, "True or False"),
     )

@@ -27,6 +27,8 @@ from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.method import state_tensors
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.memory import saved_memory
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["by_energy", "flow"]
 
@@ -45,6 +47,7 @@ def flow(
     noise: Noise | None = None,
     reaction: Reaction | None = None,
     *,
+    space: Space = Euclidean(),
     stop: Stop | None = None,
     adjoint: Adjoint = Unrolled(),
     record: int | Iterable[int] | None = None,
@@ -71,11 +74,15 @@ def flow(
     steps
         Number of steps; all are taken, and samples end as COMPLETED. Default: 500, where no ``stop`` is given.
     geometry
-        What the velocity is: `Wasserstein`, `Stein`.
+        What the velocity is: `Wasserstein`, `Stein`, `Preconditioned`, `Mirror`.
     noise
         `Langevin`, which adds a multiple of the entropy, or `NoiseInjection`, which helps out of flat places.
     reaction
-        `FisherRao`: mass moves between atoms.
+        `FisherRao`: mass moves between atoms, or grows and shrinks.
+    space
+        Where the atoms live, and stay: a `ddeq.spaces.Space`, the same for all samples. Velocities and noise are tangent, steps
+        follow the space, and steps of descent are projected where it has a boundary, noise reflected (spaces, T22). Residuals
+        and dissipation are in the metric of the space.
     stop
         Stop a sample when its residual is at most ``rtol``; then it is frozen, and removed from the computation where the
         functional is `removable <Functional.removable>`. The residual is the norm of the velocity, with a reaction the root of
@@ -140,15 +147,15 @@ def flow(
     (tensor([1.0000, 0.5000, 0.2500]), tensor([0.0000, 0.5000, 1.0000]))
     """
     before, mu0 = (mu0, mu0.measure) if isinstance(mu0, Trajectory) else (None, mu0)
-    _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, stop, adjoint, generator)
-    check_combination(functional, mu0, stepper, geometry, noise, reaction, stop)
+    _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, space, stop, adjoint, generator)
+    mu0 = check_combination(functional, mu0, stepper, geometry, noise, reaction, space, stop)
     check_recordable("a flow")
     if stop is not None or reaction is not None:
         check_mass("mu0", mu0)
     remains = _remains(before, functional)
     first = remains.taken
     limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else steps)
-    equation = _descent(functional, mu0, geometry, reaction, stop)
+    equation = _descent(functional, mu0, geometry, reaction, space, stop)
     method = FlowMethod(stepper, noise, reaction, draws=functional.draws, varies=functional.varies)
     watches_energy = stop is not None and stop.metric == "energy"
     recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
@@ -190,17 +197,22 @@ def flow(
 
 
 def _descent(
-    functional: Dynamics, mu0: DiscreteMeasure, geometry: Geometry, reaction: Reaction | None, stop: Stop | None
+    functional: Dynamics,
+    mu0: DiscreteMeasure,
+    geometry: Geometry,
+    reaction: Reaction | None,
+    space: Space,
+    stop: Stop | None,
 ) -> FunctionalDescent:
     if reaction is None:
-        return FunctionalDescent(functional, mu0, geometry, shardable=True)
+        return FunctionalDescent(functional, mu0, geometry, space=space, shardable=True)
     if reaction.jumps:
         of_reaction = reaction.functional
-        equation = FunctionalDescent(functional, mu0, geometry, shardable=True)
+        equation = FunctionalDescent(functional, mu0, geometry, space=space, shardable=True)
         equation.removable = equation.removable and (of_reaction is None or of_reaction.removable)
         return equation
     counts = stop is not None and stop.metric is None
-    return ReactingDescent(functional, mu0, geometry, reaction=reaction, counts_reaction=counts, shardable=True)
+    return ReactingDescent(functional, mu0, geometry, space=space, reaction=reaction, counts_reaction=counts, shardable=True)
 
 
 def by_energy(stop: Stop, equation: FunctionalDescent, at: Iterate) -> Measured:
@@ -221,6 +233,7 @@ def _check_options(
     geometry: object,
     noise: object,
     reaction: object,
+    space: object,
     stop: Stop | None,
     adjoint: object,
     generator: object,
@@ -240,6 +253,7 @@ def _check_options(
         ("geometry", geometry, Geometry, "a ddeq.flows.Geometry such as Wasserstein()"),
         ("noise", noise, Noise | None, "a ddeq.flows.Noise such as Langevin(temperature), or None"),
         ("reaction", reaction, Reaction | None, "a ddeq.flows.Reaction such as FisherRao(rate), or None"),
+        ("space", space, Space, "a ddeq.spaces.Space such as Sphere()"),
         ("adjoint", adjoint, Adjoint, "Unrolled() or Unrolled(checkpoint=True)"),
         ("generator", generator, torch.Generator | None, "a torch.Generator or None"),
     )

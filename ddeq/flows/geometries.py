@@ -14,6 +14,7 @@ from ddeq.functionals.base import Functional
 from ddeq.iteration import InnerProduct
 from ddeq.iteration.declared import Declared
 from ddeq.measures import DiscreteMeasure
+from ddeq.spaces.space import Space
 
 __all__ = ["Geometry", "Wasserstein"]
 
@@ -30,9 +31,21 @@ class Geometry(Declared, ABC):
     is_wasserstein: ClassVar[bool] = False
     """Whether velocities are minus Wasserstein gradients, so that the mobility is the identity. A subclass that changes
     one of the methods and does not declare it anew is taken not to be."""
+    is_pointwise: ClassVar[bool] = False
+    """Whether velocities are steepest descents in the metric of its own `space`, at each atom by itself."""
     replaces_entropy: ClassVar[bool] = False
     """Whether the entropy in a functional is descended without an estimate of the density, and so to another measure than the
     one at which its Wasserstein gradient vanishes."""
+
+    @property
+    def space(self) -> Space | None:
+        """The space that the geometry brings: how points move in its metric; None: as they do without it."""
+        return None
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether velocities are gradients, in the metric of Wasserstein or in that of its own space."""
+        return self.is_wasserstein or self.is_pointwise
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -31,6 +32,8 @@ MOST_TRIALS = 40
 """Lengths that are tried in a step; then the energy cannot be lowered along it."""
 PATIENCE = 50
 """Steps whose decrease is hidden by rounding, without a gradient that is smaller by a tenth, after which a sample stays."""
+FARTHEST = 5.0
+"""Longest step on a curved space, root mean square in its metric: beyond, a step says little, and numbers overflow."""
 VISIBLE = 1e3
 """A decrease this many times the resolution of the energies is known well enough to fit a parabola."""
 
@@ -39,6 +42,8 @@ class _State(NamedTuple):
     points: Tensor
     """Where the last step started."""
     velocity: Tensor
+    step: Tensor
+    """The last step, as a field at its start."""
     moves: tuple[Tensor, ...]
     """How the points changed in the last steps, the last one first."""
     changes: tuple[Tensor, ...]
@@ -115,6 +120,7 @@ class LBFGS(Stepper):
     memory: int = 100
 
     descends: ClassVar[bool] = True
+    in_spaces: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = True
     superlinear: ClassVar[bool] = True
 
@@ -123,13 +129,14 @@ class LBFGS(Stepper):
             raise ValueError(f"memory: expected a number of pairs >= 1, got {self.memory!r}")
 
     def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
-        speed = equation.inner(at.residual, at.residual)
+        speed = equation.product(at.z, at.residual, at.residual)
         moving = speed > 0
         speed = torch.where(moving, speed, 1.0).sqrt()
         none, nothing = torch.zeros_like(speed.detach()), torch.zeros_like(at.z.detach())
         return _State(
             points=at.z,
             velocity=at.residual,
+            step=nothing,
             moves=(nothing,) * self.memory,
             changes=(nothing,) * self.memory,
             inverse=torch.stack([none] * self.memory, -1),
@@ -140,29 +147,35 @@ class LBFGS(Stepper):
         )
 
     def step(self, equation: FunctionalDescent, at: Iterate, state: _State) -> Step:
-        inner, x, v = equation.inner, at.z, at.residual
+        x, v = at.z, at.residual
+        inner = partial(equation.product, x)
         recorded = torch.is_grad_enabled() and (x.requires_grad or v.requires_grad)
         energy = equation.energy(x) if at.energy is None or recorded else at.energy
         lowest = torch.minimum(state.lowest, energy.detach())
         state, curved, way = _learnt(equation, at, state)
-        direction = _times_inverse_hessian(equation, v, state, min(self.memory, at.step))
+        direction = _times_inverse_hessian(equation, x, v, state, min(self.memory, at.step))
+        if equation.space.has_boundary:  # what leads out is left off, and may have been what leads down
+            direction = equation.space.tangent(x, direction)
+            direction = torch.where((inner(v, direction) > 0)[..., None, None], direction, over_atoms(state.scale) * v)
         slope = inner(v, direction)
         downhill = (slope > 0) & torch.isfinite(slope)
         size = inner(direction, direction)
         repeats = ~curved & (way > 0) & (size > 0) & torch.isfinite(size)  # as far as the last step, in the new direction
         trial = torch.where(repeats, (torch.where(repeats, way, 1.0) / torch.where(repeats, size, 1.0)).sqrt(), 1.0)
         slope = torch.where(downhill, slope, 0.0)
-        found = _LineSearch(equation, x, v, energy, lowest)(direction, slope, trial, explores=~curved)
+        found = _LineSearch(equation, x, v, energy, lowest, _farthest(equation, size))(direction, slope, trial, explores=~curved)
         smaller = at.norm < 0.9 * state.least
         hidden = torch.where(smaller, 0.0, state.hidden + found.hidden)
         moves = (found.length > 0) & (hidden <= PATIENCE)
         length = torch.where(moves, found.length, 0.0)
         speed = inner(v, v)
+        taken = torch.where(moves[..., None, None], over_atoms(length) * direction, 0.0)
         return Step(
-            torch.where(moves[..., None, None], x + over_atoms(length) * direction, x),
+            torch.where(moves[..., None, None], equation.moved(x, taken), x),
             state._replace(
                 points=x,
                 velocity=v,
+                step=taken,
                 least=torch.where(smaller, at.norm, state.least),
                 lowest=lowest,
                 hidden=hidden,
@@ -174,7 +187,16 @@ class LBFGS(Stepper):
 
 def _learnt(equation: FunctionalDescent, at: Iterate, state: _State) -> tuple[_State, Tensor, Tensor]:
     """The state with what the last step has shown, where that was positive curvature, and the squared length of the step."""
-    inner, s, y = equation.inner, at.z - state.points, state.velocity - at.residual
+    inner, memory = partial(equation.product, at.z), len(state.moves)
+    s = equation.travelled(state.points, state.step, at.z)
+    known = 0 if equation.space.is_flat else min(memory, at.step)
+    velocity = state.velocity
+    if known:
+        past = torch.stack([velocity, *state.moves[:known], *state.changes[:known]])
+        velocity, *carried = equation.carried(state.points, state.step, past)[0]
+        moves, changes = (*carried[:known], *state.moves[known:]), (*carried[known:], *state.changes[known:])
+        state = state._replace(moves=moves, changes=changes)
+    y = velocity - at.residual
     sy, ss, yy = inner(s, y), inner(s, s), inner(y, y)
     curved = (sy > CURVED * ss.detach().sqrt() * yy.detach().sqrt()) & torch.isfinite(1.0 / sy) & torch.isfinite(yy)
     inverse = torch.where(curved, 1.0 / torch.where(curved, sy, 1.0), 0.0)
@@ -187,9 +209,9 @@ def _learnt(equation: FunctionalDescent, at: Iterate, state: _State) -> tuple[_S
     return learnt, curved, ss
 
 
-def _times_inverse_hessian(equation: FunctionalDescent, v: Tensor, state: _State, count: int) -> Tensor:
-    """The inverse Hessian of the last ``count`` pairs times a field, by the recursion of two loops."""
-    inner, shares = equation.inner, []
+def _times_inverse_hessian(equation: FunctionalDescent, points: Tensor, v: Tensor, state: _State, count: int) -> Tensor:
+    """At some points, the inverse Hessian of the last ``count`` pairs times a field, by the recursion of two loops."""
+    inner, shares = partial(equation.product, points), []
     for k in range(count):
         share = state.inverse[..., k] * inner(state.moves[k], v)
         v = v - over_atoms(share) * state.changes[k]
@@ -212,6 +234,8 @@ class _LineSearch:
     """Energy at the points, ``(*batch,)``."""
     lowest: Tensor
     """Least energy so far."""
+    longest: Tensor
+    """Longest step, ``(*batch,)``."""
 
     def __call__(self, direction: Tensor, slope: Tensor, trial: Tensor, explores: Tensor) -> _Found:
         """Lengths of steps along ``direction``, ``(*batch,)``; none where the ``slope``, at which energies fall, is zero.
@@ -227,6 +251,7 @@ class _LineSearch:
         explores
             Where nothing is known of the curvature along ``direction``, ``(*batch,)``.
         """
+        trial = trial.minimum(self.longest)
         start, first = self.start, trial
         found, energy = torch.zeros_like(slope), start
         searching, hidden = slope > 0, slope < 0
@@ -259,7 +284,7 @@ class _LineSearch:
             # Where it is concave a well may lie behind.
             longer = torch.where(torch.isfinite(parabola) | unseen, 10.0 * trial, 2.0 * trial)
             most = torch.where(shortened, 0.5 * trial, longer)
-            trial = torch.where(searching, parabola.minimum(most).maximum(0.1 * trial), trial)
+            trial = torch.where(searching, parabola.minimum(most).maximum(0.1 * trial).minimum(self.longest), trial)
         return _Found(found, energy, hidden)
 
     def _energy(self, direction: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
@@ -273,13 +298,21 @@ class _LineSearch:
         return torch.where(finite, energy, torch.inf)
 
     def _after(self, direction: Tensor, length: Tensor) -> Tensor:
-        z = self.points + over_atoms(length) * direction
+        z = self.equation.moved(self.points, over_atoms(length) * direction)
         return self.equation.energy(self.equation.inner.bounded(z, self.points))
 
     def _resolution(self) -> Tensor:
         points = self.points.detach()
         place = Place.of(points, self.equation.like.weights.detach(), points)
         return energy_resolution(self.equation, place, self.start.detach(), self.velocity.detach())
+
+
+def _farthest(equation: FunctionalDescent, square: Tensor) -> Tensor:
+    """Longest multiple of a direction whose squared norm is given, ``(*batch,)``."""
+    if equation.space.is_flat:
+        return torch.full_like(square, torch.inf)
+    mass = equation.like.weights.detach().sum(-1)
+    return FARTHEST * (mass / torch.where(square > 0, square, 1.0)).sqrt()
 
 
 def _minimum_of_parabola(excess: Tensor, promised: Tensor, length: Tensor) -> Tensor:

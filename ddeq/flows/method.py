@@ -43,7 +43,7 @@ class FlowMethod(Method[FunctionalDescent]):
     @property
     def is_random(self) -> bool:
         """Whether steps draw random numbers."""
-        return self.draws or self.noise is not None or (self.reaction is not None and self.reaction.jumps)
+        return self.draws or self.stepper.draws or self.noise is not None or (self.reaction is not None and self.reaction.jumps)
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -80,7 +80,8 @@ class FlowMethod(Method[FunctionalDescent]):
         if self.noise is not None and at.draw is not None:
             kick = self.noise.kick(points, at.draw.normal, duration, at.step)
             if kick is not None:
-                z, energy = z + kick, None
+                variance = self.noise.variance(points, duration, at.step)
+                z, energy = points.kicked(z, kick, variance), None
         moved = points.measure(z)
         if self.reaction is not None:
             moved, energy = self._react(points, moved, duration, energy, at)

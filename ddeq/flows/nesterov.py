@@ -17,8 +17,8 @@ __all__ = ["Nesterov"]
 
 
 class _State(NamedTuple):
-    before: Tensor
-    """Where the last step led, before momentum."""
+    momentum: Tensor
+    """The part of the last step that was momentum, as a field at the points."""
     since: Tensor
     """Steps of each sample since it was last restarted, ``(*batch,)``."""
 
@@ -61,20 +61,23 @@ class Nesterov(Stepper):
 
     has_momentum: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = True
+    in_spaces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)
 
     def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
-        return _State(at.z, torch.zeros_like(at.norm))
+        return _State(torch.zeros_like(at.z), torch.zeros_like(at.norm))
 
     def step(self, equation: FunctionalDescent, at: Iterate, state: _State) -> Step:
         tau = equation.number("step_size", self.step_size, at.step)
-        reached = at.z + over_atoms(tau) * at.residual
-        moved = reached - state.before
+        z, step = at.z, over_atoms(tau) * at.residual
         since = state.since
         if self.restart:
-            uphill = equation.inner(at.residual.detach(), moved.detach()).detach() < 0
+            uphill = equation.product(z, at.residual.detach(), (state.momentum + step).detach()) < 0
             since = torch.where(uphill, 0.0, since)
-        points = reached + over_atoms(since / (since + 3.0)) * moved
-        return Step(points, _State(reached, since + 1.0), duration=tau**0.5)
+        reached = equation.moved(z, step)
+        (momentum,) = equation.carried(z, step, state.momentum)
+        push = over_atoms(since / (since + 3.0)) * (momentum + equation.travelled(z, step, reached))
+        points = equation.moved(reached, push)
+        return Step(points, _State(equation.travelled(reached, push, points), since + 1.0), duration=tau**0.5)

@@ -137,7 +137,14 @@ class NewtonFinish(Stepper):
     parts: ClassVar[tuple[str, ...]] = ("newton", "uphill")
 
     def __post_init__(self) -> None:
-        for capability in ("descends", "explicit", "has_momentum", "needs_gradients", "superlinear"):  # of the stepper within
+        for capability in (
+            "descends",
+            "explicit",
+            "has_momentum",
+            "needs_gradients",
+            "superlinear",
+            "in_spaces",
+        ):  # of the stepper within
             object.__setattr__(self, capability, getattr(self.flow, capability))
 
     def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
@@ -206,7 +213,9 @@ class NewtonFinish(Stepper):
         return none.joined_with(found, lambda a, b: a.index_copy(0, rows, b))
 
     @torch.no_grad()
-    def _newton(self, equation: FunctionalDescent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor) -> _Attempt:
+    def _newton(self, of: FunctionalDescent, points: Tensor, residual: Tensor, least: Tensor, due: Tensor) -> _Attempt:
+        equation, chart = of.in_chart(points)
+        place_of = torch.positive if chart is None else chart.points
         functional, like, inner = equation.functional, equation.like, equation.inner
         eps = torch.finfo(points.dtype).eps
         alive = like.support().unsqueeze(-1)
@@ -221,8 +230,8 @@ class NewtonFinish(Stepper):
             z = points.detach().requires_grad_()
             g = gradient(z)
         force, size = g.detach(), inner.norm(g)
-        uphill = due & ~leads_downhill(equation, points, -force)
-        count[0] += not equation.geometry.is_wasserstein
+        uphill = torch.zeros_like(due) if of.geometry.is_gradient else due & ~leads_downhill(of, points, of.force(points))
+        count[0] += not of.geometry.is_gradient
         due = due & ~uphill
         if not bool(due.any()):
             return _Attempt(due, points, torch.zeros_like(size), torch.zeros_like(size), uphill, count[0])
@@ -263,19 +272,19 @@ class NewtonFinish(Stepper):
             there = points + torch.where(_like(open_, x) & alive, together(x), 0.0)
             slope, reached = gradient(there), equation.energy(there)
             left = inner.norm(slope)
-            fits = open_ & torch.isfinite(left) & (model.convex | (self._speed(equation, there, left) > least))
+            fits = open_ & torch.isfinite(left) & (model.convex | (self._speed(of, place_of(there), left) > least))
             taken = fits & (reached <= start - torch.maximum(SHARE * promised, noise))
             blind = fits & model.convex & (SHARE * promised <= noise)
             taken = taken | (blind & (reached <= start + noise) & (left < size) & (inner(slope + force, x) <= 0))
             accepted, open_ = accepted | taken, open_ & ~taken
             moved, energy = torch.where(_like(taken, there), there, moved), torch.where(taken, reached, energy)
             shift, following = following, 8.0 * following
-        return _Attempt(accepted, moved, energy, torch.where(due, model.products, 0.0), uphill, count[0])
+        return _Attempt(accepted, place_of(moved), energy, torch.where(due, model.products, 0.0), uphill, count[0])
 
     @staticmethod
     def _speed(equation: FunctionalDescent, points: Tensor, norm: Tensor) -> Tensor:
         """Norm of the velocity at points where that of the gradient is known, ``(*batch,)``."""
-        return norm if equation.geometry.is_wasserstein else equation.inner.norm(equation.residual(points))
+        return norm if equation.geometry.is_gradient else equation.inner.norm(equation.residual(points))
 
 
 def _merged(first: _Attempt, second: _Attempt) -> _Attempt:

@@ -48,9 +48,13 @@ class Noise(Declared, ABC):  # one of two methods, not a given one, must be defi
     def kick(self, equation: FunctionalDescent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> Tensor | None:
         """By how much the atoms move after a step that took the time ``duration``, ``(*batch, n, d)``; None: not at all.
 
-        ``equation``, ``draw`` and ``step`` as in `displacement`.
+        ``equation``, ``draw`` and ``step`` as in `displacement`. On a space the move is made tangent there.
         """
         return None
+
+    def variance(self, equation: FunctionalDescent, duration: float | Tensor, step: int) -> float | Tensor:
+        """The variance of each coordinate of the `kick`, ``()`` or ``(*batch,)``: what a metric that varies makes a drift of."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,10 @@ class Langevin(Noise):
         check_schedule("temperature", self.temperature, zero=True)
 
     def kick(self, equation: FunctionalDescent, draw: Callable[[], Tensor], duration: float | Tensor, step: int) -> Tensor:
-        temperature = equation.number("temperature", self.temperature, step, zero=True)
-        return over_atoms((2.0 * temperature * duration) ** 0.5) * draw()
+        return over_atoms(self.variance(equation, duration, step) ** 0.5) * draw()
+
+    def variance(self, equation: FunctionalDescent, duration: float | Tensor, step: int) -> float | Tensor:
+        return 2.0 * equation.number("temperature", self.temperature, step, zero=True) * duration
 
 
 @dataclass(frozen=True)

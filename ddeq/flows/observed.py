@@ -113,8 +113,8 @@ def _descent_of(report: Report) -> FunctionalDescent:
 def _dissipation(equation: FunctionalDescent, method: FlowMethod, mu: DiscreteMeasure, step: int, norm: Tensor) -> Tensor:
     """Rate at which geometry and reaction lower the energy at ``mu``, where the last residual had that ``norm``."""
     with torch.no_grad():
-        known = method.noise is None and equation.geometry.is_wasserstein and bool(norm.isfinite().all())
-        rate = norm.square() if known else equation.geometry.dissipation(equation.functional, mu)
+        known = method.noise is None and equation.geometry.is_gradient and bool(norm.isfinite().all())
+        rate = norm.square() if known else equation.dissipation(mu)
         if method.reaction is None or (known and equation.counts_reaction):
             return rate
         return rate + method.reaction.dissipation(equation, mu, step)

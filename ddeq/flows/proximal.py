@@ -55,7 +55,8 @@ class Proximal(Stepper):
     The implicit Euler step: the energy never increases, however long the step. Atoms stay coupled to themselves,
     :math:`W_2^2 = \sum_i w_i |y_i - x_i|^2`. At the minimiser this is the optimal coupling if all weights are equal, and for
     any weights if the step is shorter than the inverse of the largest negative curvature of :math:`F` (proximal steps, T15). In
-    another geometry its own norm takes the place of :math:`W_2`. The inner problem is solved by `AdaptiveEuler` steps, from the
+    another geometry its own norm takes the place of :math:`W_2`; on a space distances are measured along its `chart
+    <ddeq.spaces.Space.chart>`, which is the exponential map but on manifolds of geoopt. The inner problem is solved by `AdaptiveEuler` steps, from the
     movement of the step before. Autograd differentiates its solution by the implicit rule, not its steps: in points, weights,
     the step size, and the parameters and targets of the functional.
 
@@ -88,6 +89,7 @@ class Proximal(Stepper):
 
     descends: ClassVar[bool] = True
     explicit: ClassVar[bool] = False
+    in_spaces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)
@@ -103,19 +105,24 @@ class Proximal(Stepper):
         tau = equation.number("step_size", self.step_size, at.step)
         stop = self.inner or Stop(rtol=1e-6 if at.z.dtype == torch.float64 else 1e-3, max_steps=500)
         time = over_atoms(tau)
-        movement = _Movement(equation, at.z.detach(), time, stop.rtol)
+        local, chart = (equation, None) if equation.space.has_boundary else equation.in_chart(at.z.detach())
+        movement = _Movement(local, at.z.detach(), time, stop.rtol)
 
         def run(of: Equation, stop: Stop, *, watch: bool = False) -> Outcome:
             outcome = movement.minimised(time * state.force, stop)
             _warn_of(outcome, stop)
             solved = torch.full_like(outcome.status, Status.CONVERGED.value)  # else is said already
-            return replace(outcome, value=movement.measure(outcome.value).points, status=solved, state=outcome.value / time)
+            points = movement.measure(outcome.value).points
+            points = points if chart is None else chart.points(points)
+            return replace(outcome, value=points, status=solved, state=outcome.value / time)
 
         conditions = _ProximalStep.at(equation, at.z, time)
-        if not equation.geometry.is_wasserstein and torch.is_grad_enabled() and any(t.requires_grad for t in conditions.tensors):
+        plain = equation.geometry.is_wasserstein and not equation.has_metric
+        if not plain and torch.is_grad_enabled() and any(t.requires_grad for t in conditions.tensors):
             raise ValueError(
-                "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein only, "
-                f"not in {equation.geometry!r}; flow under torch.no_grad(), or take an explicit stepper"
+                "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein on Euclidean "
+                f"space only, not in {equation.geometry!r} on {equation.space!r}; flow under torch.no_grad(), or take an explicit "
+                "stepper"
             )
         outcome = Implicit().solve(conditions, run, stop)
         with torch.no_grad():
@@ -158,7 +165,14 @@ class _Movement(Descent):
         return self._start.with_points(self._start.points + self.inner.mobility(z))
 
     def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        return -self._of.functional.wasserstein_gradient(self.measure(z)) - z / self._time
+        mu = self.measure(z)
+        force = -self._of.functional.wasserstein_gradient(mu) - z / self._time
+        return self._of.space.tangent(mu.points, force) if self._of.space.has_boundary else force
+
+    def moved(self, z: Tensor, step: Tensor) -> Tensor:
+        if not self._of.space.has_boundary:
+            return z + step
+        return self._of.space.project(self._start.points + z + step) - self._start.points
 
     def energy(self, z: Tensor) -> Tensor:
         return self._of.functional(self.measure(z)) + 0.5 * self.inner(z, z / self._time)
@@ -176,6 +190,7 @@ class _Movement(Descent):
     def minimised(self, guess: Tensor, stop: Stop) -> Outcome:
         """The minimiser, from the guess where it is better than no movement."""
         still = torch.zeros_like(guess)
+        guess = self.moved(guess, still)
         better = self.energy(guess) <= self.energy(still)
         self._size = self.inner.norm(self.residual(still))
         time = self._time[..., 0, 0] if isinstance(self._time, Tensor) else self._time

@@ -13,6 +13,8 @@ from ddeq.flows.reaction import Reaction
 from ddeq.functionals.dynamics import Dynamics
 from ddeq.iteration import InnerProduct, Iterate, Sizes
 from ddeq.measures import DiscreteMeasure
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["ReactingDescent"]
 
@@ -24,7 +26,7 @@ class ReactingDescent(FunctionalDescent):
 
     Parameters
     ----------
-    functional, like, geometry, shardable
+    functional, like, geometry, space, shardable
         As in `FunctionalDescent`.
     reaction
         What moves the masses.
@@ -40,9 +42,10 @@ class ReactingDescent(FunctionalDescent):
         *,
         reaction: Reaction,
         counts_reaction: bool,
+        space: Space = Euclidean(),
         shardable: bool = False,
     ) -> None:
-        super().__init__(functional, like, geometry, shardable=shardable)
+        super().__init__(functional, like, geometry, space=space, shardable=shardable)
         self.reaction, self.counts_reaction, self._step = reaction, counts_reaction, 0
         # Any atom may lose its mass later. The limit concerns points alone: it is applied where these are known.
         self._points_inner = InnerProduct.of(like.points, like.weights, always=True)
@@ -62,7 +65,7 @@ class ReactingDescent(FunctionalDescent):
 
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
         points = self._at(z)
-        norm = points.inner.norm(residual)
+        norm = points.sizes(z[..., :-1], residual, None).norm
         if not self.counts_reaction:
             return Sizes(norm)
         return Sizes((norm.square() + self.reaction.dissipation(points, points.like, self._step)).sqrt())

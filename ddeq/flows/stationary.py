@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddeq.draws import Draws
 from ddeq.flows.descent import FunctionalDescent
+from ddeq.flows.on_space import InChart
 from ddeq.flows.symmetries import Place, Symmetries, find_symmetries, generic_field
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.iteration import (
@@ -27,6 +28,8 @@ from ddeq.iteration import (
     minimal_residual,
 )
 from ddeq.measures import DiscreteMeasure
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["Stationary"]
 
@@ -53,6 +56,8 @@ class Stationary(Equation):
         The functional.
     mu0
         Where the atoms started; their weights and marks stay.
+    space
+        Where the atoms live. Once a solution is known (`prepared`), the equation is the one in coordinates around it.
     conserves_mean
         Whether the flow keeps the mean where it can.
     rtol
@@ -63,12 +68,21 @@ class Stationary(Equation):
     remedy = "take more steps, another stepper or a larger rtol in stop=Stop(...)"
     how_to_remove = "declare the functional `removable`, so that they take no part in backward"
 
-    def __init__(self, functional: Functional, mu0: DiscreteMeasure, *, conserves_mean: bool, rtol: float) -> None:
-        self.descent = FunctionalDescent(functional, mu0.with_points(mu0.points.detach()))
+    def __init__(
+        self,
+        functional: Functional,
+        mu0: DiscreteMeasure,
+        *,
+        space: Space = Euclidean(),
+        conserves_mean: bool,
+        rtol: float,
+    ) -> None:
+        self.descent = FunctionalDescent(functional, mu0.with_points(mu0.points.detach()), space=space)
         self.tensors = self.descent.tensors
         self.inner = self.descent.inner
         self.removable = self.descent.removable
         self.conserves_mean, self.rtol = conserves_mean, rtol
+        self._chart: InChart | None = None
 
     @property
     def start(self) -> Tensor:
@@ -80,6 +94,11 @@ class Stationary(Equation):
         """Atoms that do not count, because their mass is zero, ``(*batch, n, 1)``."""
         return (self.descent.like.weights.detach() <= 0).unsqueeze(-1)
 
+    @cached_property
+    def moving(self) -> Operator:
+        """The projection of fields to those along which atoms can move."""
+        return torch.positive if self._chart is None else self._chart.moving
+
     def residual(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return torch.where(self.frozen, z.detach() - z, self.descent.residual(z, *tensors))
 
@@ -88,15 +107,19 @@ class Stationary(Equation):
 
     def prepared(self, z: Tensor, memory: Any, step: int, draw: Draws | None) -> tuple[Stationary, Any]:
         descent, memory = self.descent.prepared(z, memory, step, draw)
+        descent, chart = descent.in_chart(z.detach())
         if descent is self.descent:
             return self, memory
         other = copy.copy(self)
         other.descent = descent
+        other._chart = chart
         return other, memory
 
     def rows(self, keep: Tensor) -> Stationary:
         chosen = copy.copy(self)
+        chosen.__dict__.pop("moving", None)
         chosen.descent = self.descent.rows(keep)
+        chosen._chart = None if self._chart is None else self._chart.rows(keep, self.descent.like.batch_shape)
         chosen.tensors, chosen.inner = chosen.descent.tensors, chosen.descent.inner
         return chosen
 
@@ -136,6 +159,7 @@ class _StationarySolver(LinearSolver):
         certificate, place = self._certificate, self._place
         symmetries = certificate.symmetries
         size = place.norm(right)
+        right = self._equation.moving(right)
         whole, right = right, symmetries.without(right)
 
         def hessian(x: Tensor) -> Tensor:
@@ -227,9 +251,9 @@ class _StationarySolver(LinearSolver):
             force = symmetries.without(self._gradient(self._points))
             newton = self._solve(hessian, -force, 1e-3)[0]
             shifted = self._hessian(self._points + torch.where(self._frozen, 0.0, newton))
-            generic = symmetries.without(generic_field(place, 101))
+            generic = symmetries.without(self._equation.moving(generic_field(place, 101)))
             kernel = self._kernel(hessian, generic)
-            kernel = kernel + _unit(place, symmetries.part(generic_field(place, 102)))
+            kernel = kernel + self._equation.moving(_unit(place, symmetries.part(generic_field(place, 102))))
             kinked, untrue = self._differences(raw)
             return _Certificate(symmetries, shifted, kinked, untrue, self._pushed(kernel, _unit(place, generic)))
 

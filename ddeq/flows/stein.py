@@ -23,7 +23,7 @@ from ddeq.kernels.radial import Bandwidth
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate, integrate_kernel, integrate_kernel_gradient
 
-__all__ = ["Stein"]
+__all__ = ["Stein", "repulsion"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Stein(Geometry):
         if rest is not None:
             velocity = velocity - integrate_kernel(kernel, x, mu, rest.wasserstein_gradient(mu))
         if not _is_zero(share):
-            velocity = velocity + over_atoms(share) * _repulsion(kernel, x, mu)
+            velocity = velocity + over_atoms(share) * repulsion(kernel, x, mu)
         return velocity
 
     def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
@@ -117,7 +117,7 @@ def _is_zero(share: float | Tensor) -> bool:
     return not isinstance(share, Tensor) and share == 0.0
 
 
-def _repulsion(kernel: Kernel, x: Tensor, mu: DiscreteMeasure) -> Tensor:
+def repulsion(kernel: Kernel, x: Tensor, mu: DiscreteMeasure) -> Tensor:
     r""":math:`\int \nabla_2 k(x, y) \,\mathrm d\mu(y)`, ``(*batch, m, d)``."""
     if kernel.is_radial:
         return -integrate_kernel_gradient(kernel, x, mu)

@@ -16,7 +16,7 @@ class Stepper(Method[FunctionalDescent]):
     """How a flow moves in one step of time: a `Method` on the descent of a functional by moving points.
 
     To write one: a frozen dataclass with `init` and `step`. ``at.z`` are the points, ``at.residual`` is their velocity,
-    ``equation.residual(z)`` that elsewhere; a step says by ``duration`` how much time it took. The class attributes say what it
+    ``equation.residual(z)`` that elsewhere, ``equation.moved(at.z, step)`` where a step leads; a step says by ``duration`` how much time it took. The class attributes say what it
     goes together with. `ddeq.testing.check_stepper` holds a stepper to what the library relies on.
     """
 
@@ -34,6 +34,13 @@ class Stepper(Method[FunctionalDescent]):
     that of the velocity in its time. All that promise descent do."""
     superlinear: ClassVar[bool] = False
     """Whether it converges so fast that Newton's method is not tried early in its place."""
+    in_spaces: ClassVar[bool] = False
+    """Whether all its steps are made by ``equation.moved(z, step)``, and fields at different iterates meet by ``equation.carried``:
+    then it keeps atoms on a space."""
+    draws: ClassVar[bool] = False
+    """Whether its steps draw random numbers, from ``at.draw``."""
+    adds_entropy: ClassVar[bool] = False
+    """Whether they stand for a multiple of the entropy, in law."""
 
     @property
     def ends_when_still(self) -> bool:
@@ -51,6 +58,8 @@ class _Explicit(Stepper):
     """Steps of a given size along the velocity, without memory."""
 
     step_size: Schedule = 0.1
+
+    in_spaces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)
@@ -82,7 +91,7 @@ class Euler(_Explicit):
 
     def step(self, equation: FunctionalDescent, at: Iterate, state: None) -> Step:
         tau = equation.number("step_size", self.step_size, at.step)
-        return Step(at.z + over_atoms(tau) * at.residual, None, duration=tau)
+        return Step(equation.moved(at.z, over_atoms(tau) * at.residual), None, duration=tau)
 
 
 @dataclass(frozen=True)
@@ -108,5 +117,8 @@ class Heun(_Explicit):
 
     def step(self, equation: FunctionalDescent, at: Iterate, state: None) -> Step:
         tau = equation.number("step_size", self.step_size, at.step)
-        predicted = equation.residual(at.z + over_atoms(tau) * at.residual)
-        return Step(at.z + 0.5 * over_atoms(tau) * (at.residual + predicted), None, evaluations=1, duration=tau)
+        step = over_atoms(tau) * at.residual
+        there = equation.moved(at.z, step)
+        predicted = equation.returned(at.z, step, there, equation.residual(there))
+        mean = 0.5 * over_atoms(tau) * (at.residual + predicted)
+        return Step(equation.moved(at.z, mean), None, evaluations=1, duration=tau)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class EulerOrHeun(Stepper):
 
     descent: Stepper = field(default_factory=AdaptiveEuler)
 
+    in_spaces: ClassVar[bool] = True
+
     def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
         with torch.no_grad():
             z, v = at.z.detach(), at.residual.detach()
@@ -57,7 +59,8 @@ class EulerOrHeun(Stepper):
             size, speed = equation.inner.norms(z, v)
             length = PROBE * torch.where(size > 0, size, 1.0)
             moved = over_atoms(length / torch.where(speed > 0, speed, 1.0)) * v
-            lipschitz = _ratio(equation, equation.residual(z + moved) - v, moved)
+            there = equation.moved(z, moved)
+            lipschitz = _ratio(equation, equation.returned(z, moved, there, equation.residual(there)) - v, moved)
         return _State(self.descent.init(equation, at), uphill, lipschitz)
 
     def step(self, equation: FunctionalDescent, at: Iterate, state: _State) -> Step:
@@ -88,7 +91,8 @@ class EulerOrHeun(Stepper):
         known = state.lipschitz
         tau = torch.where(known > 0, SHARE / torch.where(known > 0, known, 1.0), 1.0)
         first = over_atoms(tau) * at.residual
-        predicted = equation.residual(at.z + first)
+        there = equation.moved(at.z, first)
+        predicted = equation.returned(at.z, first, there, equation.residual(there))
         with torch.no_grad():
             seen = _ratio(equation, predicted - at.residual, first)
             lipschitz = torch.maximum(known, torch.where(torch.isfinite(seen), seen, 10.0 * known))
@@ -97,7 +101,7 @@ class EulerOrHeun(Stepper):
         tau = share * tau
         mean = at.residual + 0.5 * over_atoms(share) * (predicted - at.residual)
         finite = torch.isfinite(mean).all(-1, keepdim=True)
-        return at.z + over_atoms(tau) * torch.where(finite, mean, at.residual), tau, lipschitz
+        return equation.moved(at.z, over_atoms(tau) * torch.where(finite, mean, at.residual)), tau, lipschitz
 
 
 def _ratio(equation: FunctionalDescent, change: Tensor, moved: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class Functional(Dynamics):
     """
 
     smoothness: Smoothness = Smoothness.ALMOST_EVERYWHERE
+    exact_variation: bool = True
+    """Whether the constant of `first_variation` is right too, so that mass can grow by it. Who overrides that declares it."""
     reads_marks: bool = False
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
     tolerance: float = 0.0
@@ -90,6 +92,8 @@ class Functional(Dynamics):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "first_variation" in cls.__dict__:
+            cls.exact_variation = cls.__dict__.get("exact_variation", False)
         if "selectable" in cls.__dict__:
             text = f"{cls.__name__}.selectable is now {cls.__name__}.removable; the old name goes away in version 0.2"
             warn(DeprecationWarning(text))
@@ -113,17 +117,15 @@ class Functional(Dynamics):
         return summed(value)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant.
+        r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant unless `exact_variation` is true.
 
         By default the derivative of the energy in the weights, at ``x`` in those of atoms of mass zero placed there (first
         variations, T2).
 
         Parameters
         ----------
-        mu
-            The measures.
-        x
-            Points ``(*batch, m, d)``; default: the atoms of ``mu``.
+        mu, x
+            The measures, and points ``(*batch, m, d)``; default: the atoms of ``mu``.
 
         Raises
         ------
@@ -233,6 +235,7 @@ class Sum(Functional):
         self.first, self.second = first, second
         self.smoothness = max(first.smoothness, second.smoothness)
         self.reads_marks = first.reads_marks or second.reads_marks
+        self.exact_variation = first.exact_variation and second.exact_variation
         self.tolerance = max(first.tolerance, second.tolerance)
         self.remembers, self.draws = first.remembers or second.remembers, first.draws or second.draws
         self.varies = first.varies or second.varies
@@ -284,7 +287,7 @@ class Scaled(Functional):
         self.factor: float | Tensor
         self.functional = functional
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
-        self.tolerance = functional.tolerance
+        self.exact_variation, self.tolerance = functional.exact_variation, functional.tolerance
         self.remembers, self.draws, self.varies = functional.remembers, functional.draws, functional.varies
         self._declared: bool | None = None
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))

@@ -235,7 +235,9 @@ def iterate(
             if taken.duration is not None:
                 durations.append(_of_all(taken.duration, index, batch_shape))
             previous = at.without_previous(taken.to_image)
-            now = now.move(equation.inner.bounded(taken.z, now.value), taken, method.ends_when_still and converging)
+            now = now.move(
+                equation.admitted(equation.inner.bounded(taken.z, now.value)), taken, method.ends_when_still and converging
+            )
             bar.update()
             if converging and taken.status is not None and agreed(~now.running):
                 break

@@ -146,6 +146,10 @@ class Equation(ABC):
         """
         return self, None
 
+    def admitted(self, z: Tensor) -> Tensor:
+        """The nearest iterate that the equation admits, for a proposal ``z`` of a method; default: ``z`` itself."""
+        return z
+
     def unseen(self, shapes: str) -> str:
         """The message about tensors of these ``shapes`` that require grad and are not among `tensors`."""
         return f"tensors of shapes {shapes} that require grad enter {type(self).__name__} and are not among its `tensors`"
@@ -160,7 +164,29 @@ class Descent(Equation):
 
     def slope(self, z: Tensor, velocity: Tensor) -> Tensor:
         """Rate at which the energy falls at ``z`` along the ``velocity`` there, ``(*batch,)``."""
-        return self.inner(velocity, velocity)
+        return self.product(z, velocity, velocity)
+
+    # Where iterates live on a curved space or in one with a boundary, these differ from their defaults.
+
+    def product(self, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Inner product of fields at ``z``, ``(*batch,)``."""
+        return self.inner(a, b)
+
+    def moved(self, z: Tensor, step: Tensor) -> Tensor:
+        """Where a step leads from ``z``."""
+        return z + step
+
+    def travelled(self, z: Tensor, step: Tensor, there: Tensor) -> Tensor:
+        """The step that led from ``z`` to ``there = moved(z, step)``, as a field there."""
+        return there - z
+
+    def carried(self, z: Tensor, step: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
+        """Fields at ``z``, ``(..., *batch, n, d)``, carried along a step to where it leads."""
+        return fields
+
+    def returned(self, z: Tensor, step: Tensor, there: Tensor, field: Tensor) -> Tensor:
+        """A field at ``there = moved(z, step)``, carried back to ``z``."""
+        return field
 
 
 class Linear:

@@ -64,7 +64,10 @@ class InnerProduct:
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         r""":math:`\langle a, b\rangle`, ``(*batch,)``, whatever the fields are at atoms of mass zero."""
-        products = (a * b).sum(-1) if self.dims == 2 else a * b
+        return self.of_products((a * b).sum(-1) if self.dims == 2 else a * b)
+
+    def of_products(self, products: Tensor) -> Tensor:
+        """The integral of a number at each atom, ``(*batch,)``, whatever it is at atoms of mass zero."""
         if self.limit is not None:  # zero times what overflows is NaN
             products = torch.where(self.weights > 0, products, 0.0)
         return summed((self.weights * products).sum(-1))

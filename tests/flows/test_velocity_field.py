@@ -22,12 +22,15 @@ from ddeq.flows import (
     Proximal,
     Stein,
     Trajectory,
+    Underdamped,
     Varying,
     VelocityField,
     Wasserstein,
 )
 from ddeq.flows.equilibrium import _check_stationary
+from ddeq.functionals import PotentialEnergy
 from ddeq.iteration import Status, Stop, Unrolled
+from ddeq.spaces import Sphere
 from ddeq.testing import assert_close, check_flow
 from ddeq.viz import plot_energy
 
@@ -160,7 +163,28 @@ def test_tensors_that_a_function_captures():
         flow(field, cloud(3), steps=2, adjoint=Unrolled(checkpoint=True))
 
 
-STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), Optimizer(torch.optim.SGD), AdaptiveEuler(0.1), LBFGS(), Proximal(0.1)]
+def test_it_flows_on_a_space():
+    """Around the axis of a sphere, by Heun's steps that never leave it; a part that is not tangent is left out."""
+    start = DiscreteMeasure(nn.functional.normalize(torch.randn(5, 3, generator=seeded(), dtype=DOUBLE), dim=-1))
+
+    def around(mu, x):
+        return torch.stack([-x[..., 1], x[..., 0], torch.zeros_like(x[..., 0])], -1) + 0.7 * x
+
+    for field in (VelocityField(around), Varying(lambda k, g: VelocityField(around))):
+        end = flow(field, start, space=Sphere(), stepper=Heun(0.01), steps=100).measure.points
+        assert_close(end.norm(dim=-1), torch.ones(5, dtype=DOUBLE))
+        assert_close(end[:, 2], start.points[:, 2], rtol=1e-4)
+        exact = start.points[:, 0] * math.cos(1) - start.points[:, 1] * math.sin(1)
+        assert_close(end[:, 0], exact, rtol=1e-4)
+    drifting = Varying(lambda k, g: PotentialEnergy(lambda x: (1 + k) * x[..., 2]))
+    trajectory = flow(drifting, start, space=Sphere(), stepper=Euler(0.01), steps=100, noise=Langevin(0.01), generator=seeded())
+    assert_close(trajectory.measure.points.norm(dim=-1), torch.ones(5, dtype=DOUBLE))
+    assert trajectory.dissipation.shape == trajectory.energies.shape
+    with pytest.raises(ValueError, match=r"^stepper: Optimizer does not say that it keeps atoms on a space"):
+        flow(PotentialEnergy(lambda x: x[..., 2]), start, space=Sphere(), stepper=Optimizer(torch.optim.Adam))
+
+
+STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), Optimizer(torch.optim.SGD), AdaptiveEuler(0.1), LBFGS(), Proximal(0.1), Underdamped(0.1)]
 NOISES = [None, Langevin(0.1), NoiseInjection(0.1)]
 
 

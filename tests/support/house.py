@@ -25,6 +25,7 @@ ORDER = [
     "reductions",
     "iteration",
     "functionals",
+    "spaces",
     "flows",
     "solvers",
     "nn",
@@ -49,6 +50,7 @@ HEAVY = (
     "h5py",
     "torch_geometric",
     "jsonargparse",
+    "geoopt",
 )
 
 ROOT = Path(__file__).parents[2]
