@@ -5,11 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import ddeq
 import pytest
 import torch
-from torch import Tensor
-
-import ddeq
 from ddeq import DiscreteMeasure, Functional
 from ddeq.flows import (
     LBFGS,
@@ -38,6 +36,7 @@ from ddeq.iteration import Status, Stop
 from ddeq.kernels import IMQ, Gaussian
 from ddeq.spaces import Box, Euclidean, HalfSpace, Manifold, Product, Simplex, Space, Sphere, Torus
 from ddeq.testing import assert_close
+from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
