@@ -305,6 +305,7 @@ class _Velocity(nn.Module):
 
 def _velocity(dynamics: Dynamics, geometry: Geometry, mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
     if geometry.is_wasserstein:
-        return dynamics.velocity(mu, x)
+        velocity: Tensor = dynamics.velocity(mu, x)
+        return velocity
     assert isinstance(dynamics, Functional)  # other geometries are of descents
     return geometry.velocity(dynamics, mu, x)

@@ -18,7 +18,7 @@ from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.functionals.packed import PackedFunctional
+from ddeq.functionals.packed import OfSpecies, PackedFunctional
 from ddeq.functionals.packing import Species
 from ddeq.iteration import InnerProduct, Iterate, Step
 from ddeq.measures import DiscreteMeasure
@@ -290,7 +290,7 @@ class PackedReaction(Reaction):
         found = []
         for (name, nu), part in zip(measures.items(), self.parts, strict=True):
             own = copy.copy(equation)
-            own.dynamics, own.like = functional.functional.of_species(measures, name), nu
+            own.dynamics, own.like = OfSpecies(functional.functional, measures, name), nu
             own.inner = InnerProduct.of(nu.points, nu.weights)
             found.append((name, part, own, nu))
         return found

@@ -13,7 +13,7 @@ from ddeq.flows.parts import PackedGeometry, PackedNoise, PackedReaction, Packed
 from ddeq.flows.trajectory import Trajectory
 from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.functionals.packed import packed
+from ddeq.functionals.packed import OfSpecies, packed
 from ddeq.functionals.packing import Outer, Packing, Species
 from ddeq.iteration import Report, Solution
 from ddeq.measures import DiscreteMeasure
@@ -56,7 +56,7 @@ class Game(Dynamics):
         for name, functional in self.functionals.items():
             assert isinstance(functional, Functional)
             at = None if x is None else x[name]
-            forces[name] = -functional.of_species(mu, name).wasserstein_gradient(mu[name], at)
+            forces[name] = -OfSpecies(functional, mu, name).wasserstein_gradient(mu[name], at)
         return forces
 
     def energies(self, mu: Any) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ddeq.functionals.base import places
 from ddeq.functionals.dynamics import Dynamics
+from ddeq.functionals.variations import places
 
 __all__ = ["VelocityField"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,22 @@ from torch import Tensor
 
 from ddeq.autodiff import gradient
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.functionals.packing import Measures, Outer, Packing, Species, check_species
+from ddeq.functionals.packing import Measures, Packing, agreed_outer_weights, batch_shape_of, named_places, packing_of
 from ddeq.functionals.smoothness import Smoothness
+from ddeq.functionals.variations import (
+    added,
+    gradient_at_atoms,
+    gradient_of_packed,
+    multiplied,
+    places,
+    variation_at,
+    variation_at_atoms,
+    variation_of_packed,
+)
 from ddeq.held import changed, store
 from ddeq.kernels.base import shown
-from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
-from ddeq.messages import renamed_attribute, warn
-from ddeq.ranks import gathered, summed
+from ddeq.measures import DiscreteMeasure
+from ddeq.ranks import summed
 
 __all__ = ["Functional", "Scaled", "Smoothness", "Sum"]
 
@@ -64,11 +74,13 @@ class Functional(Dynamics):
 
     @staticmethod
     def of(
-        function: Callable[[DiscreteMeasure], Tensor],
+        function: Callable[..., Tensor],
         *,
         smoothness: Smoothness = Smoothness.ALMOST_EVERYWHERE,
         reads_marks: bool = False,
         removable: bool = False,
+        couples_batch: bool = False,
+        outer_weights: Tensor | None = None,
     ) -> Functional:
         """The functional of a plain function of a measure.
 
@@ -76,8 +88,9 @@ class Functional(Dynamics):
         ----------
         function
             Measures to one number each, ``(*batch,)``, measure consistent (T1) as a `forward` is. An ``nn.Module`` keeps its
-            parameters, which train; a plain function that captures them does not make them known.
-        smoothness, reads_marks, removable
+            parameters, which train; a plain function that captures them does not make them known. A function of several
+            measures has them by name, ``lambda measures: ...``.
+        smoothness, reads_marks, removable, couples_batch, outer_weights
             As the attributes of a functional.
 
         Raises
@@ -91,20 +104,15 @@ class Functional(Dynamics):
         >>> F.wasserstein_gradient(DiscreteMeasure(torch.tensor([[0.0], [2.0]]))).squeeze()
         tensor([1., 1.])
         """
-        return _OfFunction(function, smoothness, reads_marks, removable)
-
-    selectable = renamed_attribute("selectable", "removable", "0.2")
-    select = renamed_attribute("select", "rows", "0.2")
+        functional = _OfFunction(function)
+        functional.smoothness, functional.reads_marks, functional.removable = smoothness, reads_marks, removable
+        functional.couples_batch, functional.outer_weights = couples_batch, outer_weights
+        return functional
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "first_variation" in cls.__dict__:
             cls.exact_variation = cls.__dict__.get("exact_variation", False)
-        if "selectable" in cls.__dict__:
-            text = f"{cls.__name__}.selectable is now {cls.__name__}.removable; the old name goes away in version 0.2"
-            warn(DeprecationWarning(text))
-            cls.removable = cls.__dict__["selectable"]
-            del cls.selectable
 
     def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         """The energy of each measure of the batch ``mu``, ``(*batch,)``; of several measures by name, their joint one."""
@@ -112,13 +120,7 @@ class Functional(Dynamics):
 
     def __call__(self, mu: DiscreteMeasure | Measures) -> Tensor:
         """`forward`, once ``mu`` is known to be a measure or several by name, and its result to be one number for each."""
-        if isinstance(mu, Mapping):
-            check_species("mu", mu)
-            batch_shape = next(iter(mu.values())).batch_shape
-        elif isinstance(mu, DiscreteMeasure):
-            batch_shape = mu.batch_shape[:-1] if self.couples_batch else mu.batch_shape
-        else:
-            raise TypeError(f"mu: expected a DiscreteMeasure, got {type(mu).__name__}; use DiscreteMeasure(points)")
+        batch_shape = batch_shape_of(type(self).__name__, mu, self.couples_batch)
         value: Any = super().__call__(mu)
         if not isinstance(value, Tensor) or value.shape != batch_shape:
             seen = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -144,19 +146,24 @@ class Functional(Dynamics):
             are one measure.
         """
         if isinstance(mu, Mapping):
-            places_of = dict.fromkeys(mu) if x is None else x
-            return {name: self.of_species(mu, name).first_variation(mu[name], at) for name, at in places_of.items()}
+            at = dict.fromkeys(mu) if x is None else named_places(mu, x)
+            return {
+                name: self._default_variation(partial(self._of_species, mu, name), mu[name], there) for name, there in at.items()
+            }
         if self.couples_batch:
-            packing = self._packing(mu, x)
-            flat = packing.pack(mu)
-            return gradient(lambda w: self(packing.unpack(flat.with_weights(w))), flat.weights).reshape(mu.weights.shape)
+            return variation_of_packed(self, self._packing(mu, x), mu).reshape(mu.weights.shape)
+        return self._default_variation(self, mu, x)
+
+    def _default_variation(self, value: Callable[[DiscreteMeasure], Tensor], mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
         if x is None:
-            return gradient(lambda w: self(mu.with_weights(w)), mu.weights)
+            return variation_at_atoms(value, mu)
         x = places(mu, x)
         if self.reads_marks and mu.marks is not None:
             raise ValueError(f"x: {type(self).__name__} reads marks, which points do not have; leave x out for the atoms")
-        unmarked = mu.with_marks(None)
-        return gradient(lambda w: self(unmarked + unchecked(x, w)), x.new_zeros(x.shape[:-1]))
+        return variation_at(value, mu, x)
+
+    def _of_species(self, measures: Measures, name: str, mu: DiscreteMeasure) -> Tensor:
+        return self({**measures, name: mu})
 
     def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
         r"""Wasserstein gradient :math:`\nabla \frac{\delta F}{\delta\mu}(x)`.
@@ -165,49 +172,25 @@ class Functional(Dynamics):
 
         Parameters
         ----------
-        mu
-            The measures.
-        x
-            Points ``(*batch, m, d)``; default: the atoms of ``mu``, those of mass zero included. Of several measures ``mu`` and
-            ``x`` are dicts, and so is the result.
+        mu, x
+            As in `first_variation`; atoms of mass zero have gradients too.
         """
         if isinstance(mu, Mapping) and x is not None:
-            return {name: self.of_species(mu, name).wasserstein_gradient(mu[name], at) for name, at in x.items()}
+            points = {name: places(mu[name], there) for name, there in named_places(mu, x).items()}
+            return {s: gradient(lambda p, s=s: self.first_variation(mu, {s: p})[s], p) for s, p in points.items()}
         if isinstance(mu, Mapping) or self.couples_batch:
-            packing = self._packing(mu, x)
-            flat = packing.pack(mu)
-            return packing.unpack_field(_OfPacked(self, packing).wasserstein_gradient(flat))
+            return gradient_of_packed(self, self._packing(mu, x), mu)
         if x is not None or type(self).first_variation is not Functional.first_variation:
             return gradient(lambda p: self.first_variation(mu, p), places(mu, x))
-        dead = ~mu.support()
-        force = gradient(lambda p: self(mu.with_points(p)), mu.points)
-        at_atoms = force / torch.where(dead, 1.0, mu.weights).unsqueeze(-1)
-        if values_are_known(dead) and not bool(gathered(dead.any())):
-            return at_atoms
-
-        def of_dead_atoms(points: Tensor) -> Tensor:  # only its own first variation sees where a dead atom lies
-            return torch.where(dead, self.first_variation(mu.with_points(points)), 0.0)
-
-        return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
-
-    def of_species(self, measures: Measures, name: str) -> Functional:
-        """The functional of one of several measures, while the others are held fixed."""
-        return _OfSpecies(self, measures, name)
+        return gradient_at_atoms(self, self.first_variation, mu)
 
     def _packing(self, mu: DiscreteMeasure | Measures, x: object) -> Packing:
-        if isinstance(mu, Mapping):
-            return Species.of(mu)
-        if x is not None:
-            raise ValueError(f"x: {type(self).__name__} couples the samples of a batch; leave x out for the atoms")
-        if not mu.batch_shape:
-            raise ValueError(f"mu: {type(self).__name__} couples the samples of a batch, expected one, got a single measure")
-        return Outer(mu.batch_shape[-1], mu.n, self.outer_weights)
+        return packing_of(type(self).__name__, mu, x, self.outer_weights)
 
-    def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
-        gradient: Tensor = self.wasserstein_gradient(mu, x)
-        return -gradient
+    def velocity(self, mu: Any, x: Any = None) -> Any:
+        return multiplied(-1.0, self.wasserstein_gradient(mu, x))
 
-    def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Functional, Any]:
+    def prepare(self, mu: Any, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Functional, Any]:
         return self, None
 
     def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Functional:
@@ -241,48 +224,38 @@ class Functional(Dynamics):
         return self + -other if isinstance(other, Functional) else NotImplemented
 
 
-def places(mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
-    """Where a first variation is wanted: the atoms, or ``x`` in the batch shape of ``mu`` once they are known to fit.
+class _Combination(Functional):
+    """What is made of functionals, and has of each what it declares."""
 
-    Raises
-    ------
-    ValueError
-        If ``x`` differs from ``mu`` in dimension, dtype or device, or in batch shape and is not a single set of points.
-    """
-    if x is None:
-        return mu.points
-    if x.ndim < 2 or x.shape[-1] != mu.dim or x.shape[:-2] not in ((), mu.batch_shape):
-        raise ValueError(f"x: expected points {(*mu.batch_shape, 'm', mu.dim)} as of the measure, got shape {tuple(x.shape)}")
-    if (x.dtype, x.device) != (mu.dtype, mu.device):
-        raise ValueError(f"x: expected {mu.dtype} on {mu.device} as of the measure, got {x.dtype} on {x.device}")
-    return x.expand(*mu.batch_shape, *x.shape[-2:])
-
-
-class _OfSpecies(Functional):
-    """A functional of several measures as one of one of them."""
-
-    def __init__(self, functional: Functional, measures: Measures, name: str) -> None:
+    def __init__(self, *parts: Functional) -> None:
         super().__init__()
-        self.functional, self._others, self._name = functional, dict(measures), name
-        self.smoothness, self.tolerance, self.reads_marks = functional.smoothness, functional.tolerance, functional.reads_marks
-        self.exact_variation = functional.exact_variation
+        self.smoothness = max(part.smoothness for part in parts)
+        self.tolerance = max(part.tolerance for part in parts)
+        self.exact_variation = all(part.exact_variation for part in parts)
+        self.reads_marks = any(part.reads_marks for part in parts)
+        self.remembers, self.draws = any(part.remembers for part in parts), any(part.draws for part in parts)
+        self.varies = any(part.varies for part in parts)
+        if len({part.couples_batch for part in parts}) > 1:
+            raise ValueError("functional: expected parts that all couple the samples of a batch, or none, got both")
+        self.couples_batch = parts[0].couples_batch
+        self.outer_weights = agreed_outer_weights([part.outer_weights for part in parts])
+        self._declared: bool | None = None
 
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        return self.functional({**self._others, self._name: mu})
+    @property
+    def _parts(self) -> tuple[Functional, ...]:
+        raise NotImplementedError
+
+    @property
+    def removable(self) -> bool:  # that of its parts as they are now, unless it was set
+        """Whether all parts are, unless it was set."""
+        return all(part.removable for part in self._parts) if self._declared is None else self._declared
+
+    @removable.setter
+    def removable(self, value: bool) -> None:
+        self._declared = value
 
 
-class _OfPacked(Functional):
-    """A functional of several measures as one of the measure that they are stored in."""
-
-    def __init__(self, functional: Functional, packing: Packing) -> None:
-        super().__init__()
-        self.functional, self._packing_of = functional, packing
-
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        return self.functional(self._packing_of.unpack(mu))
-
-
-class Sum(Functional):
+class Sum(_Combination):
     """Sum of two functionals, as ``F + G`` makes it; closed forms of its parts are used.
 
     Parameters
@@ -292,36 +265,23 @@ class Sum(Functional):
     """
 
     def __init__(self, first: Functional, second: Functional) -> None:
-        super().__init__()
+        super().__init__(first, second)
         self.first, self.second = first, second
-        self.smoothness = max(first.smoothness, second.smoothness)
-        self.reads_marks = first.reads_marks or second.reads_marks
-        self.exact_variation = first.exact_variation and second.exact_variation
-        self.tolerance = max(first.tolerance, second.tolerance)
-        self.remembers, self.draws = first.remembers or second.remembers, first.draws or second.draws
-        self.varies = first.varies or second.varies
-        _share_outer(self, first, second)
-        self._declared: bool | None = None
 
     @property
-    def removable(self) -> bool:  # that of its parts as they are now, unless it was set
-        """Whether both parts are, unless it was set."""
-        return self.first.removable and self.second.removable if self._declared is None else self._declared
-
-    @removable.setter
-    def removable(self, value: bool) -> None:
-        self._declared = value
+    def _parts(self) -> tuple[Functional, ...]:
+        return self.first, self.second
 
     def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self.first(mu) + self.second(mu)
 
     def first_variation(self, mu: Any, x: Any = None) -> Any:
-        return _added(self.first.first_variation(mu, x), self.second.first_variation(mu, x))
+        return added(self.first.first_variation(mu, x), self.second.first_variation(mu, x))
 
     def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
-        return _added(self.first.wasserstein_gradient(mu, x), self.second.wasserstein_gradient(mu, x))
+        return added(self.first.wasserstein_gradient(mu, x), self.second.wasserstein_gradient(mu, x))
 
-    def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Sum, Any]:
+    def prepare(self, mu: Any, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Sum, Any]:
         of_first, of_second = (None, None) if memory is None else memory
         first, of_first = self.first.prepare(mu, of_first, step, generator)
         second, of_second = self.second.prepare(mu, of_second, step, generator)
@@ -331,27 +291,7 @@ class Sum(Functional):
         return f"{self.first!r} + {self.second!r}"
 
 
-def _share_outer(whole: Functional, *parts: Functional) -> None:
-    """Say of a sum or multiple whether it couples a batch, as all its parts must do alike."""
-    couple = {part.couples_batch for part in parts}
-    if len(couple) > 1:
-        raise ValueError("functional: expected parts that all couple the samples of a batch, or none, got both")
-    whole.couples_batch = parts[0].couples_batch
-    given = [part.outer_weights for part in parts if part.outer_weights is not None]
-    whole.outer_weights = given[0] if given else None
-
-
-def _added(a: Any, b: Any) -> Any:
-    """The sum of two tensors, or of those of each species."""
-    return {name: a[name] + b[name] for name in a} if isinstance(a, dict) else a + b
-
-
-def _times(factor: float | Tensor, a: Any) -> Any:
-    """A multiple of a tensor, or of those of each species."""
-    return {name: factor * part for name, part in a.items()} if isinstance(a, dict) else factor * a
-
-
-class Scaled(Functional):
+class Scaled(_Combination):
     """Multiple of a functional, as ``c * F`` makes it: ``c`` is a number, or a tensor of shape ``()`` or ``(*batch,)``.
 
     Parameters
@@ -363,35 +303,25 @@ class Scaled(Functional):
     """
 
     def __init__(self, functional: Functional, factor: float | Tensor) -> None:
-        super().__init__()
+        super().__init__(functional)
         self.factor: float | Tensor
         self.functional = functional
-        self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
-        self.exact_variation, self.tolerance = functional.exact_variation, functional.tolerance
-        self.remembers, self.draws, self.varies = functional.remembers, functional.draws, functional.varies
-        _share_outer(self, functional)
-        self._declared: bool | None = None
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
 
     @property
-    def removable(self) -> bool:
-        """Whether the functional is, unless it was set."""
-        return self.functional.removable if self._declared is None else self._declared
-
-    @removable.setter
-    def removable(self, value: bool) -> None:
-        self._declared = value
+    def _parts(self) -> tuple[Functional, ...]:
+        return (self.functional,)
 
     def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self._factor(0) * self.functional(mu)
 
     def first_variation(self, mu: Any, x: Any = None) -> Any:
-        return _times(self._factor(1), self.functional.first_variation(mu, x))
+        return multiplied(self._factor(1), self.functional.first_variation(mu, x))
 
     def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
-        return _times(self._factor(2), self.functional.wasserstein_gradient(mu, x))
+        return multiplied(self._factor(2), self.functional.wasserstein_gradient(mu, x))
 
-    def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Scaled, Any]:
+    def prepare(self, mu: Any, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Scaled, Any]:
         functional, memory = self.functional.prepare(mu, memory, step, generator)
         return changed(self, functional=functional), memory
 
@@ -408,17 +338,14 @@ class Scaled(Functional):
 class _OfFunction(Functional):
     """What `Functional.of` gives."""
 
-    def __init__(
-        self, function: Callable[[DiscreteMeasure], Tensor], smoothness: Smoothness, reads_marks: bool, removable: bool
-    ) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         if isinstance(function, Functional | type) or not callable(function):
             seen = "a Functional, which is one already" if isinstance(function, Functional) else repr(function)
             raise ValueError(f"function: expected a function from a measure to one number for each of its batch, got {seen}")
         self.function = function
-        self.smoothness, self.reads_marks, self.removable = smoothness, reads_marks, removable
 
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+    def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self.function(mu)
 
     def __repr__(self) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.held import Holder, changed, select
 from ddeq.measures import DiscreteMeasure
+from ddeq.messages import renamed_attribute, warn
 
 __all__ = ["Dynamics"]
 
@@ -41,14 +41,22 @@ class Dynamics(Holder):
     memory: Any = None
     """What `with_memory` gave it for a step; None elsewhere."""
 
+    selectable = renamed_attribute("selectable", "removable", "0.2")
+    select = renamed_attribute("select", "rows", "0.2")
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "selectable" in cls.__dict__:
+            text = f"{cls.__name__}.selectable is now {cls.__name__}.removable; the old name goes away in version 0.2"
+            warn(DeprecationWarning(text))
+            cls.removable = cls.__dict__["selectable"]
+            del cls.selectable
         if "prepare" in cls.__dict__ and "remembers" not in cls.__dict__:
             cls.remembers = True
         if cls.__dict__.get("draws") is True and "varies" not in cls.__dict__:
             cls.varies = True
 
-    def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
+    def velocity(self, mu: Any, x: Any = None) -> Any:
         """The velocity at the points ``x`` (default: the atoms) while the measure is ``mu``."""
         raise NotImplementedError(f"{type(self).__name__} must define `velocity(mu, x)`")
 
@@ -65,7 +73,7 @@ class Dynamics(Holder):
         """One of the kind that `prepare` gives, by which a flow judges what goes together; by default this one itself."""
         return self
 
-    def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Dynamics, Any]:
+    def prepare(self, mu: Any, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Dynamics, Any]:
         """What a flow follows in one step, and what it hands to this method in the next one.
 
         Flows and `ddeq.flows.equilibrium` call it once per step, without derivatives, at the measure where the step begins. By

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Functional, Scaled, Smoothness, Sum, places
+from ddeq.functionals.base import Functional, Scaled, Smoothness, Sum
 from ddeq.functionals.potential import PotentialEnergy
+from ddeq.functionals.variations import places
 from ddeq.kernels import Gaussian, Kernel
 from ddeq.kernels.radial import Bandwidth
 from ddeq.measures import DiscreteMeasure

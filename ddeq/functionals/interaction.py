@@ -7,7 +7,8 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Functional, Smoothness, places
+from ddeq.functionals.base import Functional, Smoothness
+from ddeq.functionals.variations import places
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate, integrate_pairs
 

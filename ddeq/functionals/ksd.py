@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Functional, Smoothness, places
+from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.stein import SteinKernel
+from ddeq.functionals.variations import places
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate, integrate_kernel

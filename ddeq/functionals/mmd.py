@@ -5,8 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Smoothness, places
+from ddeq.functionals.base import Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
+from ddeq.functionals.variations import places
 from ddeq.kernels import Kernel, Riesz
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate, integrate_kernel, integrate_kernel_gradient

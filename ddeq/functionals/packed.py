@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.functionals.packing import Outer, Packing
+from ddeq.functionals.packing import Measures, Outer, Packing
 from ddeq.measures import DiscreteMeasure
 
-__all__ = ["PackedFunctional", "packed"]
+__all__ = ["OfSpecies", "PackedFunctional", "packed"]
 
 
 def packed(dynamics: Dynamics, packing: Packing) -> Dynamics:
@@ -65,6 +65,29 @@ class PackedFunctional(Functional):
 
     def __repr__(self) -> str:
         return repr(self.functional)
+
+
+class OfSpecies(Functional):
+    """A functional of several measures as one of one of them, while the others are held fixed.
+
+    Parameters
+    ----------
+    functional
+        Of all measures.
+    measures
+        Those that are held fixed, and the one.
+    name
+        The name of the one.
+    """
+
+    def __init__(self, functional: Functional, measures: Measures, name: str) -> None:
+        super().__init__()
+        self.functional, self._others, self._name = functional, dict(measures), name
+        self.smoothness, self.tolerance, self.reads_marks = functional.smoothness, functional.tolerance, functional.reads_marks
+        self.exact_variation = functional.exact_variation
+
+    def forward(self, mu: DiscreteMeasure) -> Tensor:
+        return self.functional({**self._others, self._name: mu})
 
 
 class _PackedDynamics(Dynamics):

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from ddeq.measures import DiscreteMeasure, unchecked
 
-__all__ = ["Measures", "Outer", "Packing", "Species", "check_species"]
+__all__ = [
+    "Measures",
+    "Outer",
+    "Packing",
+    "Species",
+    "agreed_outer_weights",
+    "batch_shape_of",
+    "check_species",
+    "named_places",
+    "packing_of",
+]
 
 Measures = Mapping[str, DiscreteMeasure]
 """Measures of several species by name."""
@@ -108,7 +118,7 @@ class Species(Packing):
 
     def keys(self, mu: DiscreteMeasure) -> Tensor:
         most, parts = max(d for _, _, d, _ in self.shapes), []
-        for number, (name, n, d, _) in enumerate(self.shapes):
+        for number, (name, _, d, _) in enumerate(self.shapes):
             x = self.unpack_field(mu.points)[name].detach()
             whole = torch.cat([x, x.new_zeros(*x.shape[:-1], most - d)], -1)
             whole = whole.unsqueeze(-2).expand(*whole.shape[:-1], d, most)
@@ -180,3 +190,45 @@ def check_species(name: str, measures: object) -> None:
     if len(kinds) > 1:
         seen = ", ".join(f"{key}: {tuple(mu.batch_shape)}, {mu.dtype}, {mu.device}" for key, mu in measures.items())
         raise ValueError(f"{name}: expected species that share batch shape, dtype and device, got {seen}")
+
+
+def named_places(measures: Measures, x: object) -> dict[str, Tensor | None]:
+    """Points for some of the measures, by their names."""
+    if not isinstance(x, Mapping) or not x.keys() <= measures.keys():
+        seen = list(x) if isinstance(x, Mapping) else type(x).__name__
+        raise ValueError(f"x: expected points of some of {list(measures)} by name, got {seen}")
+    return dict(x)
+
+
+def batch_shape_of(name: str, mu: object, couples_batch: bool) -> tuple[int, ...]:
+    """The batch shape of the value of the functional ``name``, once ``mu`` is known to be of the kind that it wants."""
+    if isinstance(mu, Mapping):
+        if couples_batch:
+            raise ValueError(f"mu: {name} couples the samples of one batch, got measures by name")
+        check_species("mu", mu)
+        shape: tuple[int, ...] = next(iter(mu.values())).batch_shape
+        return shape
+    if not isinstance(mu, DiscreteMeasure):
+        raise TypeError(f"mu: expected a DiscreteMeasure, got {type(mu).__name__}; use DiscreteMeasure(points)")
+    if couples_batch and not mu.batch_shape:
+        raise ValueError(f"mu: {name} couples the samples of a batch, expected one, got a single measure")
+    return mu.batch_shape[:-1] if couples_batch else mu.batch_shape
+
+
+def agreed_outer_weights(given: list[Tensor | None]) -> Tensor | None:
+    """The outer weights of all parts of a functional."""
+    first = given[0]
+    for other in given[1:]:
+        if (other is None) is not (first is None) or not (other is None or first is None or torch.equal(other, first)):
+            raise ValueError(f"functional: expected parts with the same outer_weights, got {first} and {other}")
+    return first
+
+
+def packing_of(name: str, mu: DiscreteMeasure | Measures, x: object, outer_weights: Tensor | None) -> Packing:
+    """How measures by name, or those of a batch that the functional ``name`` couples, are stored as one; ``x`` is None."""
+    if x is not None:
+        raise ValueError(f"x: {name} couples the samples of a batch; leave x out for the atoms")
+    if isinstance(mu, Mapping):
+        return Species.of(mu)
+    batch_shape_of(name, mu, couples_batch=True)
+    return Outer(mu.batch_shape[-1], mu.n, outer_weights)

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.autodiff import under_transforms
-from ddeq.functionals.base import Smoothness, places
+from ddeq.functionals.base import Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import envelope
 from ddeq.functionals.gram import Gram
 from ddeq.functionals.regularized_known import Known
 from ddeq.functionals.regularized_newton import RegularizedTarget
 from ddeq.functionals.regularized_solver import DualEquation
+from ddeq.functionals.variations import places
 from ddeq.held import store
 from ddeq.kernels import Kernel
 from ddeq.kernels.base import positive, shown

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.autodiff import under_transforms, with_gradient
-from ddeq.functionals.base import Smoothness, places
+from ddeq.functionals.base import Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.entropic import EntropicTransport
 from ddeq.functionals.geomloss_start import Start, check_start, potential_by_geomloss, takes_geomloss
@@ -20,6 +20,7 @@ from ddeq.functionals.plans import Plan
 from ddeq.functionals.potentials import Between, Within
 from ddeq.functionals.sinkhorn_memory import Potentials, Solution, SolvedAt
 from ddeq.functionals.sinkhorn_solver import Guess, solved
+from ddeq.functionals.variations import places
 from ddeq.iteration import Stop
 from ddeq.kernels import Gaussian
 from ddeq.kernels.base import positive

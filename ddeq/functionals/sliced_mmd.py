@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Smoothness, places
+from ddeq.functionals.base import Smoothness
 from ddeq.functionals.directions import SlicedDiscrepancy, around, lift, project
+from ddeq.functionals.variations import places
 from ddeq.kernels import Riesz
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.reductions import integrate_kernel, integrate_kernel_gradient

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.functionals.base import Smoothness, places
+from ddeq.functionals.base import Smoothness
 from ddeq.functionals.directions import SlicedDiscrepancy, around, lift, project
 from ddeq.functionals.line_transport import LineTransport
 from ddeq.functionals.masses import changes, mass_ratio, probabilities
+from ddeq.functionals.variations import places
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions.sorted import in_sum_precision
 

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.functionals import exact_transport
-from ddeq.functionals.base import Smoothness, places
+from ddeq.functionals.base import Smoothness
 from ddeq.functionals.directions import around
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.exact_transport import Forest, Plan
 from ddeq.functionals.masses import changes, mass_ratio, probabilities
+from ddeq.functionals.variations import places
 from ddeq.measures import DiscreteMeasure, middle
 from ddeq.reductions.sorted import in_sum_precision
 
