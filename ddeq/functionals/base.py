@@ -176,13 +176,15 @@ class Functional(Dynamics):
             As in `first_variation`; atoms of mass zero have gradients too.
         """
         if isinstance(mu, Mapping) and x is not None:
-            points = {name: places(mu[name], there) for name, there in named_places(mu, x).items()}
-            return {s: gradient(lambda p, s=s: self.first_variation(mu, {s: p})[s], p) for s, p in points.items()}
+            return {name: self._gradient_at(mu, name, there) for name, there in named_places(mu, x).items()}
         if isinstance(mu, Mapping) or self.couples_batch:
             return gradient_of_packed(self, self._packing(mu, x), mu)
         if x is not None or type(self).first_variation is not Functional.first_variation:
             return gradient(lambda p: self.first_variation(mu, p), places(mu, x))
         return gradient_at_atoms(self, self.first_variation, mu)
+
+    def _gradient_at(self, mu: Measures, name: str, x: Tensor | None) -> Tensor:
+        return gradient(lambda p: self.first_variation(mu, {name: p})[name], places(mu[name], x))
 
     def _packing(self, mu: DiscreteMeasure | Measures, x: object) -> Packing:
         return packing_of(type(self).__name__, mu, x, self.outer_weights)
@@ -242,13 +244,11 @@ class _Combination(Functional):
         self._declared: bool | None = None
 
     @property
-    def _parts(self) -> tuple[Functional, ...]:
-        raise NotImplementedError
-
-    @property
     def removable(self) -> bool:  # that of its parts as they are now, unless it was set
         """Whether all parts are, unless it was set."""
-        return all(part.removable for part in self._parts) if self._declared is None else self._declared
+        return (
+            all(F.removable for F in self.children() if isinstance(F, Functional)) if self._declared is None else self._declared
+        )
 
     @removable.setter
     def removable(self, value: bool) -> None:
@@ -267,10 +267,6 @@ class Sum(_Combination):
     def __init__(self, first: Functional, second: Functional) -> None:
         super().__init__(first, second)
         self.first, self.second = first, second
-
-    @property
-    def _parts(self) -> tuple[Functional, ...]:
-        return self.first, self.second
 
     def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self.first(mu) + self.second(mu)
@@ -307,10 +303,6 @@ class Scaled(_Combination):
         self.factor: float | Tensor
         self.functional = functional
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
-
-    @property
-    def _parts(self) -> tuple[Functional, ...]:
-        return (self.functional,)
 
     def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self._factor(0) * self.functional(mu)
