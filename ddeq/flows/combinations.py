@@ -52,6 +52,15 @@ def check_combination(
             raise ValueError(
                 name + f"displaces the points at which velocities are taken, and {stepper_name} follows none; use Euler or Heun"
             )
+    if reaction is not None and not reaction.conserves:
+        energy = functional if reaction.functional is None else reaction.functional
+        if not energy.exact_variation:
+            raise ValueError(
+                f"reaction: mass is to grow and shrink by the first variation of {energy!r}, which is known up to a constant "
+                "only, as where masses are normalised or must be equal. Conserve the mass, FisherRao(rate), or take an energy of "
+                "measures of any mass: MMD with a positive definite kernel, SinkhornDivergence(target, reach=...), KALE, ...; a "
+                "functional with a first variation of its own that is exact declares exact_variation = True"
+            )
     if reaction is not None and reaction.jumps:
         if stepper.descends or stepper.has_momentum:
             why = "promises that the energy never rises" if stepper.descends else "remembers how each atom moved"

@@ -77,7 +77,7 @@ def flow(
     noise
         `Langevin`, which adds a multiple of the entropy, or `NoiseInjection`, which helps out of flat places.
     reaction
-        `FisherRao`: mass moves between atoms.
+        `FisherRao`: mass moves between atoms, or grows and shrinks.
     space
         Where the atoms live, and stay: a `ddeq.spaces.Space`, the same for all samples. Velocities and noise are tangent, steps
         follow the space, and steps of descent are projected where it has a boundary, noise reflected (spaces, T22). Residuals

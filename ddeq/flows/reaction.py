@@ -33,6 +33,11 @@ class Reaction(ABC):
         """Whether weights stay, and atoms jump at random such that the expected measure has the weights that `react` gives."""
         return False
 
+    @property
+    def conserves(self) -> bool:
+        """Whether the mass stays; if not, the energy must have an `exact_variation <ddeq.Functional.exact_variation>`."""
+        return True
+
     @abstractmethod
     def react(self, equation: FunctionalDescent, mu: DiscreteMeasure, duration: float | Tensor, step: int) -> Tensor:
         """The weights of ``mu`` after the reaction, ``(*batch, n)``: non-negative, and zero where they were.
@@ -67,12 +72,16 @@ class FisherRao(Reaction):
     r"""The Fisher-Rao reaction: mass moves from atoms where the first variation is large to those where it is small.
 
     .. math:: \dot w_i = -r\, w_i \Big(\frac{\delta F}{\delta\mu}(x_i) - m\Big), \qquad
-              m = \int \frac{\delta F}{\delta\mu} \,\mathrm d\mu \,/\, \mu(\mathbb R^d) .
+              m = \int \frac{\delta F}{\delta\mu} \,\mathrm d\mu \,/\, \mu(\mathbb R^d) ,
+
+    or :math:`m = 0` if ``conserve`` is false: then mass grows where the first variation is negative and shrinks where it is
+    positive.
 
     With the `Wasserstein` geometry this is the Wasserstein-Fisher-Rao flow, which can bring mass to places that atoms cannot
-    reach downhill (noise, weights, other geometries, T17). Weights are updated multiplicatively and normalised: the mass is
-    conserved and no weight becomes negative; an atom of mass zero stays one. In a step the atoms move first; the flow is then
-    of order one in the step size, whatever the stepper.
+    reach downhill (noise, weights, other geometries, T17). Weights are updated multiplicatively,
+    :math:`w_i' = w_i\, e^{-r \tau \frac{\delta F}{\delta\mu}(x_i)}` in a step of length :math:`\tau`, and normalised if the
+    mass is conserved: no weight becomes negative; an atom of mass zero stays one. In a step the atoms move first; the flow is
+    then of order one in the step size, whatever the stepper.
 
     Parameters
     ----------
@@ -86,25 +95,36 @@ class FisherRao(Reaction):
     functional
         The energy whose first variation moves the masses; default that of the flow. With `Langevin` noise it must be given: the
         energy of the flow plus the entropy that the noise stands for.
+    conserve
+        Whether the mass is conserved. If not, the constant of the first variation decides how fast mass grows, so the energy
+        must have an `exact_variation <ddeq.Functional.exact_variation>`: `PotentialEnergy`, `MMD` with a positive definite
+        kernel, `KALE`, `SinkhornDivergence` with a ``reach``, every functional that is written as a ``forward`` ...; and not
+        those that normalise masses.
 
     Raises
     ------
     ValueError
-        If a rate is negative or not finite, or ``functional`` is something else.
+        If a rate is negative or not finite, ``functional`` is something else, or births and deaths are not to conserve the mass,
+        which they do. In a flow, if mass is to grow by a first variation that is known up to a constant only.
 
     References
     ----------
-    :cite:t:`chizat2018interpolating`; :cite:t:`lu2019accelerating`, births and deaths.
+    :cite:t:`chizat2018interpolating`; :cite:t:`lu2019accelerating`, births and deaths; :cite:t:`chizat2022sparse`,
+    growth.
     """
 
     rate: Schedule = 1.0
     birth_death: bool = False
     functional: Functional | None = None
+    conserve: bool = True
 
     def __post_init__(self) -> None:
         check_schedule("rate", self.rate, zero=True)
-        if not isinstance(self.birth_death, bool):
-            raise ValueError(f"birth_death: expected True or False, got {self.birth_death!r}")
+        for name, given in (("birth_death", self.birth_death), ("conserve", self.conserve)):
+            if not isinstance(given, bool):
+                raise ValueError(f"{name}: expected True or False, got {given!r}")
+        if self.birth_death and not self.conserve:
+            raise ValueError("conserve: births and deaths keep all weights, and so the mass; leave out one of the two")
         if not isinstance(self.functional, Functional | None):
             raise ValueError(f"functional: expected a ddeq.Functional or None, got {self.functional!r}")
 
@@ -112,10 +132,17 @@ class FisherRao(Reaction):
     def jumps(self) -> bool:
         return self.birth_death
 
+    @property
+    def conserves(self) -> bool:
+        return self.conserve
+
     def react(self, equation: FunctionalDescent, mu: DiscreteMeasure, duration: float | Tensor, step: int) -> Tensor:
         rate = equation.number("rate", self.rate, step, zero=True)
         live, w = mu.support(), mu.weights
         variation = self.energy(equation).first_variation(mu)
+        if not self.conserve:
+            exponent = torch.where(live, -over_atoms(rate * duration, 1) * variation, 0.0)
+            return torch.where(live, w * exponent.exp(), 0.0)
         least = torch.where(live, variation, torch.inf).amin(-1, keepdim=True)
         exponent = torch.where(live, least - variation, 0.0)  # at most zero: no exponential overflows
         grown = w * (over_atoms(rate * duration, 1) * exponent).exp()
@@ -124,11 +151,14 @@ class FisherRao(Reaction):
     def dissipation(self, equation: FunctionalDescent, mu: DiscreteMeasure, step: int) -> Tensor:
         r"""Rate :math:`r \int (\delta F/\delta\mu - m)^2 \,\mathrm d\mu` at which the energy falls, ``(*batch,)``.
 
+        Without conservation :math:`m = 0`.
+
         ``equation``, ``mu`` and ``step`` as in `react`.
         """
         variation = torch.where(mu.support(), self.energy(equation).first_variation(mu), 0.0)
-        centred = variation - (integrate(variation, mu) / mu.mass()).unsqueeze(-1)
-        return equation.number("rate", self.rate, step, zero=True) * integrate(centred.square(), mu)
+        if self.conserve:
+            variation = variation - (integrate(variation, mu) / mu.mass()).unsqueeze(-1)
+        return equation.number("rate", self.rate, step, zero=True) * integrate(variation.square(), mu)
 
     def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> FisherRao:
         return self if self.functional is None else replace(self, functional=self.functional.rows(keep, batch_shape))

@@ -48,14 +48,15 @@ class Functional(Holder):
     """
 
     smoothness: Smoothness = Smoothness.ALMOST_EVERYWHERE
+    exact_variation: bool = True
+    """Whether the constant of `first_variation` is right too, so that mass can grow by it. Who overrides that declares it."""
     reads_marks: bool = False
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
     tolerance: float = 0.0
     """Relative error that the solve of an inner problem may leave in the value and its derivatives."""
     removable: bool = False
     """Whether `rows` finds all that it holds for each measure of a batch: targets, and numbers of the catalogue. Functions may
-    hold anything; where they hold nothing for single measures, set this to True, and samples that have finished can leave a flow.
-    """
+    hold anything; where they hold nothing for single measures, set this to True, and samples that have finished can leave."""
 
     remembers: bool = False
     """Whether `prepare` does something; true of a class that defines it."""
@@ -71,6 +72,8 @@ class Functional(Holder):
         super().__init_subclass__(**options)
         if "prepare" in cls.__dict__ and "remembers" not in cls.__dict__:
             cls.remembers = True
+        if "first_variation" in cls.__dict__:
+            cls.exact_variation = cls.__dict__.get("exact_variation", False)
         if "selectable" in cls.__dict__:
             text = f"{cls.__name__}.selectable is now {cls.__name__}.removable; the old name goes away in version 0.2"
             warn(DeprecationWarning(text))
@@ -94,17 +97,15 @@ class Functional(Holder):
         return summed(value)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant.
+        r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant unless `exact_variation` is true.
 
         By default the derivative of the energy in the weights, at ``x`` in those of atoms of mass zero placed there (first
         variations, T2).
 
         Parameters
         ----------
-        mu
-            The measures.
-        x
-            Points ``(*batch, m, d)``; default: the atoms of ``mu``.
+        mu, x
+            The measures, and points ``(*batch, m, d)``; default: the atoms of ``mu``.
 
         Raises
         ------
@@ -258,6 +259,7 @@ class Sum(Functional):
         self.first, self.second = first, second
         self.smoothness = max(first.smoothness, second.smoothness)
         self.reads_marks = first.reads_marks or second.reads_marks
+        self.exact_variation = first.exact_variation and second.exact_variation
         self.tolerance = max(first.tolerance, second.tolerance)
         self.remembers, self.draws = first.remembers or second.remembers, first.draws or second.draws
         self._declared: bool | None = None
@@ -308,7 +310,7 @@ class Scaled(Functional):
         self.factor: float | Tensor
         self.functional = functional
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
-        self.tolerance = functional.tolerance
+        self.exact_variation, self.tolerance = functional.exact_variation, functional.tolerance
         self.remembers, self.draws = functional.remembers, functional.draws
         self._declared: bool | None = None
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))

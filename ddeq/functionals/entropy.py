@@ -145,6 +145,7 @@ class Entropy(_Blob):
     """
 
     removable = True
+    exact_variation = True
 
     def __init__(self, bandwidth: Bandwidth, *, kernel: Callable[[Bandwidth], Kernel] = Gaussian) -> None:
         super().__init__(bandwidth, kernel)
@@ -189,6 +190,7 @@ class KLDivergence(Sum):
         self, log_density: Callable[[Tensor], Tensor], bandwidth: Bandwidth, *, kernel: Callable[[Bandwidth], Kernel] = Gaussian
     ) -> None:
         super().__init__(Entropy(bandwidth, kernel=kernel), -PotentialEnergy(log_density))
+        self.exact_variation = False  # of probability measures: at other masses it is not even positive
 
     def __repr__(self) -> str:
         return f"KLDivergence(kernel={self.first.kernel!r})"

@@ -41,6 +41,7 @@ class InteractionEnergy(Functional):
     """
 
     smoothness = Smoothness.AS_POTENTIAL
+    exact_variation = True
 
     def __init__(self, potential: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

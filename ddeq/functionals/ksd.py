@@ -59,6 +59,7 @@ class KSD(Functional):
     """
 
     smoothness = Smoothness.AS_POTENTIAL
+    exact_variation = True
 
     def __init__(self, score: Callable[[Tensor], Tensor], kernel: Kernel) -> None:
         super().__init__()

@@ -58,6 +58,8 @@ class MMD(Discrepancy):
         if not isinstance(kernel, Kernel | None):
             raise ValueError(f"kernel: expected a kernel such as Gaussian(1.0), got {kernel!r}")
         self.kernel = Riesz(1.0) if kernel is None else kernel
+        # A conditionally positive definite kernel compares equal masses only: without bound below at others.
+        self.exact_variation = self.kernel.positive_definite
         self.smoothness = Smoothness.SMOOTH if self.kernel.smooth_on_the_diagonal else Smoothness.OFF_DIAGONAL
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:

@@ -42,6 +42,7 @@ class PotentialEnergy(Functional):
     """
 
     smoothness = Smoothness.AS_POTENTIAL
+    exact_variation = True
 
     def __init__(self, potential: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -67,6 +67,7 @@ class RegularizedDivergence(Discrepancy):
 
     factor: float = 1.0
     """The factor :math:`a`."""
+    exact_variation = True
     linear: bool = False
     """Whether `density` is affine, so that the equations are linear, and factorised once for all measures."""
 

@@ -125,6 +125,7 @@ class SinkhornDivergence(Discrepancy):
         super().__init__(target)
         self.blur = float(positive("blur", blur))
         self.reach = None if reach is None else float(positive("reach", reach))
+        self.exact_variation = self.reach is not None  # without, masses are normalised
         self.stop, self.start = stop, check_start(start)
         self.tolerance = RTOL[torch.float64] if stop is None else stop.rtol
         self.status: Tensor | None = None

@@ -23,7 +23,9 @@ class Solution:
     residual: Tensor
     r"""``(*batch,)``: relative residual at `measure`, in :math:`L^2(\mu)`. Of a fixed point it is
     :math:`|\Phi(\mu) - \mu| / (|\Phi(\mu)| + \text{atol}/\text{rtol})`, of a flow
-    :math:`|\nabla_W F(\mu)| / (|\nabla_W F(\mu_0)| + \text{atol}/\text{rtol})`, unless the `Stop` has a metric of its own."""
+    :math:`|\nabla_W F(\mu)| / (|\nabla_W F(\mu_0)| + \text{atol}/\text{rtol})`, unless the `Stop` has a metric of its own. Where
+    weights move it is :math:`2 |\sqrt{\Phi(w)} - \sqrt w|`, relative to the root of the mass; of points and weights, the root of
+    the sum of both squares."""
     steps: Tensor
     """``(*batch,)``: steps taken until the sample finished."""
     status: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,11 +26,18 @@ from ddeq.iteration import (
 from ddeq.iteration.checks import check_can_be_recorded
 from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.samples import Measured
-from ddeq.measures import DiscreteMeasure, check_mass, middle
+from ddeq.measures import DiscreteMeasure, check_mass
+from ddeq.solvers.joint_equation import JointEquation
 from ddeq.solvers.map_equation import Map, MapEquation
-from ddeq.solvers.metric import check_metric, relative_discrepancy
+from ddeq.solvers.metric import check_metric
+from ddeq.solvers.weight_equation import WeightEquation
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
 __all__ = ["fixed_point"]
+
+Moves = Literal["points", "weights", "both"]
+EQUATIONS: dict[str, type[MapEquation]] = {"points": MapEquation, "weights": WeightEquation, "both": JointEquation}
 
 
 def fixed_point(
@@ -38,6 +45,8 @@ def fixed_point(
     mu0: DiscreteMeasure,
     *args: Any,
     in_dims: Any = None,
+    moves: Moves = "points",
+    space: Space = Euclidean(),
     solver: Solver = Anderson(),
     stop: Stop = Stop(),
     adjoint: Adjoint = Implicit(),
@@ -52,9 +61,10 @@ def fixed_point(
     Parameters
     ----------
     map
-        ``map(mu, *args)``, a function or an ``nn.Module``, gives a measure with the same weights, marks and number of
-        atoms. It should be measure consistent (`ddeq.testing.check_map`). It may declare ``lipschitz``, an upper bound of
-        its Lipschitz constant in :math:`L^2(\mu)` at fixed weights and marks: then ``error_bound`` is a bound.
+        ``map(mu, *args)``, a function or an ``nn.Module``, gives a measure with the same marks, number of atoms and what
+        ``moves`` does not name: by default, the weights. It should be measure consistent (`ddeq.testing.check_map`). If it moves
+        points, it may declare ``lipschitz``, an upper bound of its Lipschitz constant in :math:`L^2(\mu)` at fixed weights and
+        marks: then ``error_bound`` is a bound.
     mu0
         The start. A warm start is an earlier solution's ``solution.measure.detach()``: if it solves the new problem too, one
         evaluation tells so. (Solvers keep nothing from one solve to the next.)
@@ -63,8 +73,16 @@ def fixed_point(
     in_dims
         Which dimension of the tensors in ``args`` is the first one of the batch, as in ``torch.vmap`` (None: it carries no
         batch). Given this, samples that have finished are removed from the computation.
+    moves
+        What the map moves: ``"points"``; ``"weights"``, which keep their mass, are never negative, and stay zero where they are;
+        or ``"both"``. Changes of weights are measured by :math:`\sum_i \mathrm dw_i^2 / w_i` over the atoms with mass (moving
+        weights, T25), of both by the sum of the squared relative residuals.
+    space
+        Where the atoms live, a `ddeq.spaces.Space`: iterates are projected to it, and the map must stay there. Residuals are
+        those of the surrounding space; derivatives are those along the space (spaces, T22).
     solver
-        How to step: `Picard`, `Anderson`, `Broyden`, `NewtonKrylov`, `ParticleFlow`; or `Auto`, which chooses.
+        How to step: `Picard`, `Anderson`, `Broyden`, `NewtonKrylov`, `ParticleFlow`, which moves points; or `Auto`, which
+        chooses.
     stop
         Tolerances and most steps. A sample is CONVERGED at the first iterate whose residual is at most ``rtol``, if the
         absolute residual is also at most half of its largest so far, or at most ``rtol`` times the size
@@ -76,7 +94,7 @@ def fixed_point(
         (fixed-point discrepancy, T4).
     adjoint
         How gradients flow: `Implicit`, `Phantom`, `OneStep`, `Unrolled`. They reach the parameters of the module, tensors
-        in ``args``, ``mu0.weights`` and ``mu0.marks``.
+        in ``args``, and of ``mu0`` what does not move, such as ``mu0.weights`` and ``mu0.marks``.
     throw
         Raise a `ConvergenceError`, which carries the solution, unless all samples converged.
     trace
@@ -92,9 +110,10 @@ def fixed_point(
     Raises
     ------
     ValueError
-        If the map changes the number of atoms, their dimension, dtype, weights or marks; if ``mu0.points`` require grad
-        and the adjoint is not `Unrolled`; if a tensor that requires grad enters the map unseen; if a mass is zero; if an option
-        is unknown.
+        If the map changes the number of atoms, their dimension, dtype, marks, mass, or what ``moves`` does not name; if it
+        makes a weight negative, or gives mass to an atom without; if what moves of ``mu0`` requires grad and the adjoint is not
+        `Unrolled`; if the solver cannot move what is to move; if a tensor that requires grad enters the map unseen; if a mass is
+        zero; if an option is unknown.
     ConvergenceError
         With ``throw``, unless all samples converged.
     RuntimeError
@@ -125,25 +144,28 @@ def fixed_point(
         raise RuntimeError(
             "fixed_point cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
-    _check_options(map, mu0, solver, stop, adjoint)
-    equation = MapEquation(map, mu0, args, in_dims)
+    _check_options(map, mu0, moves, space, solver, stop, adjoint)
+    if space != Euclidean():
+        mu0 = space.admitted(mu0)
+    equation = EQUATIONS[moves](map, mu0, args, in_dims, space=space)
     run = partial(
         iterate,
-        z=equation.inner.bounded(mu0.points, middle(mu0)),
+        z=equation.start(),
         method=solver,
-        metric=None if stop.metric is None else partial(_by_metric, stop),
+        metric=partial(_judged, stop) if equation.judges or stop.metric is not None else None,
         trace=trace,
         callback=callback,
     )
     with reusable_graphs():
         outcome = adjoint.solve(equation, run, stop)
+    measure = equation.measure(outcome.value)
     solution = Solution(
-        measure=mu0.with_points(outcome.value),
+        measure=measure.with_points(space.project(measure.points)) if equation.constrained else measure,
         residual=outcome.residual,
         steps=outcome.steps,
         status=outcome.status,
         evaluations=outcome.evaluations,
-        error_bound=_error_bound(outcome, getattr(map, "lipschitz", None), stop),
+        error_bound=_error_bound(outcome, getattr(map, "lipschitz", None) if moves == "points" else None, stop),
         trace=outcome.trace,
         args=args,
         used=_used(solver, outcome),
@@ -153,11 +175,8 @@ def fixed_point(
     return solution
 
 
-def _by_metric(stop: Stop, equation: MapEquation, at: Iterate) -> Measured:
-    """The residual by the discrepancy of the stop between the measure and its image."""
-    mu, image = equation.measure(at.z.detach()), equation.measure((at.z + at.residual).detach())
-    relative, size = relative_discrepancy(stop.metric, mu, image, stop.atol / stop.rtol)
-    return Measured(relative, at.norm, None, size)
+def _judged(stop: Stop, equation: MapEquation, at: Iterate) -> Measured:
+    return equation.judged(at, stop)
 
 
 def _used(solver: Solver, outcome: Outcome) -> dict[str, Tensor]:
@@ -178,7 +197,9 @@ def _error_bound(outcome: Outcome, lipschitz: Any, stop: Stop) -> Tensor:
     return torch.where(known, absolute / torch.where(known, 1.0 - growth, 1.0), torch.inf)
 
 
-def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, adjoint: Adjoint) -> None:
+def _check_options(
+    map: Map, mu0: DiscreteMeasure, moves: object, space: object, solver: Solver, stop: Stop, adjoint: Adjoint
+) -> None:
     given: Any = mu0
     if not isinstance(given, DiscreteMeasure):
         remedy = "; a warm start is mu0=solution.measure.detach()" if isinstance(given, Solution) else ""
@@ -186,17 +207,26 @@ def _check_options(map: Map, mu0: DiscreteMeasure, solver: Solver, stop: Stop, a
     if not callable(map):
         raise ValueError(f"map: expected a function of a measure, got {type(map).__name__}")
     check_kinds(
+        ("space", space, Space, "a ddeq.spaces.Space such as Sphere()"),
         ("solver", solver, Solver, "a ddeq.solvers.Solver such as Anderson()"),
         ("stop", stop, Stop, "a Stop such as Stop(rtol=1e-4)"),
         ("adjoint", adjoint, Adjoint, "a ddeq.solvers.Adjoint such as Implicit()"),
     )
+    if moves not in EQUATIONS:
+        raise ValueError(f"moves: expected 'points', 'weights' or 'both', got {moves!r}")
+    if moves != "points" and solver.needs_measures:
+        raise ValueError(
+            f"solver: {solver!r} moves points, and with moves={moves!r} weights are to move; take Picard(), Anderson(), "
+            "Broyden(), NewtonKrylov() or Auto()"
+        )
     check_mass("mu0", mu0)
     if stop.metric is not None:
         check_metric(stop.metric, mu0)
     if torch.is_grad_enabled() and adjoint.records:
         check_can_be_recorded(solver)
-    if torch.is_grad_enabled() and not adjoint.records and mu0.points.requires_grad:
-        raise ValueError(
-            "mu0: its points require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "
-            "detached points, mu0.with_points(mu0.points.detach()), or differentiate the solve with adjoint=Unrolled()"
-        )
+    for name in ("points", "weights") if torch.is_grad_enabled() and not adjoint.records else ():
+        if moves in (name, "both") and getattr(mu0, name).requires_grad:
+            raise ValueError(
+                f"mu0: its {name} require grad, but an equilibrium does not depend on where the solve starts. Use mu0 with "
+                f"detached {name}, mu0.with_{name}(mu0.{name}.detach()), or differentiate the solve with adjoint=Unrolled()"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.utils._pytree as pytree
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from ddeq.autodiff import OpenModule, forward_autocast, recompute, without_autocast
 from ddeq.functionals.wasserstein import Wasserstein
-from ddeq.iteration import Equation, InnerProduct, Iterate, Sizes, Status
-from ddeq.iteration.samples import agreed
-from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.iteration import Equation, InnerProduct, Iterate, Sizes, Status, Stop
+from ddeq.iteration.samples import Measured, agreed
+from ddeq.measures import DiscreteMeasure, middle, unchecked, values_are_known
 from ddeq.solvers.alignment import alignment
+from ddeq.solvers.metric import relative_discrepancy
+from ddeq.spaces.euclidean import Euclidean
+from ddeq.spaces.space import Space
 
-__all__ = ["Map", "MapEquation"]
+__all__ = ["Map", "MapEquation", "check_kind"]
 
 Map = Callable[..., DiscreteMeasure]
 
@@ -35,7 +38,7 @@ class MapEquation(Equation):
         The map, and what it takes besides the measure.
     mu
         The measure whose weights and marks are kept.
-    in_dims
+    in_dims, space
         As in `ddeq.fixed_point`.
 
     Raises
@@ -49,14 +52,28 @@ class MapEquation(Equation):
     remedy = "take more steps, another solver or a more stable map"
     how_to_remove = "declare in_dims, so that they take no part in backward where the map is NaN"
 
-    def __init__(self, map: Map, mu: DiscreteMeasure, args: tuple[Any, ...] = (), in_dims: Any = None) -> None:
+    keeps: ClassVar[tuple[str, ...]] = ("weights", "marks")
+    """What the map leaves as it is."""
+    judges: ClassVar[bool] = False
+    """Whether `judged` measures the residual without a metric of the stop too, and not its norm divided by its size."""
+
+    def __init__(
+        self,
+        map: Map,
+        mu: DiscreteMeasure,
+        args: tuple[Any, ...] = (),
+        in_dims: Any = None,
+        *,
+        space: Space = Euclidean(),
+    ) -> None:
         leaves, self._spec = pytree.tree_flatten(args)
         self.map, self.mu, self._leaves = map, mu, leaves
+        self.space, self.constrained = space, space != Euclidean()
         self._dims = None if in_dims is None else _flat_dims(in_dims, leaves, self._spec, mu)
         self._args: tuple[Any, ...] = args
         self._module = OpenModule(map) if isinstance(map, nn.Module) else None
         self.removable = self._dims is not None and bool(mu.batch_shape)
-        self.inner = InnerProduct.of(mu.points, mu.weights)
+        self.inner = self._inner()
         self._autocast = forward_autocast(mu.device)
         self._matching: Tensor | None = None
         self.tensors = self._depends_on()
@@ -67,14 +84,15 @@ class MapEquation(Equation):
         if tensors:
             mu, args, own = self._with(z, tensors)
         else:
-            mu, args, own = self.mu.with_points(z), self._args, []
+            mu, args, own = self.measure(z), self._args, []
+        if self.constrained:  # so that off the space, where the map means nothing, its derivative is zero
+            mu = mu.with_points(self.space.project(mu.points))
         with self._autocast():
             image = self._module(own, mu, *args) if own and self._module is not None else self.map(mu, *args)
-        points = _checked(mu, image)
-        if self._matching is not None:
-            with without_autocast(mu.device):
-                points = self._matching @ points
-        return points - z
+        check_kind(mu, image, self.keeps)
+        if self.constrained:
+            _check_on_space(self.space, mu, image)
+        return self._change(z, image, tensors[0] if tensors else self.mu.weights)
 
     def sizes(self, z: Tensor, residual: Tensor, previous: Iterate | None) -> Sizes:
         image = z + residual
@@ -89,9 +107,22 @@ class MapEquation(Equation):
         norm, size, start, before, after = self.inner.norms(residual, image, z, moved, grown)
         return Sizes(norm, size, start + size, _ratio(after, before), image, (moved, grown, change))
 
+    def start(self) -> Tensor:
+        """The iterate that is the measure of the equation."""
+        return self.inner.bounded(self.mu.points, middle(self.mu))
+
     def measure(self, z: Tensor) -> DiscreteMeasure:
         """The measure with its atoms at ``z``."""
         return self.mu.with_points(z)
+
+    def admitted(self, z: Tensor) -> Tensor:
+        return self.space.near(z, self.space.project(z)) if self.constrained else z
+
+    def judged(self, at: Iterate, stop: Stop) -> Measured:
+        """The residual of the iterate ``at`` by the discrepancy of ``stop`` between the measure and its image."""
+        mu, image = self.measure(at.z.detach()), self.measure((at.z + at.residual).detach())
+        relative, size = relative_discrepancy(stop.metric, mu, image, stop.atol / stop.rtol)
+        return Measured(relative, at.norm, None, size)
 
     def image(self, mu: DiscreteMeasure) -> DiscreteMeasure:
         r""":math:`\Phi(\mu)`, with atoms of mass zero that run away left where they are."""
@@ -147,17 +178,36 @@ class MapEquation(Equation):
             "module itself, not a function around it), or detach them; the adjoint Unrolled() differentiates everything"
         )
 
+    def _inner(self) -> InnerProduct:
+        return InnerProduct.of(self.mu.points, self.mu.weights)
+
+    def _change(self, z: Tensor, image: DiscreteMeasure, weights: Tensor) -> Tensor:
+        """The residual at ``z``, from the ``image`` of its measure; ``weights`` are those of the start."""
+        points = self.space.near(z, image.points)
+        if self._matching is not None:
+            with without_autocast(z.device):
+                points = self._matching @ points
+        return points - z
+
+    def _given(self) -> list[Tensor]:
+        """Tensors of the start on which the solution depends, its weights first."""
+        return [self.mu.weights] + ([] if self.mu.marks is None else [self.mu.marks])
+
+    def _made(self, z: Tensor, rest: list[Tensor]) -> DiscreteMeasure:
+        """The measure at ``z``, with tensors taken from ``rest`` in the place of those that `_given` gives."""
+        weights = rest.pop(0)
+        return unchecked(z, weights, None if self.mu.marks is None else rest.pop(0))
+
     def _depends_on(self) -> tuple[Tensor, ...]:
-        given = [self.mu.weights] + ([] if self.mu.marks is None else [self.mu.marks])
         own = [] if self._module is None else self._module.tensors
-        return (*given, *(t for t in self._leaves if isinstance(t, Tensor)), *own)
+        return (*self._given(), *(t for t in self._leaves if isinstance(t, Tensor)), *own)
 
     def _with(self, z: Tensor, tensors: Sequence[Tensor]) -> tuple[DiscreteMeasure, tuple[Any, ...], list[Tensor]]:
         """The measure, the arguments and the tensors of the module with others in the place of `tensors`."""
         rest = list(tensors)
-        weights, marks = rest.pop(0), None if self.mu.marks is None else rest.pop(0)
+        mu = self._made(z, rest)
         leaves = [rest.pop(0) if isinstance(t, Tensor) else t for t in self._leaves]
-        return unchecked(z, weights, marks), pytree.tree_unflatten(leaves, self._spec), rest
+        return mu, pytree.tree_unflatten(leaves, self._spec), rest
 
 
 def _ratio(after: Tensor, before: Tensor) -> Tensor:
@@ -166,10 +216,22 @@ def _ratio(after: Tensor, before: Tensor) -> Tensor:
     return after / before if agreed(known) else torch.where(known, after / torch.where(known, before, 1.0), 0.0)
 
 
-def _checked(mu: DiscreteMeasure, image: Any) -> Tensor:
-    """The points of the image of ``mu``, once it is known to be a measure of the same kind."""
+def _check_on_space(space: Space, mu: DiscreteMeasure, image: DiscreteMeasure) -> None:
+    """Raise a `ValueError` unless the atoms of positive mass of the image of ``mu`` lie on the space."""
+    if torch._C._are_functorch_transforms_active() or not values_are_known(image.points):
+        return
+    points = image.points.detach()
+    known = image.support() & torch.isfinite(points).all(-1)
+    off = known & ~space.contains(torch.where(known.unsqueeze(-1), points, mu.points.detach()))
+    if bool(off.any()):
+        seen = [round(c, 6) for c in points[off][0].tolist()[:8]]
+        raise ValueError(f"map: expected it to keep atoms on {space!r}, got one at {seen}; end it with space.project(points)")
+
+
+def check_kind(mu: DiscreteMeasure, image: Any, keeps: tuple[str, ...]) -> None:
+    """Raise a `ValueError` unless ``image`` is a measure of the same kind as ``mu`` that ``keeps`` what is named."""
     if not isinstance(image, DiscreteMeasure):
-        raise ValueError(f"map: expected it to return a DiscreteMeasure, got {type(image).__name__}; use mu.with_points")
+        raise ValueError(f"map: expected it to return a DiscreteMeasure, got {type(image).__name__}; use {_make(keeps)}")
     if image.points.shape != mu.points.shape:
         raise ValueError(
             f"map: expected it to keep the number of atoms and their dimension, {tuple(mu.points.shape)}, "
@@ -180,10 +242,16 @@ def _checked(mu: DiscreteMeasure, image: Any) -> Tensor:
             f"map: expected it to keep {mu.dtype} on {mu.device}, got {image.dtype} on {image.device}; "
             "convert the map or the measure with .to(...)"
         )
-    for name, before, after in (("weights", mu.weights, image.weights), ("marks", mu.marks, image.marks)):
+    for name in keeps:
+        before, after = getattr(mu, name), getattr(image, name)
         if before is not after and not _equal(before, after):
-            raise ValueError(f"map: expected it to keep the {name} of its argument; use mu.with_points(...)")
-    return image.points
+            raise ValueError(f"map: expected it to keep the {name} of its argument; use {_make(keeps)}(...)")
+
+
+def _make(keeps: tuple[str, ...]) -> str:
+    """What makes a measure of the same kind."""
+    moved = [f"with_{name}" for name in ("points", "weights") if name not in keeps]
+    return "mu." + "(...).".join(moved)
 
 
 def _equal(before: Tensor | None, after: Tensor | None) -> bool:

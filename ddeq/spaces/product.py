@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ddeq.spaces.space import Field, Space
 __all__ = ["Product"]
 
 
+@dataclass(frozen=True, init=False, repr=False)
 class Product(Space):
     r"""A product :math:`S_1 \times \dots \times S_k`, whose points are those of the factors one behind the other.
 
@@ -28,6 +30,8 @@ class Product(Space):
         If a factor is no pair of a `Space` and a positive number, or its space has no such dimension.
     """
 
+    factors: tuple[tuple[Space, int], ...]
+
     def __init__(self, *factors: tuple[Space, int]) -> None:
         if not factors:
             raise ValueError("factors: expected pairs (space, number of coordinates), got none")
@@ -36,7 +40,7 @@ class Product(Space):
             if not right or isinstance(factor[1], bool) or not isinstance(factor[1], int) or factor[1] < 1:
                 raise ValueError(f"factors: expected pairs (space, number of coordinates), got {factor!r}")
             factor[0].check_dimension(factor[1], "factors")
-        self.factors = factors
+        object.__setattr__(self, "factors", factors)
 
     def __repr__(self) -> str:
         return f"Product({', '.join(repr(f) for f in self.factors)})"
@@ -109,6 +113,9 @@ class Product(Space):
 
     def around(self, x: Tensor) -> Tensor:
         return torch.cat([space.around(a) for space, (a,) in self._split(x)], -1)
+
+    def near(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([space.near(*a) for space, a in self._split(x, y)], -1)
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([space.distance(*a) for space, a in self._split(x, y)], -1).square().sum(-1).sqrt()

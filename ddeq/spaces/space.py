@@ -172,6 +172,10 @@ class Space(Declared, ABC):
         """Other numbers for the same points, where the space `is_periodic`."""
         return x
 
+    def near(self, x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+        """The points ``y``, by those of their numbers that are nearest to ``x`` where the space `is_periodic`."""
+        return y
+
     def admitted(self, mu: DiscreteMeasure, name: str = "mu0") -> DiscreteMeasure:
         """``mu``, whose atoms of positive mass lie in the space; those of mass zero that do not are put to others.
 

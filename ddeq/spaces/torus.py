@@ -67,6 +67,10 @@ class Torus(Space):
     def around(self, x: Tensor) -> Tensor:
         return x + as_vector(self.period, x)
 
+    def near(self, x: Tensor, y: Tensor) -> Tensor:
+        period = as_vector(self.period, x)
+        return y - period * torch.round((y - x).detach() / period)
+
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         period = as_vector(self.period, x)
         apart = torch.remainder(x - y, period)

@@ -2,7 +2,7 @@
 
 `check_functional`, `check_memory`, `check_map`, `check_flow`, `check_solution` and `check_implicit_gradient` check problems and
 results;
-`check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise`, `check_reaction` and `check_backend` check
+`check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise`, `check_reaction`, `check_space` and `check_backend` check
 subclasses of the abstract classes of those names. Each check raises an `AssertionError` that names the law which broke, with
 numbers. `ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident
 atoms, single atoms, offsets and small scales. The library's own tests use exactly these.
@@ -23,6 +23,7 @@ from ddeq.testing.noises import check_noise
 from ddeq.testing.reactions import check_reaction
 from ddeq.testing.solutions import check_implicit_gradient, check_solution
 from ddeq.testing.solvers import check_solver
+from ddeq.testing.spaces import check_space
 from ddeq.testing.steppers import check_stepper
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "check_reaction",
     "check_solution",
     "check_solver",
+    "check_space",
     "check_stepper",
 ]
 

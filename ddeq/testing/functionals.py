@@ -27,11 +27,11 @@ def check_functional(
     """Hold a functional to measure consistency (T1), and its derivatives to its value (first variation, T2), on some measures.
 
     Checked: the value is one finite number per measure, and does not change when atoms are permuted, split, or added with
-    mass zero, nor when another measure of the batch changes. The first variation and the Wasserstein gradient, as
-    the functional gives them, are those of its `forward`: against automatic differentiation, at atoms, at probes of
-    mass zero and, in double precision and where no atoms coincide, against finite differences; Hessian-vector products
-    likewise, unless the functional declares itself smooth almost everywhere only. One that has a `prepare
-    <ddeq.Functional.prepare>` is held to `check_memory` too.
+    mass zero, nor when another measure of the batch changes. The first variation (up to a constant, unless it is declared an
+    `exact_variation <ddeq.Functional.exact_variation>`) and the Wasserstein gradient, as the functional gives them, are those
+    of its `forward`: against automatic differentiation, at atoms, at probes of mass zero and, in double precision and where no
+    atoms coincide, against finite differences; Hessian-vector products likewise, unless the functional declares itself smooth
+    almost everywhere only. One that has a `prepare <ddeq.Functional.prepare>` is held to `check_memory` too.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def check_first_variation(functional: Functional, mu: DiscreteMeasure) -> None:
     by_weights = Functional.first_variation(functional, mu)
     _assert_finite(by_weights, "the derivative in the weights", mu)
     size, units = by_weights.detach().abs().max() + 1e-3, _units(functional, mu)
-    _assert_equal_up_to_a_constant(functional.first_variation(mu), by_weights, "`first_variation(mu)`", size, units)
+    _assert_equal_variations(functional, functional.first_variation(mu), by_weights, "`first_variation(mu)`", size, units)
     if functional.reads_marks and mu.marks is not None:
         return
     probed = Functional.first_variation(functional, mu, mu.points)
@@ -97,7 +97,8 @@ def check_first_variation(functional: Functional, mu: DiscreteMeasure) -> None:
     assert_close(probed, by_weights, law, scale=size, units=units)
     for x in (mu.points, _elsewhere(mu)):
         given, probed = functional.first_variation(mu, x), Functional.first_variation(functional, mu, x)
-        _assert_equal_up_to_a_constant(given, probed, "`first_variation(mu, x)`", size + probed.detach().abs().max(), units)
+        largest = size + probed.detach().abs().max()
+        _assert_equal_variations(functional, given, probed, "`first_variation(mu, x)`", largest, units)
     if mu.dtype == torch.float64:
         _check_little_mass(functional, mu, by_weights.detach())
 
@@ -135,9 +136,13 @@ def _assert_finite(derivative: Tensor, name: str, mu: DiscreteMeasure) -> None:
         )
 
 
-def _assert_equal_up_to_a_constant(a: Tensor, b: Tensor, name: str, size: Tensor, units: float) -> None:
+def _assert_equal_variations(functional: Functional, a: Tensor, b: Tensor, name: str, size: Tensor, units: float) -> None:
+    """Equal up to a constant, and with it if it is declared to be right."""
     law = f"T2 (first variation): {name} is not the derivative of the value in the weights"
     assert_close(a - a[..., :1], b - b[..., :1], law, scale=size, units=units)
+    if functional.exact_variation:
+        hint = "Declare exact_variation = False where the constant means nothing."
+        assert_close(a, b, f"{law}: the constant differs", scale=size, units=units, hint=hint)
 
 
 def check_gradient(functional: Functional, mu: DiscreteMeasure) -> None:

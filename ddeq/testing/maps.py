@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,6 +13,8 @@ from ddeq.testing.samples import HINTS, changed_neighbour, trial_measures, with_
 
 __all__ = ["check_map"]
 
+MOVED: dict[str, tuple[str, ...]] = {"points": ("points",), "weights": ("weights",), "both": ("points", "weights")}
+
 
 def check_map(
     map: Callable[..., DiscreteMeasure],
@@ -20,12 +22,14 @@ def check_map(
     *args: Any,
     dim: int = 2,
     mark_dim: int = 0,
+    moves: Literal["points", "weights", "both"] = "points",
     units: float = 2e3,
 ) -> None:
-    """Hold ``map(mu, *args)`` to measure consistency (T1): each measure is pushed forward by a map that depends on it alone.
+    """Hold ``map(mu, *args)`` to measure consistency (T1): the image of each measure depends on it alone.
 
-    Checked: weights, marks and number of atoms stay; two evaluations agree; permuting the atoms permutes the image,
-    copies of an atom go to one place, atoms of mass zero change nothing; no measure depends on another of the batch.
+    Checked: marks, number of atoms, mass, and weights or points that do not move stay; no weight is negative; two evaluations
+    agree; permuting the atoms permutes the image, copies of an atom go to one place and share what its mass becomes, atoms of
+    mass zero change nothing; no measure depends on another of the batch.
 
     Parameters
     ----------
@@ -35,6 +39,8 @@ def check_map(
         Measures to try; default: small ones of dimension ``dim`` with marks of dimension ``mark_dim``.
     args
         What the map takes besides.
+    moves
+        What the map moves, as in `ddeq.fixed_point`.
     units
         Rounding units of the dtype that are allowed.
 
@@ -47,23 +53,34 @@ def check_map(
         measures = trial_measures(dim, mark_dim=mark_dim, like=map)
     for mu in [measures] if isinstance(measures, DiscreteMeasure) else measures:
         with torch.no_grad():
-            _check(map, mu, args, units)
+            _check(map, mu, args, MOVED[moves], units)
 
 
-def _check(map: Callable[..., DiscreteMeasure], mu: DiscreteMeasure, args: tuple[Any, ...], units: float) -> None:
+def _check(
+    map: Callable[..., DiscreteMeasure], mu: DiscreteMeasure, args: tuple[Any, ...], moved: tuple[str, ...], units: float
+) -> None:
     image = map(mu, *args)
     if not isinstance(image, DiscreteMeasure):
         raise AssertionError(f"the map gives a {type(image).__name__}; expected a DiscreteMeasure")
     if image.points.shape[:-1] != mu.points.shape[:-1]:
         raise AssertionError(f"the map changes the number of atoms: {tuple(mu.points.shape)} to {tuple(image.points.shape)}")
-    for name in ("weights", "marks"):
+    for name in [n for n in ("points", "weights", "marks") if n not in moved]:
         before, after = getattr(mu, name), getattr(image, name)
         if before is not after and (None in (before, after) or not torch.equal(before, after)):
             raise AssertionError(f"the map changes the {name} of its argument: {before} to {after}")
-    if not bool(torch.isfinite(image.points).all()):
-        raise AssertionError(f"the image is not finite: {image.points} of {mu}")
+    for name in moved:
+        if not bool(torch.isfinite(getattr(image, name)).all()):
+            raise AssertionError(f"the image is not finite: {name} {getattr(image, name)} of {mu}")
+    if "weights" in moved:
+        if bool((image.weights < 0).any()):
+            raise AssertionError(f"non-negative weights: the map gives one of {float(image.weights.min()):.3e}")
+        assert_close(
+            image.mass(), mu.mass(), "mass: the map changes it", units=units, hint="For mass one end it with normalized()."
+        )
     law = "randomness: two evaluations of the map differ; draw once per forward pass (ddeq.nn.Dropout)"
-    assert_close(map(mu, *args).points, image.points, law, units=0.0)
+    again = map(mu, *args)
+    for name in moved:
+        assert_close(getattr(again, name), getattr(image, name), law, units=0.0)
     order = torch.randperm(mu.n, generator=torch.Generator().manual_seed(0)).to(mu.device)
     atom = mu.n // 2
     for change, breach, same, expected in (
@@ -71,10 +88,15 @@ def _check(map: Callable[..., DiscreteMeasure], mu: DiscreteMeasure, args: tuple
         ("splitting an atom", "moves the images", mu.split_atom(atom, 0.3), image.split_atom(atom, 0.3)),
         ("adding atoms of mass zero", "moves the images", with_dead_atoms(mu), image),
     ):
-        moved = map(same, *args).points[..., : expected.n, :]
+        actual = map(same, *args)
         law = f"T1 (measure consistency): {change} {breach}"
-        assert_close(moved, expected.points, law, units=units, hint=HINTS[change])
+        if "points" in moved:
+            assert_close(actual.points[..., : expected.n, :], expected.points, law, units=units, hint=HINTS[change])
+        if "weights" in moved:
+            assert_close(actual.weights[..., : expected.n], expected.weights, law, units=units, hint=HINTS[change])
     neighbour = changed_neighbour(mu)
     if neighbour is not None:
-        law = "T1 (one measure at a time): the image depends on another measure of the batch"
-        assert_close(map(neighbour, *args).points[1:], image.points[1:], law, units=units, hint=HINTS["another measure"])
+        law, actual = "T1 (one measure at a time): the image depends on another measure of the batch", map(neighbour, *args)
+        for name in moved:
+            after, before = getattr(actual, name)[1:], getattr(image, name)[1:]
+            assert_close(after, before, law, units=units, hint=HINTS["another measure"])

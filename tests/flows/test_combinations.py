@@ -27,7 +27,12 @@ STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), AdaptiveEuler(0.1), LBFGS(), P
 GEOMETRIES = [Wasserstein(), Stein()]
 NOISES = [None, Langevin(0.1), NoiseInjection(0.1)]
 F = MMD(cloud(4, seed=3), Gaussian(1.0)) + 0.3 * quadratic()
-REACTIONS = [None, FisherRao(1.0, functional=F), FisherRao(1.0, birth_death=True, functional=F)]
+REACTIONS = [
+    None,
+    FisherRao(1.0, functional=F),
+    FisherRao(1.0, functional=F, conserve=False),
+    FisherRao(1.0, birth_death=True, functional=F),
+]
 
 
 def makes_sense(stepper, geometry, noise, reaction):
@@ -58,7 +63,8 @@ def test_combinations(parts):
     assert torch.isfinite(trajectory.measure.points).all()
     assert trajectory.energies.shape == trajectory.dissipation.shape == (4, 2)
     assert not torch.equal(trajectory.measure.points, mu.points)
-    assert torch.allclose(trajectory.measure.mass(), mu.mass())
+    conserved = torch.allclose(trajectory.measure.mass(), mu.mass())
+    assert conserved == (reaction is None or reaction.conserve)
 
 
 @pytest.mark.theorem("T17")
