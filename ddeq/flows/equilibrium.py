@@ -19,7 +19,9 @@ from ddeq.flows.newton import NewtonFinish
 from ddeq.flows.stationary import Stationary
 from ddeq.flows.steppers import Stepper
 from ddeq.flows.undirected import EulerOrHeun
+from ddeq.flows.varying import watched_callback
 from ddeq.functionals.base import Functional, Smoothness
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.functionals.entropy import split_entropy
 from ddeq.iteration import (
     ConvergenceError,
@@ -194,7 +196,7 @@ def equilibrium(
             best=False,
             metric=partial(by_energy, stop) if stop.metric == "energy" else None,
             trace=trace,
-            callback=callback,
+            callback=None if callback is None else watched_callback(callback, functional),
         )
 
     eps = torch.finfo(mu0.dtype).eps
@@ -239,6 +241,20 @@ def _warn_of_ascent(outcome: Outcome, way: Stepper, descent: FunctionalDescent) 
         warn(NoDescentWarning(text, failed=uphill, residual=outcome.residual))
 
 
+def _check_stationary(functional: object) -> None:
+    """Raise a `ValueError` that says why where dynamics have no stationary measure that is that of an energy."""
+    if isinstance(functional, Dynamics) and functional.varies:
+        raise ValueError(
+            f"functional: {functional!r} is another energy in each step, and their stationary measures differ; take one, or "
+            "ddeq.flow with steps that fall to zero"
+        )
+    if isinstance(functional, Dynamics) and not functional.has_energy:
+        raise ValueError(
+            f"functional: {functional!r} has no energy, whose Hessian gives the derivative of a stationary measure; use "
+            "ddeq.fixed_point of the map that moves atoms by a step, or ddeq.flow with a stop"
+        )
+
+
 def _check_options(
     functional: object,
     mu0: object,
@@ -249,6 +265,7 @@ def _check_options(
     finish: object,
     on_failure: object,
 ) -> None:
+    _check_stationary(functional)
     check_kinds(
         ("functional", functional, Functional, "a ddeq.Functional"),
         ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure"),

@@ -181,7 +181,9 @@ class NewtonFinish(Stepper):
         instead = state.fresh if self.has_momentum else state.stepper
         inner = taken.state
         if inner is not None:
-            inner = pytree.tree_map(lambda a, b: torch.where(_like(accepted, a), a, b), instead, inner)
+            inner = pytree.tree_map(
+                lambda a, b: torch.where(_like(accepted, a), a, b) if isinstance(a, Tensor) else b, instead, inner
+            )
         energy = attempt.energy if bool(accepted.all()) else taken.energy
         duration = torch.as_tensor(taken.duration, dtype=norm.dtype, device=norm.device)
         return Step(

@@ -29,6 +29,9 @@ class Stepper(Method[FunctionalDescent]):
 
     needs_gradients: ClassVar[bool] = False
     """Whether the velocity must be minus the Wasserstein gradient, as it is in the geometry of Wasserstein alone."""
+    needs_energy: ClassVar[bool] = False
+    """Whether it is made for the descent of an energy and follows no other dynamics: it asks for energies, or its path is not
+    that of the velocity in its time. All that promise descent do."""
     superlinear: ClassVar[bool] = False
     """Whether it converges so fast that Newton's method is not tried early in its place."""
     in_spaces: ClassVar[bool] = False
@@ -42,6 +45,12 @@ class Stepper(Method[FunctionalDescent]):
     @property
     def ends_when_still(self) -> bool:
         return not self.has_momentum
+
+    def unrecorded(self) -> str:
+        return (
+            f"stepper: autograd cannot record the steps of {type(self).__name__}; flow under torch.no_grad() or take Euler, or "
+            "differentiate a stationary measure by ddeq.flows.equilibrium"
+        )
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,14 @@ class Trajectory:
     """The recorded measures, time first: points ``(T, *batch, n, d)``."""
     times: Float[Tensor, "*times"]
     """Times of the records, ``(T,)``, or ``(T, *batch)`` where step sizes differ between samples."""
-    energies: Float[Tensor, "*records"]
-    """Energies of the records, ``(T, *batch)``."""
+    energies: Any
+    """Energies of the records, a tensor ``(T, *batch)``; of `Varying` each that of its step. None for a `VelocityField`."""
     status: Int[Tensor, "*batch"]
     """`ddeq.iteration.Status` of each sample, ``(*batch,)``."""
     steps: Int[Tensor, "*batch"]
     """Steps that each sample took, ``(*batch,)``."""
-    dissipation: Float[Tensor, "*records"]
-    r"""``(T, *batch)``: rates :math:`-\mathrm dF/\mathrm dt` at which geometry and reaction lower the energy."""
+    dissipation: Any
+    r"""``(T, *batch)``: rates :math:`-\mathrm dF/\mathrm dt` at which geometry and reaction lower the energy; or None."""
     remains: Remains | None = None
     """What is needed to go on."""
 
@@ -75,7 +75,7 @@ class Trajectory:
         ends = ", ".join(
             f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())
         )
-        return f"Trajectory(records={len(self.energies)}, measure={self.measure}; {ends})"
+        return f"Trajectory(records={len(self.measures.points)}, measure={self.measure}; {ends})"
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, and what is needed to go on, to the safetensors file ``path``."""
@@ -101,7 +101,7 @@ class Trajectory:
         from safetensors.torch import load_file
 
         tensors = load_file(path)
-        missing = {"points", "weights", *_FIELDS} - tensors.keys()
+        missing = {"points", "weights", *_FIELDS} - {"energies", "dissipation"} - tensors.keys()
         if missing:
             raise ValueError(f"path: expected a file that Trajectory.save wrote, but it lacks {sorted(missing)}")
         remains = None
@@ -113,7 +113,8 @@ class Trajectory:
             scale, generator_state = tensors.get("scale"), tensors.get("generator_state")
             remains = Remains(int(tensors["taken"]), memory, scale, generator_state, of_functional)
         measures = unchecked(tensors["points"], tensors["weights"], tensors.get("marks"))
-        return cls(measures, **{name: tensors[name] for name in _FIELDS}, remains=remains)
+        fields: dict[str, Any] = {name: tensors.get(name) for name in _FIELDS}
+        return cls(measures, **fields, remains=remains)
 
 
 _FIELDS = ("times", "energies", "status", "steps", "dissipation")
@@ -123,8 +124,8 @@ class Record(NamedTuple):
     """What is known of a flow after a step."""
 
     measure: DiscreteMeasure
-    energy: Tensor
-    dissipation: Tensor
+    energy: Tensor | None
+    dissipation: Tensor | None
 
 
 class Recorder:
@@ -153,13 +154,18 @@ class Recorder:
         found = Trajectory(
             DiscreteMeasure.stack(measures),
             clock[torch.tensor([step - first for step in self._records], device=clock.device)],
-            torch.stack(energies),
+            _stacked(energies),
             status,
             steps,
-            torch.stack(dissipation),
+            _stacked(dissipation),
             remains,
         )
         return found if before is None else _joined(before, found)
+
+
+def _stacked(numbers: tuple[Tensor | None, ...]) -> Tensor | None:
+    known = [t for t in numbers if t is not None]
+    return torch.stack(known) if known else None
 
 
 def _joined(before: Trajectory, after: Trajectory) -> Trajectory:
@@ -168,19 +174,23 @@ def _joined(before: Trajectory, after: Trajectory) -> Trajectory:
     def cat(a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([a, b])
 
-    times = [t[(...,) + (None,) * (after.energies.ndim - t.ndim)] for t in (before.times, after.times)]
+    def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else cat(a, b)
+
+    batch_shape = tuple(after.status.shape)
+    times = [t[(...,) + (None,) * (1 + len(batch_shape) - t.ndim)] for t in (before.times, after.times)]
     if before.times.ndim != after.times.ndim:
-        times = [t.expand(len(t), *after.energies.shape[1:]) for t in times]
+        times = [t.expand(len(t), *batch_shape) for t in times]
     else:
         times = [before.times, after.times]
     measures: DiscreteMeasure = pytree.tree_map(cat, before.measures, after.measures)
     return Trajectory(
         measures,
         cat(*times),
-        cat(before.energies, after.energies),
+        both(before.energies, after.energies),
         after.status,
         before.steps + after.steps,
-        cat(before.dissipation, after.dissipation),
+        both(before.dissipation, after.dissipation),
         after.remains,
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.autodiff import gradient
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.functionals.smoothness import Smoothness
-from ddeq.held import Holder, changed, select, store
+from ddeq.held import changed, store
 from ddeq.kernels.base import shown
 from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
 from ddeq.messages import renamed_attribute, warn
@@ -19,10 +21,7 @@ from ddeq.ranks import gathered, summed
 __all__ = ["Functional", "Scaled", "Smoothness", "Sum"]
 
 
-Own = TypeVar("Own", bound="Functional")
-
-
-class Functional(Holder):
+class Functional(Dynamics):
     r"""An energy :math:`F(\mu)` on measures.
 
     A new functional writes `forward` alone, as a function of points and weights that is measure consistent (measure
@@ -54,24 +53,45 @@ class Functional(Holder):
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
     tolerance: float = 0.0
     """Relative error that the solve of an inner problem may leave in the value and its derivatives."""
-    removable: bool = False
-    """Whether `rows` finds all that it holds for each measure of a batch: targets, and numbers of the catalogue. Functions may
-    hold anything; where they hold nothing for single measures, set this to True, and samples that have finished can leave."""
+    has_energy = True
+    remembers = False
 
-    remembers: bool = False
-    """Whether `prepare` does something; true of a class that defines it."""
-    draws: bool = False
-    """Whether `prepare` draws random numbers, for which a flow then has a generator."""
-    memory: Any = None
-    """What `with_memory` gave this functional for a step; None elsewhere."""
+    @staticmethod
+    def of(
+        function: Callable[[DiscreteMeasure], Tensor],
+        *,
+        smoothness: Smoothness = Smoothness.ALMOST_EVERYWHERE,
+        reads_marks: bool = False,
+        removable: bool = False,
+    ) -> Functional:
+        """The functional of a plain function of a measure.
+
+        Parameters
+        ----------
+        function
+            Measures to one number each, ``(*batch,)``, measure consistent (T1) as a `forward` is. An ``nn.Module`` keeps its
+            parameters, which train; a plain function that captures them does not make them known.
+        smoothness, reads_marks, removable
+            As the attributes of a functional.
+
+        Raises
+        ------
+        ValueError
+            If ``function`` cannot be called, or is a functional already.
+
+        Examples
+        --------
+        >>> F = Functional.of(lambda mu: 0.5 * mu.mean().square().sum(-1))
+        >>> F.wasserstein_gradient(DiscreteMeasure(torch.tensor([[0.0], [2.0]]))).squeeze()
+        tensor([1., 1.])
+        """
+        return _OfFunction(function, smoothness, reads_marks, removable)
 
     selectable = renamed_attribute("selectable", "removable", "0.2")
     select = renamed_attribute("select", "rows", "0.2")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "prepare" in cls.__dict__ and "remembers" not in cls.__dict__:
-            cls.remembers = True
         if "first_variation" in cls.__dict__:
             cls.exact_variation = cls.__dict__.get("exact_variation", False)
         if "selectable" in cls.__dict__:
@@ -147,58 +167,14 @@ class Functional(Holder):
 
         return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
 
+    def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
+        return -self.wasserstein_gradient(mu, x)
+
     def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Functional, Any]:
-        """The functional that a flow uses in one step, and what it hands to this method in the next one.
-
-        Flows and `ddeq.flows.equilibrium` call it once per step, without derivatives, at the measure where the step begins. By
-        default there is nothing to prepare. A functional with an inner problem starts it from the solution of the last step,
-        or computes once what depends on its target alone. With its results equal to those without a memory, to the
-        tolerance of the inner problem, derivatives included, nothing depends on how often it is called.
-
-        Parameters
-        ----------
-        mu
-            The measures, detached.
-        memory
-            What the last call returned; None at the first step. A pytree of the same structure and shapes in each step: its
-            tensors are ``(*batch, ...)`` and detached, so that samples can be left out; numbers; `Cached` values. A
-            trajectory saves tensors and numbers.
-        step
-            Number of the step.
-        generator
-            Where to draw random numbers from, of a functional that `draws`; None where the flow draws nothing.
-
-        Returns
-        -------
-        Functional
-            What takes the place of this functional in the step: velocities, energies, line searches. `with_memory` makes it.
-        memory
-            For the next call.
-        """
         return self, None
 
-    def with_memory(self: Own, memory: Any) -> Own:
-        """The same functional, its parameters and targets shared, which has ``memory`` in `memory`; `rows` restricts that too."""
-        return changed(self, memory=memory)
-
     def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Functional:
-        """The functional of some measures of a batch: its targets and its numbers for each measure are those of them.
-
-        Parameters
-        ----------
-        keep
-            Which entries of the first batch dimension.
-        batch_shape
-            Shape of the batch so far.
-
-        Raises
-        ------
-        ValueError
-            If the functional is not `removable`.
-        """
-        if not self.removable:
-            raise ValueError(f"{self!r} may hold something for each measure that is not known; set its `removable` if not")
-        chosen = select(self, keep, batch_shape)
+        chosen = super().rows(keep, batch_shape)
         assert isinstance(chosen, Functional)
         return chosen
 
@@ -262,6 +238,7 @@ class Sum(Functional):
         self.exact_variation = first.exact_variation and second.exact_variation
         self.tolerance = max(first.tolerance, second.tolerance)
         self.remembers, self.draws = first.remembers or second.remembers, first.draws or second.draws
+        self.varies = first.varies or second.varies
         self._declared: bool | None = None
 
     @property
@@ -311,7 +288,7 @@ class Scaled(Functional):
         self.functional = functional
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
         self.exact_variation, self.tolerance = functional.exact_variation, functional.tolerance
-        self.remembers, self.draws = functional.remembers, functional.draws
+        self.remembers, self.draws, self.varies = functional.remembers, functional.draws, functional.varies
         self._declared: bool | None = None
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
 
@@ -347,3 +324,23 @@ class Scaled(Functional):
         """The factor with as many dimensions behind the batch."""
         c = self.factor
         return c[(...,) + (None,) * dims] if isinstance(c, Tensor) else c
+
+
+class _OfFunction(Functional):
+    """What `Functional.of` gives."""
+
+    def __init__(
+        self, function: Callable[[DiscreteMeasure], Tensor], smoothness: Smoothness, reads_marks: bool, removable: bool
+    ) -> None:
+        super().__init__()
+        if isinstance(function, Functional | type) or not callable(function):
+            seen = "a Functional, which is one already" if isinstance(function, Functional) else repr(function)
+            raise ValueError(f"function: expected a function from a measure to one number for each of its batch, got {seen}")
+        self.function = function
+        self.smoothness, self.reads_marks, self.removable = smoothness, reads_marks, removable
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return self.function(mu)
+
+    def __repr__(self) -> str:
+        return f"Functional.of({getattr(self.function, '__name__', type(self.function).__name__)})"

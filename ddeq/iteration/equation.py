@@ -61,6 +61,8 @@ class Equation(ABC):
     """Whether `rows` is defined, so that samples can leave the computation when they have finished."""
     shardable: bool = False
     """Whether its measures may be spread over ranks (`ddeq.reductions.shard`)."""
+    varies: bool = False
+    """Whether `prepared` gives another equation in each step."""
     recomputes: bool = False
     """Whether `residual` keeps its inputs alone for backward, and is evaluated again there."""
 

@@ -12,8 +12,8 @@ from ddeq.spaces.space import Field, length, rounding
 
 __all__ = ["HalfSpace"]
 
-ON_PLANE = 8.0
-"""Points this many roundings from the plane lie on it."""
+ON_PLANE = 64.0
+"""Points this many roundings from the plane lie on it: steps along it add up no more, because they are put there again."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,21 @@ class HalfSpace(Convex):
         offset, size = as_vector(self.offset, x), length(as_vector(self.normal, x))
         return share * (length(x, keepdim=True) + offset.abs() / size)
 
+    def _near(self, x: Tensor) -> Tensor:
+        return self._slack(x, ON_PLANE * torch.finfo(x.dtype).eps)
+
     def contains(self, x: Tensor) -> Tensor:
         _, height = self._plane(x)
         return (height >= -rounding(x) - self._slack(x, rounding(x))).squeeze(-1)
 
     def project(self, x: Tensor) -> Tensor:
         unit, height = self._plane(x)
-        return x - height.clamp_max(0.0) * unit
+        return torch.where(height <= self._near(x), x - height * unit, x)
 
     def _held(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The unit normal, and which points are on the plane with a ``v`` that points out, ``(*batch, n, 1)``."""
         unit, height = self._plane(x)
-        on_plane = height <= self._slack(x, ON_PLANE * torch.finfo(x.dtype).eps)
+        on_plane = height <= self._near(x)
         return unit, on_plane & ((v * unit).sum(-1, keepdim=True) < 0)
 
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:

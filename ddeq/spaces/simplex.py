@@ -35,15 +35,16 @@ class Simplex(Convex):
 
     def project(self, x: Tensor) -> Tensor:
         lowered = _level(x, torch.zeros_like(x, dtype=torch.bool), x.new_ones(x.shape[:-1]))
-        return (x - lowered).clamp_min(0.0)
+        nearest = (x - lowered).clamp_min(0.0)
+        return torch.where(_inside(nearest), nearest, 0.0 * nearest)
 
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:
-        free = x > 0
+        free = _inside(x)
         moved = v - _level(v, free, v.new_zeros(v.shape[:-1]))
         return torch.where(free, moved, moved.clamp_min(0.0))
 
     def frame(self, x: Tensor, force: Tensor) -> Field:
-        held = (x <= 0) & (self.tangent(x, force) <= 0) & (force != 0).any(-1, keepdim=True)
+        held = ~_inside(x) & (self.tangent(x, force) <= 0) & (force != 0).any(-1, keepdim=True)
         count = (~held).sum(-1, keepdim=True).clamp_min(1)
 
         def within(b: Tensor) -> Tensor:
@@ -71,6 +72,11 @@ class Simplex(Convex):
             normal = at_face - 1.0 / d
             outward = (left * at_face).sum(-1, keepdim=True) * (d / (d - 1.0))
             left = torch.where(hits, (1.0 - first) * (left - 2.0 * outward * normal), left)
+
+
+def _inside(x: Tensor) -> Tensor:
+    """Which coordinates are positive, and not so by rounding alone."""
+    return x > 8.0 * torch.finfo(x.dtype).eps
 
 
 def _level(v: Tensor, free: Tensor, total: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ ORDER = [
     "svgd_and_langevin",
     "mass_between_modes",
     "shape_to_shape",
+    "varying_energies",
+    "dynamics_without_energy",
     "million_points",
     "barycentre",
     "solvers_on_one_map",
