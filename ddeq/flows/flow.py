@@ -69,13 +69,14 @@ def flow(
     functional
         The energy :math:`F`; `Varying`, where it is another one in each step; a `VelocityField`, dynamics without an energy. Of
         several measures it reads them all, ``F({"prey": mu, "predator": nu})``; or one for each by name, a game: each measure
-        descends its own, which reads all. A functional that `couples <ddeq.Functional.couples_batch>` its batch flows as one sample.
+        descends its own, which reads all. A functional that `couples <ddeq.Functional.couples_batch>` its batch flows as one
+        sample.
     mu0
         The start; or several measures by name, a system, of any numbers of atoms and dimensions. Then ``stepper``, ``geometry``,
         ``noise``, ``reaction`` and ``space`` are one for all, or one for each by name, and measures, energies and variations
-        are dicts; residual and status are those of the root of the summed squared norms (systems, T23). Its marks stay, and its weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on
-        the path that its flow would have taken with the same other arguments; ``steps`` are further ones, and the result holds
-        the former records too.
+        are dicts; residual and status are those of the root of the summed squared norms (systems, T23). Its marks stay, and its
+        weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on the path that its flow would have
+        taken with the same other arguments; ``steps`` are further ones, and the result holds the former records too.
     stepper
         How a step is made: `Euler`, `Heun`, `Nesterov`, `Optimizer`, `AdaptiveEuler`, `LBFGS`, `Proximal`.
     steps

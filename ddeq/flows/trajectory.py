@@ -47,8 +47,8 @@ class Trajectory:
     times: Float[Tensor, "*times"]
     """Times of the records, ``(T,)``, or ``(T, *batch)`` where step sizes differ between samples."""
     energies: Any
-    """Energies of the records, a tensor ``(T, *batch)``; of `Varying` each that of its step. A dict of them for a game, None for a
-    `VelocityField`."""
+    """Energies of the records, a tensor ``(T, *batch)``; of `Varying` each that of its step. A dict of them for a game, None for
+    a `VelocityField`."""
     status: Int[Tensor, "*batch"]
     """`ddeq.iteration.Status` of each sample, ``(*batch,)``."""
     steps: Int[Tensor, "*batch"]

@@ -191,7 +191,7 @@ class Functional(Dynamics):
         return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
 
     def of_species(self, measures: Measures, name: str) -> Functional:
-        """The functional of one of several measures, while the others are held fixed."""
+        """The functional of the one of several ``measures`` that is called ``name``, while the others are held fixed."""
         return _OfSpecies(self, measures, name)
 
     def _packing(self, mu: DiscreteMeasure | Measures, x: object) -> Packing:

@@ -108,7 +108,7 @@ class Species(Packing):
 
     def keys(self, mu: DiscreteMeasure) -> Tensor:
         most, parts = max(d for _, _, d, _ in self.shapes), []
-        for number, (name, n, d, _) in enumerate(self.shapes):
+        for number, (name, _, d, _) in enumerate(self.shapes):
             x = self.unpack_field(mu.points)[name].detach()
             whole = torch.cat([x, x.new_zeros(*x.shape[:-1], most - d)], -1)
             whole = whole.unsqueeze(-2).expand(*whole.shape[:-1], d, most)
