@@ -135,16 +135,22 @@ def flow(
     `Euler`           yes     yes (a)  yes            yes (b)   yes (c)    1
     `Heun`            yes     yes (a)  yes            yes (b)   yes (c)    2; 1 with noise or reaction
     `Nesterov`        yes     no       yes            yes       no         accelerated, other time
+    `Underdamped`     no      no (e)   no             yes (b)   no         2, and exact for quadratic potentials
     `Optimizer`       yes     no       yes            yes       no         that of the optimiser, other time
     `AdaptiveEuler`   yes     no       no             yes       no         1; energy never rises
     `LBFGS`           no      no       no             yes       no         other time; energy never rises (d)
     `Proximal`        yes     yes (a)  no             yes (b)   no         1, implicit; energy never rises
     ================= ======= ======== ============== ========= ========== ================================
 
-    - (a) In the `Wasserstein` geometry, of a functional without `Entropy`, for which the noise stands.
-    - (b) With `Langevin` noise the reaction is given its own ``functional``, with the entropy.
+    - (a) In the geometries `Wasserstein`, `Preconditioned` and `Mirror`, of a functional without `Entropy`, for which the noise
+      stands.
+    - (b) With `Langevin` noise, and `Underdamped`, the reaction is given its own ``functional``, with the entropy.
     - (c) For measures without marks.
     - (d) But for rounding.
+    - (e) It has noise of its own.
+
+    `Preconditioned` and `Mirror` go with all of these but `Underdamped` and `Optimizer`; what goes with which ``space`` is in
+    the guide.
 
     Examples
     --------
