@@ -2,8 +2,8 @@
 Riemannian gradient flows and Langevin sampling on the sphere
 =============================================================
 
-*How do atoms flow on a sphere?* With ``space=Sphere()`` a :term:`flow` follows the tangent part of the gradient along great circles,
-and :term:`Langevin noise` is tangent too. No atom leaves the sphere, and the law that is sampled is known.
+*How do atoms flow on a sphere?* With ``space=Sphere()`` a :term:`flow` follows the tangent part of the gradient along great
+circles, and :term:`Langevin noise` is tangent too. No atom leaves the sphere, and the law that is sampled is known.
 """
 
 import math
@@ -27,8 +27,8 @@ def uniform(n, seed):
 
 # %%
 # **Sampling.** The :term:`potential` ``V(x) = -5 x₃`` pulls to the north pole. With noise of temperature one, atoms become draws
-# from the density proportional to ``exp(5 x₃)`` on the sphere: a von Mises-Fisher distribution of concentration 5. The mean of its
-# height is ``coth(5) - 1/5`` (spaces, T22). The step size adds a bias of about half of it, here 0.001.
+# from the density proportional to ``exp(5 x₃)`` on the sphere: a von Mises-Fisher distribution of concentration 5. The mean of
+# its height is ``coth(5) - 1/5`` (spaces, T22). The step size adds a bias of about half of it, here 0.001.
 
 kappa = 5.0
 pull = PotentialEnergy(lambda x: -kappa * x[..., 2])
@@ -42,10 +42,10 @@ print(f"mean height {heights[-1].mean():.4f} +- {error:.4f}, exact {exact:.4f}")
 print(f"largest distance from the sphere {(langevin.measure.points.norm(dim=-1) - 1).abs().max():.1e}")
 
 # %%
-# **Points that repel each other.** Without noise, ``n`` charges on a sphere (Riesz energy ``1 / |x - y|``, Thomson's problem) come to rest
-# where they are as far from each other as they can be. For 4, 6 and 12 charges that is a tetrahedron, an octahedron and an
-# icosahedron, whose energies are known. An :term:`equilibrium` on the sphere is found by L-BFGS and Newton's method with the
-# Riemannian Hessian. Where several minima exist, the best of a few starts is taken: they are the samples of one batch.
+# **Points that repel each other.** Without noise, ``n`` charges on a sphere (Riesz energy ``1 / |x - y|``, Thomson's problem)
+# come to rest where they are as far from each other as they can be. For 4, 6 and 12 charges that is a tetrahedron, an octahedron
+# and an icosahedron, whose energies are known. An :term:`equilibrium` on the sphere is found by L-BFGS and Newton's method with
+# the Riemannian Hessian. Where several minima exist, the best of a few starts is taken: they are the samples of one batch.
 
 
 def coulomb(r):
