@@ -104,7 +104,8 @@ class FunctionalDescent(Descent):
             else:
                 velocity = _velocity(self._driving, self.geometry, self.like.with_points(z), x)
         if self.constrained and not (self.geometry.is_wasserstein and self.dynamics.has_energy):
-            velocity = self.space.tangent(there, velocity)
+            on_space = self.space.velocity if self.dynamics.is_force else self.space.tangent
+            velocity = on_space(there, velocity)
         if self.displacement is not None and not self.space.is_flat:
             velocity = self.returned(z, self.space.noise(z, self.displacement), there, velocity)
         return velocity
@@ -148,7 +149,8 @@ class FunctionalDescent(Descent):
         return self.space.transport(there, -self.space.travelled(z, step, there), field)[0]
 
     def kicked(self, z: Tensor, move: Tensor, variance: float | Tensor) -> Tensor:
-        """Where random moves lead, isotropic with that variance of each coordinate, ``()`` or ``(*batch,)``."""
+        """Where random moves ``move`` lead from ``z``, isotropic with a ``variance`` of each coordinate, ``()`` or
+        ``(*batch,)``."""
         return self.space.kick(z, move, over_atoms(variance)) if self.has_metric else z + move
 
     def tangent_noise(self, z: Tensor, xi: Tensor) -> Tensor:

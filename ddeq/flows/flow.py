@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from ddeq.flows.observed import Observer
 from ddeq.flows.reacting import ReactingDescent
 from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Euler, Stepper
+from ddeq.flows.systems import System
 from ddeq.flows.trajectory import Recorder, Remains, Trajectory
 from ddeq.flows.varying import watched_callback
+from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
 from ddeq.iteration import Adjoint, Iterate, Measured, Outcome, Report, Stop, Unrolled, iterate
 from ddeq.iteration.declared import check_kinds
@@ -39,15 +42,15 @@ RECORDS = 100
 
 
 def flow(
-    functional: Dynamics,
-    mu0: DiscreteMeasure | Trajectory,
-    stepper: Stepper = Euler(0.1),
+    functional: Dynamics | Mapping[str, Functional],
+    mu0: DiscreteMeasure | Mapping[str, DiscreteMeasure] | Trajectory,
+    stepper: Stepper | Mapping[str, Stepper] = Euler(0.1),
     steps: int | None = None,
-    geometry: Geometry = Wasserstein(),
-    noise: Noise | None = None,
-    reaction: Reaction | None = None,
+    geometry: Geometry | Mapping[str, Geometry] = Wasserstein(),
+    noise: Noise | Mapping[str, Noise | None] | None = None,
+    reaction: Reaction | Mapping[str, Reaction | None] | None = None,
     *,
-    space: Space = Euclidean(),
+    space: Space | Mapping[str, Space] = Euclidean(),
     stop: Stop | None = None,
     adjoint: Adjoint = Unrolled(),
     record: int | Iterable[int] | None = None,
@@ -64,11 +67,16 @@ def flow(
     Parameters
     ----------
     functional
-        The energy :math:`F`; `Varying`, where it is another one in each step; a `VelocityField`, dynamics without an energy.
+        The energy :math:`F`; `Varying`, where it is another one in each step; a `VelocityField`, dynamics without an energy. Of
+        several measures it reads them all, ``F({"prey": mu, "predator": nu})``; or one for each by name, a game: each measure
+        descends its own, which reads all. A functional that `couples <ddeq.Functional.couples_batch>` its batch flows as one
+        sample.
     mu0
-        The start; its marks stay, and its weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on
-        the path that its flow would have taken with the same other arguments; ``steps`` are further ones, and the result holds
-        the former records too.
+        The start; or several measures by name, a system, of any numbers of atoms and dimensions. Then ``stepper``, ``geometry``,
+        ``noise``, ``reaction`` and ``space`` are one for all, or one for each by name, and measures, energies and variations
+        are dicts; residual and status are those of the root of the summed squared norms (systems, T23). Its marks stay, and its
+        weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on the path that its flow would have
+        taken with the same other arguments; ``steps`` are further ones, and the result holds the former records too.
     stepper
         How a step is made: `Euler`, `Heun`, `Nesterov`, `Optimizer`, `AdaptiveEuler`, `LBFGS`, `Proximal`.
     steps
@@ -146,6 +154,34 @@ def flow(
     >>> trajectory.measures.points.flatten(), trajectory.times
     (tensor([1.0000, 0.5000, 0.2500]), tensor([0.0000, 0.5000, 1.0000]))
     """
+    rest: dict[str, Any] = {"stop": stop, "adjoint": adjoint, "record": record, "generator": generator, "progress": progress}
+    system = System.of(functional, mu0)
+    if system is None:
+        parts: Any = (functional, mu0, stepper, steps, geometry, noise, reaction)
+        return _flow(*parts, space=space, callback=callback, **rest)  # type: ignore[arg-type]
+    options = system.options(stepper, geometry, noise, reaction, space)
+    callback = system.callback(callback)
+    return system.unpacked(_flow(system.dynamics, system.start, steps=steps, **options, callback=callback, **rest))
+
+
+def _flow(
+    functional: Dynamics,
+    mu0: DiscreteMeasure | Trajectory,
+    stepper: Stepper,
+    steps: int | None,
+    geometry: Geometry,
+    noise: Noise | None,
+    reaction: Reaction | None,
+    *,
+    space: Space,
+    stop: Stop | None,
+    adjoint: Adjoint,
+    record: int | Iterable[int] | None,
+    generator: torch.Generator | None,
+    callback: Callable[[Report], object] | None,
+    progress: bool,
+) -> Trajectory:
+    """The flow of one measure."""
     before, mu0 = (mu0, mu0.measure) if isinstance(mu0, Trajectory) else (None, mu0)
     _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, space, stop, adjoint, generator)
     mu0 = check_combination(functional, mu0, stepper, geometry, noise, reaction, space, stop)

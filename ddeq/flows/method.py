@@ -80,7 +80,7 @@ class FlowMethod(Method[FunctionalDescent]):
         if self.noise is not None and at.draw is not None:
             kick = self.noise.kick(points, at.draw.normal, duration, at.step)
             if kick is not None:
-                variance = self.noise.variance(points, duration, at.step)
+                variance = self.noise.variance(points, duration, at.step) if points.has_metric else 0.0
                 z, energy = points.kicked(z, kick, variance), None
         moved = points.measure(z)
         if self.reaction is not None:

@@ -236,7 +236,8 @@ class NewtonFinish(Stepper):
         if not bool(due.any()):
             return _Attempt(due, points, torch.zeros_like(size), torch.zeros_like(size), uphill, count[0])
         place = Place.of(points, like.weights, points)
-        together = _Together.of(points, like.weights, like.marks if functional.reads_marks else None)
+        keys = functional.keys(like.with_points(points))
+        together = _Together.of(points if keys is None else keys, like.weights, like.marks if functional.reads_marks else None)
         symmetries = find_symmetries(gradient, place, 10 * (eps ** (2 / 3) + functional.tolerance))
 
         def admissible(field: Tensor) -> Tensor:

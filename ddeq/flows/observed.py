@@ -97,7 +97,7 @@ class Observer:
         equation = self._equation
         mu, everywhere = equation.measure(seen.value), equation.inner.everywhere
         if not equation.dynamics.has_energy:
-            return Record(mu, None, None)
+            return Record(mu, equation.dynamics.energies(mu), None)
         energy, dissipation = seen.energy, seen.dissipation
         energy = equation.functional(mu) if energy is None else energy
         dissipation = _dissipation(equation, self._method, mu, step, seen.norm) if dissipation is None else dissipation

@@ -42,12 +42,13 @@ class Trajectory:
     ``ddeq.flow(functional, trajectory, ...)`` goes on from the last record, on the path that the flow would have taken.
     """
 
-    measures: DiscreteMeasure
-    """The recorded measures, time first: points ``(T, *batch, n, d)``."""
+    measures: Any
+    """The recorded measures, time first: points ``(T, *batch, n, d)``; of several species a dict of them."""
     times: Float[Tensor, "*times"]
     """Times of the records, ``(T,)``, or ``(T, *batch)`` where step sizes differ between samples."""
     energies: Any
-    """Energies of the records, a tensor ``(T, *batch)``; of `Varying` each that of its step. None for a `VelocityField`."""
+    """Energies of the records, a tensor ``(T, *batch)``; of `Varying` each that of its step. A dict of them for a game, None for
+    a `VelocityField`."""
     status: Int[Tensor, "*batch"]
     """`ddeq.iteration.Status` of each sample, ``(*batch,)``."""
     steps: Int[Tensor, "*batch"]
@@ -58,9 +59,11 @@ class Trajectory:
     """What is needed to go on."""
 
     @property
-    def measure(self) -> DiscreteMeasure:
-        """The last measure."""
-        return self.measures[-1]
+    def measure(self) -> Any:
+        """The last measure; of several species a dict."""
+        if isinstance(self.measures, DiscreteMeasure):
+            return self.measures[-1]
+        return {name: mu[-1] for name, mu in self.measures.items()}
 
     @property
     def converged(self) -> Tensor:
@@ -75,12 +78,18 @@ class Trajectory:
         ends = ", ".join(
             f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())
         )
-        return f"Trajectory(records={len(self.measures.points)}, measure={self.measure}; {ends})"
+        return f"Trajectory(records={len(self.times)}, measure={self.measure}; {ends})"
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, and what is needed to go on, to the safetensors file ``path``."""
-        tensors: dict[str, Tensor | None] = {name: getattr(self, name) for name in _FIELDS}
-        tensors |= {name: getattr(self.measures, name) for name in ("points", "weights", "marks")}
+        tensors: dict[str, Tensor | None] = {}
+        for name in _FIELDS:  # of several species "energies.prey"
+            value = getattr(self, name)
+            tensors |= {f"{name}.{k}": t for k, t in value.items()} if isinstance(value, dict) else {name: value}
+        species = {"": self.measures} if isinstance(self.measures, DiscreteMeasure) else self.measures
+        for key, mu in species.items():
+            end = f".{key}" if key else ""
+            tensors |= {f"{name}{end}": getattr(mu, name) for name in ("points", "weights", "marks")}
         if self.remains is not None:
             tensors |= {f"memory.{i}": t for i, t in enumerate(self.remains.memory)}
             tensors |= {"taken": torch.tensor(self.remains.taken), "scale": self.remains.scale}
@@ -101,7 +110,8 @@ class Trajectory:
         from safetensors.torch import load_file
 
         tensors = load_file(path)
-        missing = {"points", "weights", *_FIELDS} - {"energies", "dissipation"} - tensors.keys()
+        found = {name.partition(".")[0] for name in tensors}
+        missing = {"points", "weights", *_FIELDS} - {"energies", "dissipation"} - found
         if missing:
             raise ValueError(f"path: expected a file that Trajectory.save wrote, but it lacks {sorted(missing)}")
         remains = None
@@ -112,9 +122,19 @@ class Trajectory:
             of_functional = tuple(tensors.get(f"of_functional.{i}") for i in range(parts))
             scale, generator_state = tensors.get("scale"), tensors.get("generator_state")
             remains = Remains(int(tensors["taken"]), memory, scale, generator_state, of_functional)
-        measures = unchecked(tensors["points"], tensors["weights"], tensors.get("marks"))
-        fields: dict[str, Any] = {name: tensors.get(name) for name in _FIELDS}
+        points, weights, marks = (_read(tensors, name) for name in ("points", "weights", "marks"))
+        if isinstance(points, dict):
+            measures: Any = {k: unchecked(points[k], weights[k], (marks or {}).get(k)) for k in points}
+        else:
+            measures = unchecked(points, weights, marks)
+        fields: dict[str, Any] = {name: _read(tensors, name) for name in _FIELDS}
         return cls(measures, **fields, remains=remains)
+
+
+def _read(tensors: dict[str, Tensor], name: str) -> Any:
+    """A tensor of a file, or those of each species, or None."""
+    parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+    return parts or tensors.get(name)
 
 
 _FIELDS = ("times", "energies", "status", "steps", "dissipation")
@@ -163,9 +183,9 @@ class Recorder:
         return found if before is None else _joined(before, found)
 
 
-def _stacked(numbers: tuple[Tensor | None, ...]) -> Tensor | None:
+def _stacked(numbers: tuple[Any, ...]) -> Any:
     known = [t for t in numbers if t is not None]
-    return torch.stack(known) if known else None
+    return pytree.tree_map(lambda *parts: torch.stack(parts), *known) if known else None
 
 
 def _joined(before: Trajectory, after: Trajectory) -> Trajectory:
@@ -174,8 +194,8 @@ def _joined(before: Trajectory, after: Trajectory) -> Trajectory:
     def cat(a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([a, b])
 
-    def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return None if a is None or b is None else cat(a, b)
+    def both(a: Any, b: Any) -> Any:
+        return None if a is None or b is None else pytree.tree_map(cat, a, b)
 
     batch_shape = tuple(after.status.shape)
     times = [t[(...,) + (None,) * (1 + len(batch_shape) - t.ndim)] for t in (before.times, after.times)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.functionals.base import places
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.measures import DiscreteMeasure
 
 __all__ = ["VelocityField"]
 
@@ -24,7 +23,8 @@ class VelocityField(Dynamics):
     Parameters
     ----------
     function
-        :math:`v`: a measure and points ``(*batch, m, d)`` to their velocities ``(*batch, m, d)``. It depends on the measure alone
+        :math:`v`: a measure and points ``(*batch, m, d)`` to their velocities ``(*batch, m, d)``; of several measures, dicts of
+        these. It depends on the measure alone
         (measure consistency, T1), so sums over its atoms have their weights. An ``nn.Module`` trains: gradients reach its
         parameters.
 
@@ -49,21 +49,31 @@ class VelocityField(Dynamics):
     (tensor([[0., 1.]]), None)
     """
 
-    def __init__(self, function: Callable[[DiscreteMeasure, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
         super().__init__()
         if isinstance(function, Dynamics | type) or not callable(function):
             raise ValueError(f"function: expected a function of a measure and points, v(mu, x), got {function!r}")
         self.function = function
 
-    def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
+    def velocity(self, mu: Any, x: Any = None) -> Any:
+        if isinstance(mu, Mapping):
+            points = {name: places(nu, None if x is None else x[name]) for name, nu in mu.items()}
+            found = self.function(mu, points)
+            if not isinstance(found, Mapping) or found.keys() != mu.keys():
+                seen = list(found) if isinstance(found, Mapping) else type(found).__name__
+                raise ValueError(f"function: expected velocities by the names {list(mu)}, got {seen}")
+            return {name: self._checked(found[name], points[name]) for name in mu}
         x = places(mu, x)
-        v = self.function(mu, x)
+        return self._checked(self.function(mu, x), x)
+
+    @staticmethod
+    def _checked(v: object, x: Tensor) -> Tensor:
         if not isinstance(v, Tensor) or v.shape != x.shape or v.dtype != x.dtype:
             seen = f"shape {tuple(v.shape)}, {v.dtype}" if isinstance(v, Tensor) else type(v).__name__
             raise ValueError(f"function: expected velocities as the points, shape {tuple(x.shape)}, {x.dtype}, got {seen}")
         return v
 
-    def forward(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
+    def forward(self, mu: Any, x: Any = None) -> Any:
         """The `velocity` at ``x`` while the measure is ``mu``."""
         return self.velocity(mu, x)
 

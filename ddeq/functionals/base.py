@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddeq.autodiff import gradient
 from ddeq.functionals.dynamics import Dynamics
+from ddeq.functionals.packing import Measures, Outer, Packing, Species, check_species
 from ddeq.functionals.smoothness import Smoothness
 from ddeq.held import changed, store
 from ddeq.kernels.base import shown
@@ -53,6 +54,11 @@ class Functional(Dynamics):
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
     tolerance: float = 0.0
     """Relative error that the solve of an inner problem may leave in the value and its derivatives."""
+    couples_batch: bool = False
+    """Whether the samples of the last batch dimension are one measure of measures, so that `forward` gives
+    ``(*batch[:-1],)``, and gradients and first variations are per unit of outer times inner weight."""
+    outer_weights: Tensor | None = None
+    """Weights of that measure, one for each sample of the last batch dimension; None: equal ones of mass one."""
     has_energy = True
     remembers = False
 
@@ -100,23 +106,26 @@ class Functional(Dynamics):
             cls.removable = cls.__dict__["selectable"]
             del cls.selectable
 
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        """The energy of each measure of the batch ``mu``, ``(*batch,)``."""
+    def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
+        """The energy of each measure of the batch ``mu``, ``(*batch,)``; of several measures by name, their joint one."""
         raise NotImplementedError(f"{type(self).__name__} must define `forward(mu)`")
 
-    def __call__(self, mu: DiscreteMeasure) -> Tensor:
-        """`forward`, once ``mu`` is known to be a measure, and its result to be one number for each."""
-        if not isinstance(mu, DiscreteMeasure):
+    def __call__(self, mu: DiscreteMeasure | Measures) -> Tensor:
+        """`forward`, once ``mu`` is known to be a measure or several by name, and its result to be one number for each."""
+        if isinstance(mu, Mapping):
+            check_species("mu", mu)
+            batch_shape = next(iter(mu.values())).batch_shape
+        elif isinstance(mu, DiscreteMeasure):
+            batch_shape = mu.batch_shape[:-1] if self.couples_batch else mu.batch_shape
+        else:
             raise TypeError(f"mu: expected a DiscreteMeasure, got {type(mu).__name__}; use DiscreteMeasure(points)")
         value: Any = super().__call__(mu)
-        if not isinstance(value, Tensor) or value.shape != mu.batch_shape:
+        if not isinstance(value, Tensor) or value.shape != batch_shape:
             seen = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"{type(self).__name__}.forward: expected one number per measure, shape {mu.batch_shape}, got {seen}"
-            )
+            raise ValueError(f"{type(self).__name__}.forward: expected one number per measure, shape {batch_shape}, got {seen}")
         return summed(value)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
+    def first_variation(self, mu: Any, x: Any = None) -> Any:
         r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant unless `exact_variation` is true.
 
         By default the derivative of the energy in the weights, at ``x`` in those of atoms of mass zero placed there (first
@@ -125,13 +134,22 @@ class Functional(Dynamics):
         Parameters
         ----------
         mu, x
-            The measures, and points ``(*batch, m, d)``; default: the atoms of ``mu``.
+            The measures, and points ``(*batch, m, d)``; default: the atoms of ``mu``. Of several measures both are dicts, and
+            so is the result.
 
         Raises
         ------
         ValueError
-            If ``x`` is given and the functional reads the marks of atoms, which points do not have.
+            If ``x`` is given and the functional reads the marks of atoms, which points do not have; or the samples of a batch
+            are one measure.
         """
+        if isinstance(mu, Mapping):
+            places_of = dict.fromkeys(mu) if x is None else x
+            return {name: self.of_species(mu, name).first_variation(mu[name], at) for name, at in places_of.items()}
+        if self.couples_batch:
+            packing = self._packing(mu, x)
+            flat = packing.pack(mu)
+            return gradient(lambda w: self(packing.unpack(flat.with_weights(w))), flat.weights).reshape(mu.weights.shape)
         if x is None:
             return gradient(lambda w: self(mu.with_weights(w)), mu.weights)
         x = places(mu, x)
@@ -140,9 +158,7 @@ class Functional(Dynamics):
         unmarked = mu.with_marks(None)
         return gradient(lambda w: self(unmarked + unchecked(x, w)), x.new_zeros(x.shape[:-1]))
 
-    def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
-    ) -> Float[Tensor, "*batch m d"]:
+    def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
         r"""Wasserstein gradient :math:`\nabla \frac{\delta F}{\delta\mu}(x)`.
 
         At the atoms of positive mass this is :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}` (first variations, T2).
@@ -152,8 +168,15 @@ class Functional(Dynamics):
         mu
             The measures.
         x
-            Points ``(*batch, m, d)``; default: the atoms of ``mu``, those of mass zero included.
+            Points ``(*batch, m, d)``; default: the atoms of ``mu``, those of mass zero included. Of several measures ``mu`` and
+            ``x`` are dicts, and so is the result.
         """
+        if isinstance(mu, Mapping) and x is not None:
+            return {name: self.of_species(mu, name).wasserstein_gradient(mu[name], at) for name, at in x.items()}
+        if isinstance(mu, Mapping) or self.couples_batch:
+            packing = self._packing(mu, x)
+            flat = packing.pack(mu)
+            return packing.unpack_field(_OfPacked(self, packing).wasserstein_gradient(flat))
         if x is not None or type(self).first_variation is not Functional.first_variation:
             return gradient(lambda p: self.first_variation(mu, p), places(mu, x))
         dead = ~mu.support()
@@ -167,8 +190,22 @@ class Functional(Dynamics):
 
         return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
 
+    def of_species(self, measures: Measures, name: str) -> Functional:
+        """The functional of the one of several ``measures`` that is called ``name``, while the others are held fixed."""
+        return _OfSpecies(self, measures, name)
+
+    def _packing(self, mu: DiscreteMeasure | Measures, x: object) -> Packing:
+        if isinstance(mu, Mapping):
+            return Species.of(mu)
+        if x is not None:
+            raise ValueError(f"x: {type(self).__name__} couples the samples of a batch; leave x out for the atoms")
+        if not mu.batch_shape:
+            raise ValueError(f"mu: {type(self).__name__} couples the samples of a batch, expected one, got a single measure")
+        return Outer(mu.batch_shape[-1], mu.n, self.outer_weights)
+
     def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
-        return -self.wasserstein_gradient(mu, x)
+        gradient: Tensor = self.wasserstein_gradient(mu, x)
+        return -gradient
 
     def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Functional, Any]:
         return self, None
@@ -221,6 +258,30 @@ def places(mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
     return x.expand(*mu.batch_shape, *x.shape[-2:])
 
 
+class _OfSpecies(Functional):
+    """A functional of several measures as one of one of them."""
+
+    def __init__(self, functional: Functional, measures: Measures, name: str) -> None:
+        super().__init__()
+        self.functional, self._others, self._name = functional, dict(measures), name
+        self.smoothness, self.tolerance, self.reads_marks = functional.smoothness, functional.tolerance, functional.reads_marks
+        self.exact_variation = functional.exact_variation
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return self.functional({**self._others, self._name: mu})
+
+
+class _OfPacked(Functional):
+    """A functional of several measures as one of the measure that they are stored in."""
+
+    def __init__(self, functional: Functional, packing: Packing) -> None:
+        super().__init__()
+        self.functional, self._packing_of = functional, packing
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return self.functional(self._packing_of.unpack(mu))
+
+
 class Sum(Functional):
     """Sum of two functionals, as ``F + G`` makes it; closed forms of its parts are used.
 
@@ -239,6 +300,7 @@ class Sum(Functional):
         self.tolerance = max(first.tolerance, second.tolerance)
         self.remembers, self.draws = first.remembers or second.remembers, first.draws or second.draws
         self.varies = first.varies or second.varies
+        _share_outer(self, first, second)
         self._declared: bool | None = None
 
     @property
@@ -250,16 +312,14 @@ class Sum(Functional):
     def removable(self, value: bool) -> None:
         self._declared = value
 
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+    def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self.first(mu) + self.second(mu)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        return self.first.first_variation(mu, x) + self.second.first_variation(mu, x)
+    def first_variation(self, mu: Any, x: Any = None) -> Any:
+        return _added(self.first.first_variation(mu, x), self.second.first_variation(mu, x))
 
-    def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
-    ) -> Float[Tensor, "*batch m d"]:
-        return self.first.wasserstein_gradient(mu, x) + self.second.wasserstein_gradient(mu, x)
+    def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
+        return _added(self.first.wasserstein_gradient(mu, x), self.second.wasserstein_gradient(mu, x))
 
     def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Sum, Any]:
         of_first, of_second = (None, None) if memory is None else memory
@@ -269,6 +329,26 @@ class Sum(Functional):
 
     def __repr__(self) -> str:
         return f"{self.first!r} + {self.second!r}"
+
+
+def _share_outer(whole: Functional, *parts: Functional) -> None:
+    """Say of a sum or multiple whether it couples a batch, as all its parts must do alike."""
+    couple = {part.couples_batch for part in parts}
+    if len(couple) > 1:
+        raise ValueError("functional: expected parts that all couple the samples of a batch, or none, got both")
+    whole.couples_batch = parts[0].couples_batch
+    given = [part.outer_weights for part in parts if part.outer_weights is not None]
+    whole.outer_weights = given[0] if given else None
+
+
+def _added(a: Any, b: Any) -> Any:
+    """The sum of two tensors, or of those of each species."""
+    return {name: a[name] + b[name] for name in a} if isinstance(a, dict) else a + b
+
+
+def _times(factor: float | Tensor, a: Any) -> Any:
+    """A multiple of a tensor, or of those of each species."""
+    return {name: factor * part for name, part in a.items()} if isinstance(a, dict) else factor * a
 
 
 class Scaled(Functional):
@@ -289,6 +369,7 @@ class Scaled(Functional):
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
         self.exact_variation, self.tolerance = functional.exact_variation, functional.tolerance
         self.remembers, self.draws, self.varies = functional.remembers, functional.draws, functional.varies
+        _share_outer(self, functional)
         self._declared: bool | None = None
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
 
@@ -301,16 +382,14 @@ class Scaled(Functional):
     def removable(self, value: bool) -> None:
         self._declared = value
 
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+    def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self._factor(0) * self.functional(mu)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        return self._factor(1) * self.functional.first_variation(mu, x)
+    def first_variation(self, mu: Any, x: Any = None) -> Any:
+        return _times(self._factor(1), self.functional.first_variation(mu, x))
 
-    def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
-    ) -> Float[Tensor, "*batch m d"]:
-        return self._factor(2) * self.functional.wasserstein_gradient(mu, x)
+    def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
+        return _times(self._factor(2), self.functional.wasserstein_gradient(mu, x))
 
     def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Scaled, Any]:
         functional, memory = self.functional.prepare(mu, memory, step, generator)

@@ -36,6 +36,8 @@ class Dynamics(Holder):
     """Whether `prepare` does something; true of a class that defines it."""
     draws: bool = False
     """Whether `prepare` draws random numbers, for which a flow then has a generator."""
+    is_force: bool = False
+    """Whether the velocity is minus a Euclidean gradient, of which a space makes one in its metric."""
     memory: Any = None
     """What `with_memory` gave it for a step; None elsewhere."""
 
@@ -49,6 +51,14 @@ class Dynamics(Holder):
     def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
         """The velocity at the points ``x`` (default: the atoms) while the measure is ``mu``."""
         raise NotImplementedError(f"{type(self).__name__} must define `velocity(mu, x)`")
+
+    def keys(self, mu: DiscreteMeasure) -> Tensor | None:
+        """Numbers ``(*batch, n, q)`` that agree where atoms are at the same place; None: their points do."""
+        return None
+
+    def energies(self, mu: DiscreteMeasure) -> Any:
+        """What a trajectory records as energies where there is no energy that falls; default: None."""
+        return None
 
     @property
     def example(self) -> Dynamics:

@@ -46,7 +46,8 @@ def check_flow(functional: Dynamics, mu0: DiscreteMeasure, *, descends: bool = T
 
     def end(mu: DiscreteMeasure) -> DiscreteMeasure:
         seeded = {"generator": torch.Generator().manual_seed(0)} if random else {}
-        return flow(functional, mu, **options | seeded).measure
+        found: DiscreteMeasure = flow(functional, mu, **options | seeded).measure
+        return found
 
     with torch.no_grad():
         expected = end(mu0)

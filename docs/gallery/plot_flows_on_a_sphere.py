@@ -43,9 +43,10 @@ print(f"largest distance from the sphere {(langevin.measure.points.norm(dim=-1) 
 
 # %%
 # **Points that repel each other.** Without noise, ``n`` charges on a sphere (Riesz energy ``1 / |x - y|``, Thomson's problem)
-# come to rest where they are as far from each other as they can be. For 4, 6 and 12 charges that is a tetrahedron, an octahedron
-# and an icosahedron, whose energies are known. An :term:`equilibrium` on the sphere is found by L-BFGS and Newton's method with
-# the Riemannian Hessian. Where several minima exist, the best of a few starts is taken: they are the samples of one batch.
+# come to rest where they are as far from each other as they can be. For 4, 6 and 12 charges that is a tetrahedron, an
+# octahedron and an icosahedron, whose energies are known. An :term:`equilibrium` on the sphere is found by L-BFGS and Newton's
+# method with the Riemannian Hessian. Where several minima exist, the best of a few starts is taken: they are the samples of one
+# batch.
 
 
 def coulomb(r):

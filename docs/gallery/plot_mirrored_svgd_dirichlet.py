@@ -2,9 +2,9 @@
 Mirrored SVGD and mirror-Langevin on the simplex
 ================================================
 
-*How does one sample probabilities?* A posterior of probability vectors lives on a simplex, and its density may be singular at
-the boundary, where steps of ordinary :term:`SVGD` or :term:`Langevin <Langevin noise>` lead out. In the geometry ``Mirror``
-atoms move in the image of a :term:`mirror map`, here logarithms of the probabilities: there is no boundary there.
+*How does one sample probabilities?* A posterior of probability vectors lives on a simplex, and its density may be singular at the
+boundary, where steps of ordinary :term:`SVGD` or :term:`Langevin <Langevin noise>` lead out. In the geometry ``Mirror`` atoms
+move in the image of a :term:`mirror map`, here logarithms of the probabilities: there is no boundary there.
 """
 
 import math
@@ -34,9 +34,9 @@ def log_density(x):
 
 # %%
 # All atoms start near the middle. *Mirror-Langevin* takes the :term:`potential` alone, as the noise stands for the
-# :term:`entropy`; *mirrored SVGD* takes the whole :term:`KL divergence`, whose entropy becomes a repulsion between atoms through
-# a kernel on the image. In the image the density has the determinant of the mirror map in it, which the geometry takes into
-# account (spaces, T22).
+# :term:`entropy`; *mirrored SVGD* takes the whole :term:`KL divergence`, whose entropy becomes a repulsion between atoms
+# through a kernel on the image. In the image the density has the determinant of the mirror map in it, which the geometry takes
+# into account (spaces, T22).
 
 generator = torch.Generator().manual_seed(0)
 start = (0.2 * torch.randn(6000, 3, generator=generator).double()).softmax(-1)

@@ -184,7 +184,16 @@ def test_it_flows_on_a_space():
         flow(PotentialEnergy(lambda x: x[..., 2]), start, space=Sphere(), stepper=Optimizer(torch.optim.Adam))
 
 
-STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), Optimizer(torch.optim.SGD), AdaptiveEuler(0.1), LBFGS(), Proximal(0.1), Underdamped(0.1)]
+STEPPERS = [
+    Euler(0.1),
+    Heun(0.1),
+    Nesterov(0.1),
+    Optimizer(torch.optim.SGD),
+    AdaptiveEuler(0.1),
+    LBFGS(),
+    Proximal(0.1),
+    Underdamped(0.1),
+]
 NOISES = [None, Langevin(0.1), NoiseInjection(0.1)]
 
 
