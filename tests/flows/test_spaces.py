@@ -44,7 +44,7 @@ with warnings.catch_warnings():
     import geoopt
 
 D = torch.float64
-pytestmark = pytest.mark.theorem(22)
+pytestmark = pytest.mark.theorem("T22")
 STEPPERS: tuple[Stepper, ...] = (Euler(0.2), Heun(0.2), Nesterov(0.1), AdaptiveEuler(), LBFGS(memory=10), Proximal(0.3))
 
 

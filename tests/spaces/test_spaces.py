@@ -43,7 +43,7 @@ SPACES = [
 ]
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 @pytest.mark.parametrize("space", SPACES, ids=repr)
 def test_laws(space: Space) -> None:
     check_space(space)
@@ -72,7 +72,7 @@ MANIFOLDS = {
 }
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 @pytest.mark.parametrize("name", MANIFOLDS)
 def test_laws_of_manifolds_of_geoopt(name: str) -> None:
     space, points = MANIFOLDS[name]
@@ -97,7 +97,7 @@ GEOMETRIES = {
 }
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_laws_of_the_spaces_of_geometries(name: str) -> None:
     geometry, points = GEOMETRIES[name]
@@ -120,7 +120,7 @@ class FirstOrder(Manifold):
         return self._flat(self.manifold.retr(x, v), x)
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 def test_a_first_order_retraction_is_told() -> None:
     points = 0.3 * normal(4, 3)
     assert not FirstOrder(geoopt.PoincareBall()).second_order_at(points)
