@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -214,9 +215,10 @@ class Functional(Holder):
         return self if other == 0 else NotImplemented  # where `sum` begins
 
     def __mul__(self, factor: float | Tensor) -> Scaled:
-        return Scaled(self, factor) if isinstance(factor, int | float | Tensor) else NotImplemented
+        return Scaled(self, factor) if isinstance(factor, Real | Tensor) else NotImplemented
 
     __rmul__ = __mul__
+    __array_ufunc__ = None  # numbers of NumPy leave the product to us
 
     def __truediv__(self, divisor: float | Tensor) -> Scaled:
         return self * (1.0 / divisor)
