@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -227,9 +228,10 @@ class Functional(Dynamics):
         return self if other == 0 else NotImplemented  # where `sum` begins
 
     def __mul__(self, factor: float | Tensor) -> Scaled:
-        return Scaled(self, factor) if isinstance(factor, int | float | Tensor) else NotImplemented
+        return Scaled(self, factor) if isinstance(factor, Real | Tensor) else NotImplemented
 
     __rmul__ = __mul__
+    __array_ufunc__ = None  # numbers of NumPy leave the product to us
 
     def __truediv__(self, divisor: float | Tensor) -> Scaled:
         return self * (1.0 / divisor)
