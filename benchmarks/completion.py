@@ -23,6 +23,7 @@ import ddeq.data
 from ddeq import DiscreteMeasure
 from ddeq.data import MeasureDataset, Removal, generator_for, load_mnist_pc, load_modelnet
 from ddeq.experiments import CompletionEvaluation, evaluate_completion
+from ddeq.files import read_checkpoint
 from ddeq.nn import Completer, build
 
 NAMES = {"mnist_pc": "MNIST as measures", "modelnet": "ModelNet40"}
@@ -34,7 +35,7 @@ LEAST = 5
 
 def load(checkpoint: Path) -> tuple[torch.nn.Module, Removal, dict[str, Any], str]:
     """The model, what was removed in its training, how it was trained, and its name."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    saved = read_checkpoint(checkpoint)
     model = build(saved["configuration"], dotted=True)
     model.load_state_dict({k.removeprefix("model."): v for k, v in saved["state_dict"].items() if k.startswith("model.")})
     kind = "ours" if isinstance(model, Completer) else f"PCN, trained by {saved['discrepancy']}"

@@ -35,6 +35,7 @@ SHORT = {
     "sliced": ["--sizes", "1000", "10000", "100000", "1000000", "--repeats", "2"],
     "functionals": ["--sizes", "300", "--sliced", "10000", "--repeats", "2", "--limit", "1"],
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
+    "spaces": ["--sizes", "200", "--steps", "20", "--repeats", "2"],
     "equilibrium": ["--repeats", "2"],
     "lbfgs": ["--repeats", "1"],
     "bandwidth": ["--repeats", "5", "--steps", "3"],

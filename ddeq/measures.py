@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ddeq.draws import place_of
+from ddeq.files import read_tensors
+from ddeq.integers import whole
 from ddeq.ranks import gathered, placed_like, summed, write
 
 __all__ = ["DiscreteMeasure"]
@@ -210,15 +212,16 @@ class DiscreteMeasure:
         if not -self.n <= i < self.n:
             raise ValueError(f"i: expected the number of one of {self.n} atoms, got {i}")
         i %= self.n
-        split = self._gather(torch.tensor([*range(self.n), i], device=self.device).expand(*self.batch_shape, self.n + 1))
+        split = self._gather(
+            torch.tensor([*range(self.n), i], dtype=torch.long, device=self.device).expand(*self.batch_shape, self.n + 1)
+        )
         share = split.weights.new_ones(self.n + 1)
         share[i], share[-1] = 1.0 - fraction, fraction
         return split.with_weights(split.weights * share)
 
     def pad_atoms(self, k: int) -> DiscreteMeasure:
         """``k`` more atoms of mass zero, copies of the first atom: the same measure; a `ValueError` if ``k`` is negative."""
-        if k < 0:
-            raise ValueError(f"k: expected a number of atoms >= 0, got {k}")
+        k = whole("k", k, 0, what="number of atoms")
         if k == 0:
             return self
 
@@ -281,8 +284,7 @@ class DiscreteMeasure:
         ValueError
             If ``n`` is less than one, or a mass is zero.
         """
-        if n < 1:
-            raise ValueError(f"n: expected a number of atoms >= 1, got {n}")
+        n = whole("n", n, what="number of atoms")
         probabilities = self._probabilities("resample").detach().reshape(-1, self.n)
         drawing = probabilities.to(place_of(generator))
         index = torch.multinomial(drawing, n, replacement=True, generator=generator).to(self.device)
@@ -373,10 +375,8 @@ class DiscreteMeasure:
 
     @classmethod
     def load(cls, path: str | Path) -> DiscreteMeasure:
-        """Read a measure that `save` wrote; a `ValueError` if the file holds something else."""
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
+        """Read a measure that `save` wrote, to the CPU; a `ValueError` if the file is broken or holds something else."""
+        tensors, _ = read_tensors(path)
         if not {"points", "weights"} <= tensors.keys() <= {"points", "weights", "marks"}:
             raise ValueError(f"path: expected a file with tensors points, weights and maybe marks, got {sorted(tensors)}")
         return cls(**tensors)
@@ -392,7 +392,7 @@ class DiscreteMeasure:
         return self._map(lambda t, k: copy.deepcopy(t, memo) if t.is_leaf else t.detach().clone())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return unchecked, (self.points, self.weights, self.marks)
+        return rebuilt, (self.points, self.weights, self.marks)
 
     # --- helpers ---
 
@@ -427,6 +427,15 @@ def unchecked(points: Any, weights: Any, marks: Any = None) -> DiscreteMeasure:
     mu = object.__new__(DiscreteMeasure)
     _fill(mu, points, weights, marks)
     return mu
+
+
+def rebuilt(points: Any, weights: Any, marks: Any = None) -> DiscreteMeasure:
+    """A measure as it was pickled; a `ValueError` unless its parts fit each other."""
+    _check_tensor("points", points)
+    if points.ndim < 2 or 0 in points.shape[-2:]:
+        raise ValueError(f"points: expected shape (*batch, n, d), got {tuple(points.shape)}")
+    _check_atoms(points, weights, marks)
+    return unchecked(points, weights, marks)
 
 
 def middle(mu: DiscreteMeasure) -> Tensor:
@@ -528,3 +537,4 @@ pytree.register_pytree_node(
     serialized_type_name="ddeq.DiscreteMeasure",
     flatten_with_keys_fn=_flatten_with_keys,
 )
+torch.serialization.add_safe_globals([rebuilt])  # torch.load takes measures: it checks shapes and runs nothing

@@ -80,8 +80,12 @@ def _saved(leaf: Any) -> Tensor | None:
     if isinstance(leaf, Tensor):
         return leaf.detach()
     if isinstance(leaf, float):
-        return torch.tensor(leaf, dtype=torch.float64)
-    return torch.tensor(leaf) if isinstance(leaf, int) else None
+        return torch.tensor(leaf, dtype=torch.float64, device="cpu")
+    return (
+        torch.tensor(leaf, dtype=torch.bool if isinstance(leaf, bool) else torch.long, device="cpu")
+        if isinstance(leaf, int)
+        else None
+    )
 
 
 def _fits(fresh: Any, saved: Tensor | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -13,11 +14,26 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["UNREADABLE", "Array", "Split", "check_split", "files_in", "find_file", "open_bytes", "read_arrays", "whole_labels"]
+from ddeq.files import check_archive
+
+__all__ = [
+    "UNREADABLE",
+    "Array",
+    "Split",
+    "check_split",
+    "files_in",
+    "find_file",
+    "open_bytes",
+    "read_arrays",
+    "read_bytes",
+    "whole_labels",
+]
 
 Array: TypeAlias = NDArray[Any]
 """An array of NumPy of any shape and type."""
 Split = Literal["train", "validation", "test"]
+PIECE = 2**24
+"""So many bytes are read at once."""
 UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
 """What reading a broken file may raise."""
 
@@ -52,15 +68,40 @@ def open_bytes(file: Path) -> io.BufferedIOBase:
 def read_arrays(file: Path, names: Sequence[str]) -> dict[str, Array]:
     """The arrays ``names`` of an ``.npz`` file, letters as text; a `ValueError` if it is none or lacks one."""
     try:
+        check_archive(file, "an .npz file of plain arrays")
         with np.load(file) as arrays:
             missing = set(names) - set(arrays.files)
             if not missing:
-                found = {name: arrays[name] for name in names}
+                found = {name: _entry(arrays, name) for name in names}
                 return {name: np.char.decode(a, "utf-8") if a.dtype.kind == "S" else a for name, a in found.items()}
             seen = arrays.files
-    except (*UNREADABLE, ValueError, TypeError, AttributeError) as error:
+    except (*UNREADABLE, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise ValueError(f"path: {file} cannot be read as an .npz file of plain arrays: {error}") from None
     raise ValueError(f"path: {file} lacks the arrays {sorted(missing)}; it has {seen}")
+
+
+def _entry(arrays: Any, name: str) -> Array:
+    """An array of an ``.npz`` file, after a look at the size that it says it has: NumPy makes room before it reads."""
+    with arrays.zip.open(f"{name}.npy") as entry:
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        version = np.lib.format.read_magic(entry)
+        if version not in read:
+            raise ValueError(f"{name!r} is of an unknown version {version}")
+        shape, _, dtype = read[version](entry)
+    said, held = math.prod(shape) * dtype.itemsize, arrays.zip.getinfo(f"{name}.npy").file_size
+    if said > held:
+        raise ValueError(f"{name!r} is said to hold {said:,} bytes, got {held:,}")
+    array: Array = arrays[name]
+    return array
+
+
+def read_bytes(file: Path, most: int) -> bytes:
+    """The first bytes of a file that may be compressed by gzip, ``most`` of them or fewer; room is made as they are found."""
+    with open_bytes(file) as opened:
+        pieces = [opened.read(min(PIECE, most))]
+        while pieces[-1] and (left := most - sum(map(len, pieces))) > 0:
+            pieces.append(opened.read(min(PIECE, left)))
+    return b"".join(pieces)
 
 
 def whole_labels(labels: Array, classes: int, file: Path) -> Array:

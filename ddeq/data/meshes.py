@@ -12,6 +12,7 @@ import torch
 from ddeq.data.files import Array
 from ddeq.data.off_check import plain_off
 from ddeq.data.randomness import seed_for
+from ddeq.integers import whole
 from ddeq.measures import DiscreteMeasure
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def sample_mesh(mesh: str | Path | Trimesh, n_points: int = 1024, *, seed: int =
 
 def surface_points(mesh: str | Path | Trimesh, n_points: int, seed: int) -> Array:
     """The points ``(n_points, 3)`` of `sample_mesh`, in double precision."""
-    if n_points < 1:
-        raise ValueError(f"n_points: expected a number >= 1, got {n_points}")
+    n_points = whole("n_points", n_points)
     if isinstance(mesh, str | Path):
         key, surface = seed_for(seed, Path(mesh).name), load_mesh(mesh)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import chain, islice
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddeq.data.files import UNREADABLE, Array, find_file, open_bytes, read_arrays, whole_labels
+from ddeq.data.files import UNREADABLE, Array, find_file, open_bytes, read_arrays, read_bytes, whole_labels
 
 __all__ = ["Digits", "find_digits", "read_digits"]
 
@@ -162,22 +163,23 @@ def _read_idx(file: Path) -> Digits:
 
 
 def _idx(file: Path, magic: int) -> Array:
+    rank = magic & 0xFF
+    header = 4 * (1 + rank)
     try:
-        with open_bytes(file) as opened:
-            content = opened.read()
+        begin = read_bytes(file, header)
+        if len(begin) < header or int.from_bytes(begin[:4], "big") != magic:
+            raise ValueError(
+                f"path: expected {file} to begin with the bytes {magic.to_bytes(4, 'big').hex()}, got {begin[:4].hex()}"
+            )
+        shape = [int(n) for n in np.frombuffer(begin, ">u4", rank, 4)]
+        said = math.prod(shape)
+        content = read_bytes(file, header + said + 1)
     except UNREADABLE as error:
         raise ValueError(f"path: {file} cannot be read: {error}") from None
-    rank = magic & 0xFF
-    if len(content) < 4 * (1 + rank) or int.from_bytes(content[:4], "big") != magic:
-        raise ValueError(
-            f"path: expected {file} to begin with the bytes {magic.to_bytes(4, 'big').hex()}, got {content[:4].hex()}"
-        )
-    shape = np.frombuffer(content, ">u4", rank, 4).astype(int)
-    if len(content) != 4 * (1 + rank) + shape.prod():
-        raise ValueError(
-            f"path: expected {shape.prod()} bytes of data in {file}, as its header says, got {len(content) - 4 * (1 + rank)}"
-        )
-    return np.frombuffer(content, np.uint8, offset=4 * (1 + rank)).reshape(shape)
+    if len(content) != header + said:
+        found = f"{len(content) - header}" if len(content) < header + said else "more"
+        raise ValueError(f"path: expected {said} bytes of data in {file}, as its header says, got {found}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
 def _offsets(sizes: Array) -> Array:

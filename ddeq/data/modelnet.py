@@ -12,6 +12,7 @@ from ddeq.data.files import Split, check_split, whole_labels
 from ddeq.data.modelnet_files import read_shapes
 from ddeq.data.normalization import normalize_clouds
 from ddeq.data.randomness import generator_for
+from ddeq.integers import whole
 
 __all__ = ["load_modelnet"]
 
@@ -62,8 +63,7 @@ def load_modelnet(path: str | Path, split: Split | None = None, *, n_points: int
     :cite:t:`wu2015shapenets`.
     """
     check_split(split)
-    if n_points is not None and n_points < 1:
-        raise ValueError(f"n_points: expected a number >= 1, got {n_points}")
+    n_points = None if n_points is None else whole("n_points", n_points)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"path: expected a file of ModelNet shapes, or a folder with some, got {path}")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddeq.data.files import UNREADABLE, Array, files_in, find_file, read_arrays
 from ddeq.data.meshes import surface_points
+from ddeq.files import EXPANSION
 
 __all__ = ["Shapes", "read_shapes"]
 
 
 HDF5 = (".h5", ".hdf5")
+FILTERS = {1, 2, 3}
+"""Numbers of HDF5's own filters: gzip, shuffled bytes, check sums. Others are loaded as plug-ins."""
 
 
 class Shapes(NamedTuple):
@@ -94,10 +97,12 @@ def _read_hdf5(files: Sequence[Path]) -> Shapes:
                 missing = {"data", "label"} - set(opened)
                 if missing:
                     raise ValueError(f"path: {file} lacks the data sets {sorted(missing)}; it has {sorted(opened)}")
-                clouds.append(opened["data"][:])
-                labels.append(opened["label"][:].reshape(-1))
-        except UNREADABLE as error:
+                clouds.append(_data_set(opened, "data"))
+                labels.append(_data_set(opened, "label").reshape(-1))
+        except (*UNREADABLE, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"path: {file} cannot be read as HDF5: {error}") from None
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith("path: ") else f"path: {file}: {error}") from None
         if clouds[-1].shape[1:] != clouds[0].shape[1:] or clouds[-1].ndim != 3 or clouds[-1].shape[2] != 3:
             raise ValueError(f"path: expected data of shape (N, n, 3) in {file}, the same n in all files, got {clouds[-1].shape}")
     x, y, z = np.moveaxis(np.concatenate(clouds), -1, 0)
@@ -105,6 +110,23 @@ def _read_hdf5(files: Sequence[Path]) -> Shapes:
     label = np.concatenate(labels)
     found = [str(i) for i in range(int(label.max(initial=0)) + 1)] if names is None else names.read_text().split()
     return Shapes(np.stack([x, -z, y], -1), label, found)  # its second axis points up
+
+
+def _data_set(opened: Any, name: str) -> Array:
+    """Numbers of a data set that the file itself holds, of the size that it says."""
+    import h5py
+
+    found = opened[name] if isinstance(opened.get(name, getlink=True), h5py.HardLink) else None
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual or found.dtype.kind not in "uif":
+        raise ValueError(f"expected numbers in the file itself as the data set {name!r}, got another object")
+    plist = found.id.get_create_plist()
+    filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
+    if not filters <= FILTERS:
+        raise ValueError(f"expected the data set {name!r} plain or compressed by gzip, got the filters {sorted(filters)}")
+    said, held = found.size * found.dtype.itemsize, found.id.get_storage_size()
+    if said > (EXPANSION if h5py.h5z.FILTER_DEFLATE in filters else 1) * held:
+        raise ValueError(f"the data set {name!r} is said to hold {said:,} bytes, got {held:,}")
+    return np.asarray(found[:])
 
 
 def _read_meshes(files: Sequence[Path], classes: Sequence[str], names: list[str], n_points: int, seed: int) -> Shapes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import Tensor
@@ -18,9 +20,15 @@ from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.guard import ConvergenceGuard
 from ddeq.experiments.logs import LastCheckpoint
 from ddeq.experiments.task import EquilibriumTask
+from ddeq.files import read_checkpoint
 from ddeq.measures import DiscreteMeasure
+from ddeq.nn import trusted_packages
 
 __all__ = ["CommandLine", "Predictions", "main", "prepare_process"]
+
+
+IMPORTED = ("ddeq", "lightning", "torch.nn", "torch.optim")
+"""Packages whose classes a configuration of the command line may always name."""
 
 
 class CommandLine(LightningCLI):
@@ -29,6 +37,17 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(ConvergenceGuard, "guard")
         parser.add_lightning_class_args(Predictions, "predictions")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the arguments, and refuse a checkpoint that would run code or that is broken."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        if options.get("weights_only") is False:
+            raise ValueError("weights_only: expected true, since other checkpoints run code, got false; leave it out")
+        options.weights_only = True
+        path = options.get("ckpt_path")
+        if path is not None and Path(path).is_file():  # Lightning finds those that "last" and "best" mean
+            read_checkpoint(path)
 
     def before_fit(self) -> None:
         """The first callback is `LastCheckpoint`."""
@@ -79,18 +98,26 @@ def _atoms(measures: list[DiscreteMeasure], index: list[int], labels: list[str],
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a command of the experiments."""
+    """Run a command of the experiments.
+
+    A configuration may name classes of `IMPORTED` and of the packages that ``--trust PACKAGE`` adds, which may be given often.
+    """
+    trust = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    trust.add_argument("--trust", action="append", default=[])
+    trusted, rest = trust.parse_known_args(list(arguments))
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*IMPORTED, *trusted.trust])
     prepare_process()
     warnings.filterwarnings("ignore", module="lightning")  # hints on workers and logging steps
-    CommandLine(
-        EquilibriumTask,
-        Clouds,
-        subclass_mode_model=True,
-        args=list(arguments),
-        seed_everything_default=0,
-        trainer_defaults={"use_distributed_sampler": False, "gradient_clip_val": 1.0},
-        save_config_kwargs={"overwrite": True},
-    )
+    with trusted_packages(*trusted.trust):
+        CommandLine(
+            EquilibriumTask,
+            Clouds,
+            subclass_mode_model=True,
+            args=rest,
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "gradient_clip_val": 1.0},
+            save_config_kwargs={"overwrite": True},
+        )
 
 
 def prepare_process() -> None:

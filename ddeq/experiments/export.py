@@ -21,7 +21,9 @@ from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.completion import evaluate_completion
 from ddeq.experiments.machine import machine
 from ddeq.experiments.task import largest_radius
-from ddeq.nn import Classifier, Completer, Head, build, load_weights, save_weights
+from ddeq.files import read_checkpoint
+from ddeq.nn import Classifier, Completer, Head, build, load_weights, save_weights, trusted_packages
+from ddeq.nn.pretrained import build_with_weights
 
 __all__ = ["export", "main", "spread_over_starts"]
 
@@ -45,9 +47,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dataset", choices=list(TERMS), required=True)
     parser.add_argument("--data", help="file or folder of the data, whose validation split the card's numbers are of")
     parser.add_argument("--note", default="", help="a sentence on how it was trained, for the card")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a package whose classes may be built")
     options = parser.parse_args(arguments)
     command = f"python -m ddeq export {shlex.quote(options.checkpoint.name)} {options.output.name} --dataset {options.dataset}"
-    print(export(options.checkpoint, options.output, options.dataset, options.data, command, options.note))
+    with trusted_packages(*options.trust):
+        print(export(options.checkpoint, options.output, options.dataset, options.data, command, options.note))
 
 
 def export(checkpoint: Path, output: Path, dataset: str, data: str | None, command: str = "", note: str = "") -> str:
@@ -69,15 +73,16 @@ def export(checkpoint: Path, output: Path, dataset: str, data: str | None, comma
     Raises
     ------
     ValueError
-        If the checkpoint holds no configuration, or that of another model than a classifier or a completer.
+        If the checkpoint cannot be read without running code that it names, holds no configuration, one of packages that are
+        not trusted (`ddeq.nn.trusted_packages`), or that of another model than a classifier or a completer.
     """
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    configuration = saved.get("configuration")
-    if configuration is None:
+    saved = read_checkpoint(checkpoint)
+    configuration, state = saved.get("configuration"), saved.get("state_dict")
+    if configuration is None or not isinstance(state, dict):
         raise ValueError(f"checkpoint: expected one of a task that was made from a configuration, got {checkpoint}")
-    model = build(configuration, dotted=True)
     prefix = "model."
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)})
+    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    model = build_with_weights(configuration, weights, checkpoint, dotted=True)
     save_weights(output, model, configuration, PREPROCESSING[dataset])
     shipped = load_weights(output)
     validation = Clouds(dataset, data).split("validation")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -19,6 +20,7 @@ import ddeq.data
 from ddeq.data import Augmentation, Compose, generator_for
 from ddeq.experiments.clouds import Clouds
 from ddeq.experiments.machine import machine
+from ddeq.files import read_checkpoint
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
 from ddeq.nn import Head, build, effective_support, spectral_radius
@@ -191,6 +193,16 @@ class EquilibriumTask(lightning.LightningModule):
         epochs = self.trainer.current_epoch + 1  # the one at work counts
         self.record["epochs"] = min(epochs, self.trainer.max_epochs or epochs)
         checkpoint |= {"training": dict(self.record), "configuration": self.configuration}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, weights_only: bool | None = True, **kwargs: Any) -> Any:
+        """As Lightning's, but nothing that the file at ``checkpoint_path`` names is run, unless ``weights_only`` is False.
+
+        ``args`` and ``kwargs`` as there; a `ValueError` for a file that is broken, or would run code.
+        """
+        if weights_only is not False and Path(checkpoint_path).is_file():
+            read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, weights_only=weights_only, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take from ``checkpoint`` how the model was trained so far."""

@@ -107,7 +107,8 @@ def _check_entropic_noise(name: str, functional: Dynamics, geometry: Geometry, r
         raise ValueError(
             name
             + f"adds an entropy in the geometries of Wasserstein, Preconditioned and Mirror, whose diffusion is known, not in "
-            f"{type(geometry).__name__}: add it to the functional, KLDivergence(log_density, bandwidth), of which Stein estimates no "
+            f"{type(geometry).__name__}: add it to the functional, KLDivergence(log_density, bandwidth), of which Stein "
+            f"estimates no "
             "density; a matrix or a function that multiplies gradients is Preconditioned(...)"
         )
     share = split_entropy(functional)[1] if isinstance(functional, Functional) else 0.0

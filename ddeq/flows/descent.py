@@ -149,7 +149,8 @@ class FunctionalDescent(Descent):
         return self.space.transport(there, -self.space.travelled(z, step, there), field)[0]
 
     def kicked(self, z: Tensor, move: Tensor, variance: float | Tensor) -> Tensor:
-        """Where random moves lead, isotropic with that variance of each coordinate, ``()`` or ``(*batch,)``."""
+        """Where random moves ``move`` lead from ``z``, isotropic with a ``variance`` of each coordinate, ``()`` or
+        ``(*batch,)``."""
         return self.space.kick(z, move, over_atoms(variance)) if self.has_metric else z + move
 
     def tangent_noise(self, z: Tensor, xi: Tensor) -> Tensor:

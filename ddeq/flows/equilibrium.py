@@ -73,7 +73,8 @@ def equilibrium(
     Parameters
     ----------
     functional
-        The energy :math:`F_\theta`; of several measures by name a joint one, or one for each, a game. Twice differentiable at the stationary measure, for a derivative.
+        The energy :math:`F_\theta`; of several measures by name a joint one, or one for each, a game. Twice differentiable at
+        the stationary measure, for a derivative.
     mu0
         The start; its weights and marks stay.
     stepper

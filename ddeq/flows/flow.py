@@ -25,6 +25,7 @@ from ddeq.flows.trajectory import Recorder, Remains, Trajectory
 from ddeq.flows.varying import watched_callback
 from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
+from ddeq.integers import is_whole, whole
 from ddeq.iteration import Adjoint, Iterate, Measured, Outcome, Report, Stop, Unrolled, iterate
 from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.method import state_tensors
@@ -69,13 +70,14 @@ def flow(
     functional
         The energy :math:`F`; `Varying`, where it is another one in each step; a `VelocityField`, dynamics without an energy. Of
         several measures it reads them all, ``F({"prey": mu, "predator": nu})``; or one for each by name, a game: each measure
-        descends its own, which reads all. A functional that `couples <ddeq.Functional.couples_batch>` its batch flows as one sample.
+        descends its own, which reads all. A functional that `couples <ddeq.Functional.couples_batch>` its batch flows as one
+        sample.
     mu0
         The start; or several measures by name, a system, of any numbers of atoms and dimensions. Then ``stepper``, ``geometry``,
         ``noise``, ``reaction`` and ``space`` are one for all, or one for each by name, and measures, energies and variations
-        are dicts; residual and status are those of the root of the summed squared norms (systems, T23). Its marks stay, and its weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on
-        the path that its flow would have taken with the same other arguments; ``steps`` are further ones, and the result holds
-        the former records too.
+        are dicts; residual and status are those of the root of the summed squared norms (systems, T23). Its marks stay, and its
+        weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on the path that its flow would have
+        taken with the same other arguments; ``steps`` are further ones, and the result holds the former records too.
     stepper
         How a step is made: `Euler`, `Heun`, `Nesterov`, `Optimizer`, `AdaptiveEuler`, `LBFGS`, `Proximal`.
     steps
@@ -134,16 +136,22 @@ def flow(
     `Euler`           yes     yes (a)  yes            yes (b)   yes (c)    1
     `Heun`            yes     yes (a)  yes            yes (b)   yes (c)    2; 1 with noise or reaction
     `Nesterov`        yes     no       yes            yes       no         accelerated, other time
+    `Underdamped`     no      no (e)   no             yes (b)   no         2, and exact for quadratic potentials
     `Optimizer`       yes     no       yes            yes       no         that of the optimiser, other time
     `AdaptiveEuler`   yes     no       no             yes       no         1; energy never rises
     `LBFGS`           no      no       no             yes       no         other time; energy never rises (d)
     `Proximal`        yes     yes (a)  no             yes (b)   no         1, implicit; energy never rises
     ================= ======= ======== ============== ========= ========== ================================
 
-    - (a) In the `Wasserstein` geometry, of a functional without `Entropy`, for which the noise stands.
-    - (b) With `Langevin` noise the reaction is given its own ``functional``, with the entropy.
+    - (a) In the geometries `Wasserstein`, `Preconditioned` and `Mirror`, of a functional without `Entropy`, for which the noise
+      stands.
+    - (b) With `Langevin` noise, and `Underdamped`, the reaction is given its own ``functional``, with the entropy.
     - (c) For measures without marks.
     - (d) But for rounding.
+    - (e) It has noise of its own.
+
+    `Preconditioned` and `Mirror` go with all of these but `Underdamped` and `Optimizer`; what goes with which ``space`` is in
+    the guide.
 
     Examples
     --------
@@ -189,7 +197,7 @@ def _flow(
         check_mass("mu0", mu0)
     remains = _remains(before, functional)
     first = remains.taken
-    limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else steps)
+    limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else whole("steps", steps, 0))
     equation = _descent(functional, mu0, geometry, reaction, space, stop)
     method = FlowMethod(stepper, noise, reaction, draws=functional.draws, varies=functional.varies)
     watches_energy = stop is not None and stop.metric == "energy"
@@ -320,7 +328,7 @@ def _draws(method: FlowMethod, generator: torch.Generator | None, remains: Remai
     if generator is None:
         generator = torch.Generator()
         if remains.generator_state is None:
-            generator.manual_seed(int(torch.randint(2**62, ())))
+            generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))
         else:
             generator.set_state(remains.generator_state.cpu())
     return Draws(generator, mu0.points)
@@ -353,13 +361,13 @@ def _whole_state(outcome: Outcome, method: FlowMethod, equation: FunctionalDesce
 def _steps_to_record(record: int | Iterable[int] | None, first: int, last: int) -> set[int] | range:
     if record is None:
         record = max(1, (last - first) // RECORDS)
-    if isinstance(record, int):
-        if record < 1:
-            raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record}")
-        return {first, *range(first - first % record, last + 1, record)}
-    if not isinstance(record, Iterable):
-        raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record!r}")
-    wanted = set(record)
-    if not all(isinstance(step, int) and first <= step <= last for step in wanted):
-        raise ValueError(f"record: expected steps between {first} and {last}, got {sorted(wanted)}")
-    return wanted | {first}
+    if is_whole(record):
+        every = whole("record", record, what="number of steps, or the steps to record, each")
+        return {first, *range(first - first % every, last + 1, every)}
+    try:
+        wanted = list(record)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record!r}") from None
+    if not all(is_whole(step) and first <= step <= last for step in wanted):
+        raise ValueError(f"record: expected steps between {first} and {last}, got {wanted}")
+    return {int(step) for step in wanted} | {first}

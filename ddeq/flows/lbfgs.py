@@ -14,6 +14,7 @@ from ddeq.flows.resolution import energy_resolution
 from ddeq.flows.schedules import over_atoms
 from ddeq.flows.steppers import Stepper
 from ddeq.flows.symmetries import Place
+from ddeq.integers import set_whole
 from ddeq.iteration import Iterate, Step
 
 __all__ = ["LBFGS"]
@@ -125,8 +126,7 @@ class LBFGS(Stepper):
     superlinear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
-            raise ValueError(f"memory: expected a number of pairs >= 1, got {self.memory!r}")
+        set_whole(self, 1, "memory")
 
     def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
         speed = equation.product(at.z, at.residual, at.residual)

@@ -175,7 +175,7 @@ class Optimizer(Stepper):
                 f"optimizer: {name} asks for a closure that evaluates the energy anew; use the stepper ddeq.flows.LBFGS()"
             )
         g = torch.Generator().manual_seed(0)
-        start, *gradients = torch.randn(4, 2, 3, 2, generator=g, dtype=torch.float64)
+        start, *gradients = torch.randn(4, 2, 3, 2, generator=g, dtype=torch.float64, device="cpu")
         ends: list[Tensor] = []
         for part in (slice(None), slice(1)):
             points, held = start[:, part], dict[str, Any]()

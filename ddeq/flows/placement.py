@@ -95,5 +95,6 @@ def _check_periodic(descent: FunctionalDescent) -> None:
     if moved or bool(((energy - after).abs() > tolerance * (energy.abs() + after.abs())).any()):
         raise ValueError(
             f"functional: on {descent.space!r} expected a periodic one, but it changes when atoms go once around, as with a "
-            "Euclidean kernel or distance; take Functional.of(lambda mu: F(mu.push_forward(torus.embed))), its target embedded too"
+            "Euclidean kernel or distance; take Functional.of(lambda mu: F(mu.push_forward(torus.embed))), its target "
+            "embedded too"
         )

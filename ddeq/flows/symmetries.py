@@ -65,8 +65,8 @@ def generic_field(place: Place, seed: int) -> Tensor:
     """
     d = place.points.shape[-1]
     generator = torch.Generator().manual_seed(seed)
-    waves = torch.randn(d, d, generator=generator, dtype=torch.float64) * (20.0 / d**0.5)
-    phase = torch.randn(d, generator=generator, dtype=torch.float64) * 3.0
+    waves = torch.randn(d, d, generator=generator, dtype=torch.float64, device="cpu") * (20.0 / d**0.5)
+    phase = torch.randn(d, generator=generator, dtype=torch.float64, device="cpu") * 3.0
     waves, phase = waves.to(place.points), phase.to(place.points)
     total = phase
     for coordinate, wave in zip(place.unit.unbind(-1), waves, strict=True):  # a matrix product may round equal rows differently

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddeq.flows.geometries import Geometry
 from ddeq.flows.parts import PackedGeometry, PackedNoise, PackedReaction, PackedSpace, PackedStepper
 from ddeq.flows.trajectory import Trajectory
 from ddeq.functionals.base import Functional
@@ -144,7 +145,7 @@ class System:
                 raise ValueError(f"{name}: expected one for all measures of a batch that is coupled, got {part!r}")
         if reaction is not None:
             raise ValueError("reaction: masses of a measure of measures do not move; leave it out")
-        if not getattr(geometry, "is_wasserstein", True):
+        if isinstance(geometry, Geometry) and not geometry.is_wasserstein:
             raise ValueError(f"geometry: a measure of measures flows in the geometry of Wasserstein, got {geometry!r}")
         return parts
 

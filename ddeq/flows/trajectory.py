@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ import torch.utils._pytree as pytree
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddeq.files import read_tensors
 from ddeq.held import copied
+from ddeq.integers import whole
 from ddeq.iteration import Status
-from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.measures import DiscreteMeasure, rebuilt
 from ddeq.memory import Saved
 from ddeq.ranks import write
 
@@ -47,8 +50,8 @@ class Trajectory:
     times: Float[Tensor, "*times"]
     """Times of the records, ``(T,)``, or ``(T, *batch)`` where step sizes differ between samples."""
     energies: Any
-    """Energies of the records, a tensor ``(T, *batch)``; of `Varying` each that of its step. A dict of them for a game, None for a
-    `VelocityField`."""
+    """Energies of the records, a tensor ``(T, *batch)``; of `Varying` each that of its step. A dict of them for a game, None for
+    a `VelocityField`."""
     status: Int[Tensor, "*batch"]
     """`ddeq.iteration.Status` of each sample, ``(*batch,)``."""
     steps: Int[Tensor, "*batch"]
@@ -92,52 +95,107 @@ class Trajectory:
             tensors |= {f"{name}{end}": getattr(mu, name) for name in ("points", "weights", "marks")}
         if self.remains is not None:
             tensors |= {f"memory.{i}": t for i, t in enumerate(self.remains.memory)}
-            tensors |= {"taken": torch.tensor(self.remains.taken), "scale": self.remains.scale}
+            tensors |= {"taken": torch.tensor(self.remains.taken, dtype=torch.long, device="cpu"), "scale": self.remains.scale}
             tensors["generator_state"] = self.remains.generator_state
             tensors |= {f"of_functional.{i}": t for i, t in enumerate(self.remains.of_functional)}
-            tensors["parts_of_functional"] = torch.tensor(len(self.remains.of_functional))
+            tensors["parts_of_functional"] = torch.tensor(len(self.remains.of_functional), dtype=torch.long, device="cpu")
         write(path, tensors)
 
+    def to(self, device: torch.device | str) -> Trajectory:
+        """The same trajectory on another device, where its flow can go on; the state of a generator stays on the CPU."""
+
+        def moved(value: Any) -> Any:
+            return pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
+
+        remains = None if self.remains is None else moved(self.remains)
+        if remains is not None and self.remains is not None:
+            remains = remains._replace(generator_state=self.remains.generator_state)
+        return Trajectory(moved(self.measures), **{name: moved(getattr(self, name)) for name in _FIELDS}, remains=remains)
+
     @classmethod
-    def load(cls, path: str | Path) -> Trajectory:
-        """Read a trajectory that `save` wrote.
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Trajectory:
+        """Read a trajectory that `save` wrote, whatever device it was on.
+
+        Parameters
+        ----------
+        path
+            The file.
+        device
+            Where to put the trajectory.
 
         Raises
         ------
         ValueError
-            If the file holds something else.
+            If the file is broken or holds something else.
         """
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
+        tensors, _ = read_tensors(path, device)
         found = {name.partition(".")[0] for name in tensors}
         missing = {"points", "weights", *_FIELDS} - {"energies", "dissipation"} - found
         if missing:
             raise ValueError(f"path: expected a file that Trajectory.save wrote, but it lacks {sorted(missing)}")
-        remains = None
-        if "taken" in tensors:
-            count = sum(name.startswith("memory.") for name in tensors)
-            memory = tuple(tensors[f"memory.{i}"] for i in range(count))
-            parts = int(tensors.get("parts_of_functional", 0))
-            of_functional = tuple(tensors.get(f"of_functional.{i}") for i in range(parts))
-            scale, generator_state = tensors.get("scale"), tensors.get("generator_state")
-            remains = Remains(int(tensors["taken"]), memory, scale, generator_state, of_functional)
-        points, weights, marks = (_read(tensors, name) for name in ("points", "weights", "marks"))
-        if isinstance(points, dict):
-            measures: Any = {k: unchecked(points[k], weights[k], (marks or {}).get(k)) for k in points}
-        else:
-            measures = unchecked(points, weights, marks)
-        fields: dict[str, Any] = {name: _read(tensors, name) for name in _FIELDS}
-        return cls(measures, **fields, remains=remains)
+        try:
+            points, weights, marks = (_read(tensors, name) for name in ("points", "weights", "marks"))
+            if isinstance(points, dict):
+                measures: Any = {k: rebuilt(points[k], (weights or {}).get(k), (marks or {}).get(k)) for k in points}
+            else:
+                measures = rebuilt(points, weights, marks)
+            fields: dict[str, Any] = {name: _read(tensors, name) for name in _FIELDS}
+            trajectory = cls(measures, **fields, remains=_read_remains(tensors))
+            _check_shapes(trajectory)
+        except ValueError as error:
+            raise ValueError(f"path: {path} holds no trajectory: {error}") from None
+        return trajectory
 
 
-def _read(tensors: dict[str, Tensor], name: str) -> Any:
+def _read(tensors: Mapping[str, Tensor], name: str) -> Any:
     """A tensor of a file, or those of each species, or None."""
     parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
     return parts or tensors.get(name)
 
 
 _FIELDS = ("times", "energies", "status", "steps", "dissipation")
+PARTS = 2**16
+"""No memory of a functional has more parts."""
+
+
+def _read_remains(tensors: Mapping[str, Tensor]) -> Remains | None:
+    """What a file says of how the flow goes on; a `ValueError` if that cannot be."""
+    if "taken" not in tensors:
+        return None
+    taken, parts = (whole(name, tensors.get(name, 0), 0) for name in ("taken", "parts_of_functional"))
+    count = sum(name.startswith("memory.") for name in tensors)
+    state = tensors.get("generator_state")
+    if parts > PARTS or any(f"memory.{i}" not in tensors for i in range(count)):
+        raise ValueError(
+            f"taken, parts_of_functional, memory: expected numbers of steps and of parts, got {taken}, {parts} and others"
+        )
+    return Remains(
+        taken,
+        tuple(tensors[f"memory.{i}"] for i in range(count)),
+        tensors.get("scale"),
+        None if state is None else state.cpu(),
+        tuple(tensors.get(f"of_functional.{i}") for i in range(parts)),
+    )
+
+
+def _check_shapes(trajectory: Trajectory) -> None:
+    """Raise a `ValueError` unless there is a record, and an energy, rate and time of each record of each sample."""
+    batch = tuple(trajectory.status.shape)
+    if trajectory.times.ndim == 0 or not len(trajectory.times):
+        raise ValueError(f"times: expected at least one record, got shape {tuple(trajectory.times.shape)}")
+    records = (len(trajectory.times),)
+    species = trajectory.measures if isinstance(trajectory.measures, dict) else {"": trajectory.measures}
+    for name, mu in species.items():  # the samples of a batch that is coupled have one status
+        shape = mu.batch_shape
+        if shape[: 1 + len(batch)] != records + batch:
+            raise ValueError(f"points {name}: expected records {records + batch}, time first, got batch shape {tuple(shape)}")
+    numbers = {"steps": batch, "energies": records + batch, "dissipation": records + batch}
+    for field, wanted in numbers.items():
+        for value in pytree.tree_leaves(getattr(trajectory, field)):
+            if tuple(value.shape) != wanted:
+                raise ValueError(f"{field}: expected shape {wanted}, got {tuple(value.shape)}")
+    if tuple(trajectory.times.shape) not in (records, records + batch):
+        raise ValueError(f"times: expected shape {records} or {records + batch}, got {tuple(trajectory.times.shape)}")
 
 
 class Record(NamedTuple):
@@ -173,7 +231,7 @@ class Recorder:
         measures, energies, dissipation = zip(*self._records.values(), strict=True)
         found = Trajectory(
             DiscreteMeasure.stack(measures),
-            clock[torch.tensor([step - first for step in self._records], device=clock.device)],
+            clock[torch.tensor([step - first for step in self._records], dtype=torch.long, device=clock.device)],
             _stacked(energies),
             status,
             steps,
@@ -219,3 +277,6 @@ def _with_end(before: Trajectory, status: Tensor, steps: Tensor, remains: Remain
     """A flow that went on for no step at all."""
     measures, times, energies = before.measures, before.times, before.energies
     return Trajectory(measures, times, energies, status, before.steps + steps, before.dissipation, remains)
+
+
+torch.serialization.add_safe_globals([Trajectory, Remains])  # torch.load takes trajectories: they hold tensors and numbers

@@ -14,6 +14,7 @@ from ddeq.autodiff import recompute, under_transforms
 from ddeq.draws import normal
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.held import store
+from ddeq.integers import whole
 from ddeq.measures import DiscreteMeasure, middle, values_are_known
 from ddeq.reductions.placement import sum_over_items
 from ddeq.reductions.sorted import in_sum_precision
@@ -27,19 +28,20 @@ SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
 
 
 def unit_directions(n: int, dim: int, generator: torch.Generator | None = None) -> Float[Tensor, "n d"]:
-    """Unit vectors spread evenly over the sphere of ``R^dim``, in double precision: always the same ones.
+    """Unit vectors spread evenly over the sphere of ``R^dim``, in double precision on the CPU: always the same ones.
 
     On the line the one direction there is; in the plane equally spaced angles, turned so that none lies along an axis; in
     space a Fibonacci spiral on half of the sphere; beyond, scrambled Sobol points through the normal quantile. With a
     ``generator``, independent uniform ones instead.
     """
     if dim == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
+        return torch.ones(1, 1, dtype=torch.float64, device="cpu")
     if generator is None and dim == 2:
-        angles = (torch.arange(n, dtype=torch.float64) + 0.5 * (math.sqrt(5) - 1)) * (math.pi / n)
+        angles = (torch.arange(n, dtype=torch.float64, device="cpu") + 0.5 * (math.sqrt(5) - 1)) * (math.pi / n)
         return torch.stack([angles.cos(), angles.sin()], -1)
     if generator is None and dim == 3:
-        height, angles = (torch.arange(n, dtype=torch.float64) + 0.5) / n, torch.arange(n, dtype=torch.float64) * GOLDEN_ANGLE
+        number = torch.arange(n, dtype=torch.float64, device="cpu")
+        height, angles = (number + 0.5) / n, number * GOLDEN_ANGLE
         radius = (1.0 - height.square()).sqrt()
         return torch.stack([radius * angles.cos(), radius * angles.sin(), height], -1)
     if generator is None and dim <= SOBOL_DIMENSIONS:
@@ -47,7 +49,7 @@ def unit_directions(n: int, dim: int, generator: torch.Generator | None = None) 
         drawn = torch.special.ndtri(uniform * (1.0 - 2.0**-30) + 2.0**-31)  # within (0, 1): the points reach 0
     else:
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        drawn = normal((n, dim), torch.empty(0), generator, torch.float64)
+        drawn = normal((n, dim), torch.empty(0, dtype=torch.float64, device="cpu"), generator, torch.float64)
     return torch.nn.functional.normalize(drawn, dim=-1)
 
 
@@ -89,8 +91,7 @@ class SlicedDiscrepancy(Discrepancy):
     ) -> None:
         super().__init__(target)
         self.resample = self.remembers = self.draws = self.varies = resample
-        if isinstance(n_projections, bool) or not isinstance(n_projections, int) or n_projections < 1:
-            raise ValueError(f"n_projections: expected a whole number >= 1, got {n_projections!r}")
+        n_projections = whole("n_projections", n_projections)
         if directions is None:
             points = target.points.detach()
             directions = unit_directions(n_projections, target.dim, generator).to(points.device, points.dtype)

@@ -78,7 +78,7 @@ class DualEquation(Equation):
             return u
         _check_captures_nothing(self._product, nu)
         # What was not reached has been said already.
-        solved = torch.full(u.shape[:-1], Status.CONVERGED.value, device=u.device)
+        solved = torch.full(u.shape[:-1], Status.CONVERGED.value, dtype=torch.long, device=u.device)
         with without_autocast(u.device):
             return Implicit().attach(self, u, solved, STOP)
 

@@ -18,7 +18,11 @@ from ddeq.functionals.directions import around
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.exact_transport import Forest, Plan
 from ddeq.functionals.masses import changes, mass_ratio, probabilities
+<<<<<<< HEAD
 from ddeq.functionals.variations import places
+=======
+from ddeq.integers import whole
+>>>>>>> main
 from ddeq.measures import DiscreteMeasure, middle
 from ddeq.reductions.sorted import in_sum_precision
 
@@ -83,9 +87,7 @@ class Wasserstein(Discrepancy):
 
     def __init__(self, target: DiscreteMeasure, *, max_steps: int = 1_000_000) -> None:
         super().__init__(target)
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-            raise ValueError(f"max_steps: expected a whole number >= 1, got {max_steps!r}")
-        self.max_steps = max_steps
+        self.max_steps = whole("max_steps", max_steps)
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         sides: tuple[_Side, _Side] = self._sides(mu)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddeq.autodiff import without_autocast
+from ddeq.integers import set_whole
 from ddeq.iteration.declared import Declared
 from ddeq.iteration.driver import Outcome
 from ddeq.iteration.equation import Equation
@@ -158,8 +159,7 @@ class Phantom(AttachedAdjoint):
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.steps, int) and self.steps >= 1):
-            raise ValueError(f"steps: expected a whole number >= 1, got {self.steps!r}")
+        set_whole(self, 1, "steps")
         if not 0.0 <= self.damping < 1.0:
             raise ValueError(f"damping: expected 0 <= damping < 1, got {self.damping}")
 
@@ -216,8 +216,8 @@ class Unrolled(Adjoint):
     records: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not (isinstance(self.steps, int) and self.steps >= 0):
-            raise ValueError(f"steps: expected a whole number >= 0 or None, got {self.steps!r}")
+        if self.steps is not None:
+            set_whole(self, 0, "steps")
 
     def solve(self, equation: Equation, run: Run, stop: Stop) -> Outcome:
         if self.steps is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ddeq.integers import set_whole
 from ddeq.iteration.equation import Equation
 from ddeq.iteration.iterate import Iterate, Step
 from ddeq.iteration.method import Solver
@@ -77,7 +78,8 @@ class Anderson(Solver):
     recovers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_secant_options(self.memory, self.damping, self.ridge, self.restart)
+        set_whole(self, 1, "memory")
+        check_secant_options(self.damping, self.ridge, self.restart)
         if self.kind not in ("II", "I"):
             raise ValueError(f"kind: expected 'II' or 'I', got {self.kind!r}")
 

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddeq.integers import set_whole
 from ddeq.iteration.anderson import Anderson
 from ddeq.iteration.equation import Equation
 from ddeq.iteration.iterate import Iterate, Step
@@ -76,8 +77,7 @@ class Auto(Solver):
     def __post_init__(self) -> None:
         if not 0.0 <= self.contraction <= 1.0:
             raise ValueError(f"contraction: expected a share between 0 and 1, got {self.contraction}")
-        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
-            raise ValueError(f"patience: expected a whole number >= 1, got {self.patience!r}")
+        set_whole(self, 1, "patience")
         for name, kind in (("anderson", Anderson), ("newton", NewtonKrylov)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}: expected {kind.__name__}(...), got {getattr(self, name)!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ddeq.integers import set_whole
 from ddeq.iteration.equation import Equation
 from ddeq.iteration.iterate import Iterate, Step
 from ddeq.iteration.method import Solver
@@ -56,7 +57,8 @@ class Broyden(Solver):
     recovers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_secant_options(self.memory, self.damping, None, self.restart)
+        set_whole(self, 1, "memory")
+        check_secant_options(self.damping, None, self.restart)
 
     def init(self, equation: Equation, at: Iterate) -> History:
         return secant_start(at)

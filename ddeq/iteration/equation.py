@@ -169,11 +169,11 @@ class Descent(Equation):
     # Where iterates live on a curved space or in one with a boundary, these differ from their defaults.
 
     def product(self, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Inner product of fields at ``z``, ``(*batch,)``."""
+        """Inner product of fields ``a`` and ``b`` at ``z``, ``(*batch,)``."""
         return self.inner(a, b)
 
     def moved(self, z: Tensor, step: Tensor) -> Tensor:
-        """Where a step leads from ``z``."""
+        """Where a ``step`` leads from ``z``."""
         return z + step
 
     def travelled(self, z: Tensor, step: Tensor, there: Tensor) -> Tensor:
@@ -181,11 +181,11 @@ class Descent(Equation):
         return there - z
 
     def carried(self, z: Tensor, step: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
-        """Fields at ``z``, ``(..., *batch, n, d)``, carried along a step to where it leads."""
+        """The ``fields`` at ``z``, ``(..., *batch, n, d)``, carried along a ``step`` to where it leads."""
         return fields
 
     def returned(self, z: Tensor, step: Tensor, there: Tensor, field: Tensor) -> Tensor:
-        """A field at ``there = moved(z, step)``, carried back to ``z``."""
+        """A ``field`` at ``there = moved(z, step)``, carried back to ``z``."""
         return field
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddeq.integers import whole
 from ddeq.iteration.krylov import LinearSolution
 
 __all__ = ["KrylovSolution", "gmres"]
@@ -68,9 +69,7 @@ def gmres(
     ----------
     :cite:t:`saad1986gmres`.
     """
-    for name, value in (("max_steps", max_steps), ("restart", restart)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+    max_steps, restart = whole("max_steps", max_steps), whole("restart", restart)
     batch = b.shape[: b.ndim - dims]
     flat = b.reshape(*batch, -1)
     metric = torch.ones_like(flat) if weights is None else weights.expand(b.shape).reshape(flat.shape).to(flat)

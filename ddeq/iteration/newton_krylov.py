@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddeq.integers import set_whole
 from ddeq.iteration.equation import Equation, Linear
 from ddeq.iteration.gmres import gmres
 from ddeq.iteration.inverse import Inverse
@@ -79,10 +80,7 @@ class NewtonKrylov(Solver):
     differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("memory", "products"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        set_whole(self, 1, "memory", "products")
 
     def init(self, equation: Equation, at: Iterate) -> NewtonState:
         nothing, zero = torch.zeros_like(at.z), torch.zeros_like(at.norm)

@@ -296,10 +296,8 @@ def _over(number: Tensor, field: Tensor) -> Tensor:
     return number.reshape(*number.shape, *(1,) * (field.ndim - number.ndim))
 
 
-def check_secant_options(memory: int, damping: float, ridge: float | None, restart: float) -> None:
+def check_secant_options(damping: float, ridge: float | None, restart: float) -> None:
     """Raise a `ValueError` that names the option that is outside its range."""
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
-        raise ValueError(f"memory: expected a whole number >= 1, got {memory!r}")
     if not 0.0 <= damping < 1.0:
         raise ValueError(f"damping: expected 0 <= damping < 1, got {damping}")
     if ridge is not None and not 0.0 <= ridge < 1.0:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ddeq.held import copied
 from ddeq.iteration.status import Status
-from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Solution"]
 

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ddeq.integers import set_whole
+
 __all__ = ["Status", "Stop"]
 
 
@@ -53,10 +55,8 @@ class Stop:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0 and (value > 0 or name == "atol")):
                 raise ValueError(f"{name}: expected a {least} finite number, got {value}")
-        for name, smallest in (("max_steps", 0), ("check_every", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                raise ValueError(f"{name}: expected a whole number >= {smallest}, got {value!r}")
+        set_whole(self, 0, "max_steps")
+        set_whole(self, 1, "check_every", "patience")
 
 
 class Status(enum.IntEnum):

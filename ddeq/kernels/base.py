@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -99,9 +100,10 @@ class Kernel(Holder):
         return SumKernel(self, other) if isinstance(other, Kernel) else NotImplemented
 
     def __mul__(self, factor: float | Tensor) -> ScaledKernel:
-        return ScaledKernel(self, factor) if isinstance(factor, int | float | Tensor) else NotImplemented
+        return ScaledKernel(self, factor) if isinstance(factor, Real | Tensor) else NotImplemented
 
     __rmul__ = __mul__
+    __array_ufunc__ = None  # numbers of NumPy leave the product to us
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -263,7 +265,7 @@ def positive(name: str, value: float | Tensor) -> float | Tensor:
 
 def as_double(value: float | Tensor) -> Tensor:
     """A number as a tensor in double precision."""
-    return value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def shown(value: float | Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from ddeq.integers import whole
 from ddeq.kernels.base import Kernel, positive
 from ddeq.kernels.symbols import Symbolic
 
@@ -37,8 +38,7 @@ class Polynomial(Kernel):
 
     def __init__(self, degree: int = 2, offset: float = 1.0, scale: float = 1.0) -> None:
         super().__init__()
-        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
-            raise ValueError(f"degree: expected a whole number >= 1, got {degree!r}")
+        degree = whole("degree", degree)
         if not 0 <= offset < float("inf"):
             raise ValueError(f"offset: expected a finite number >= 0, got {offset}")
         self.degree, self.offset, self.scale = degree, float(offset), float(positive("scale", scale))

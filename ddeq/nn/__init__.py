@@ -10,7 +10,7 @@ models from configurations, `load_pretrained` gives those that come with the lib
 from ddeq.nn.attention import KeysAndValues, MeasureAttention, measure_attention
 from ddeq.nn.cell import EquilibriumCell
 from ddeq.nn.coarsening import coarsen
-from ddeq.nn.configuration import build
+from ddeq.nn.configuration import build, trusted_packages
 from ddeq.nn.context import Context
 from ddeq.nn.contractive import ContractiveCell, interaction, norm_bound
 from ddeq.nn.ddeq import DDEQ, CollapseWarning
@@ -61,4 +61,5 @@ __all__ = [
     "pretrained_preprocessing",
     "save_weights",
     "spectral_radius",
+    "trusted_packages",
 ]

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+import torch.utils._pytree as pytree
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import ddeq.data
+from ddeq.files import read_tensors
 from ddeq.measures import DiscreteMeasure
 from ddeq.nn.configuration import build
 
 __all__ = ["load_pretrained", "load_weights", "pretrained_preprocessing", "save_weights"]
 
 WEIGHTS = "weights"
+LARGEST = 2**20
+"""No number in a configuration that comes with weights is larger: sizes and steps are thousands at most."""
 
 
 def load_pretrained(name: str) -> nn.Module:
@@ -55,8 +58,9 @@ def pretrained_preprocessing(name: str) -> Callable[[Any], DiscreteMeasure]:
     ValueError
         If there are no weights of this name.
     """
-    with as_file(_resource(name)) as path, safe_open(path, "pt") as file:
-        preprocessing: Callable[[Any], DiscreteMeasure] = getattr(ddeq.data, file.metadata()["preprocessing"])
+    with as_file(_resource(name)) as path:
+        _, metadata = read_tensors(path)
+    preprocessing: Callable[[Any], DiscreteMeasure] = getattr(ddeq.data, metadata["preprocessing"])
     return preprocessing
 
 
@@ -84,20 +88,60 @@ def load_weights(path: str | Path) -> nn.Module:
     Raises
     ------
     ValueError
-        If the file lacks the configuration, or it does not fit the weights.
+        If the file is none of the format or cut short, lacks the configuration, or it does not fit the weights.
     """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    tensors, metadata = read_tensors(path)
     if "configuration" not in metadata:
         raise ValueError(f"path: expected weights with a configuration, got {path} with {sorted(metadata)}")
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn and forgotten
-        model: nn.Module = build(json.loads(metadata["configuration"]))
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"path: the weights of {path} do not fit their configuration: {error}") from None
-    return model.eval()
+        configuration = json.loads(metadata["configuration"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"path: the configuration in {path} is no JSON: {error}") from None
+    return build_with_weights(configuration, tensors, path).eval()
+
+
+def build_with_weights(configuration: Any, weights: Mapping[str, Tensor], path: str | Path, *, dotted: bool = False) -> nn.Module:
+    """The module that a ``configuration`` describes, with the ``weights`` that the file at ``path`` holds.
+
+    It is built without memory first: a configuration of a stranger may ask for more than there is. ``dotted`` as in `build`.
+
+    Raises
+    ------
+    ValueError
+        If a number is too large, or the weights do not fit.
+    """
+    _check_numbers(configuration, path)
+    try:
+        with torch.device("meta"):
+            shape_of = {name: tuple(t.shape) for name, t in _module(configuration, path, dotted).state_dict().items()}
+    except ValueError:
+        raise
+    except Exception as error:  # options of wrong types fail in their own ways
+        raise ValueError(f"path: the configuration in {path} describes no model: {error}") from error
+    found = {name: tuple(t.shape) for name, t in weights.items()}
+    if wrong := [name for name in sorted({*shape_of, *found}) if shape_of.get(name) != found.get(name)]:
+        raise ValueError(
+            f"path: the weights of {path} do not fit their configuration: {wrong[0]} has shape {found.get(wrong[0], 'none')}, "
+            f"wanted {shape_of.get(wrong[0], 'none')}{f'; so do {len(wrong) - 1} more' if len(wrong) > 1 else ''}"
+        )
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn and forgotten
+        model = _module(configuration, path, dotted)
+    model.load_state_dict(weights)
+    return model
+
+
+def _module(configuration: Any, path: str | Path, dotted: bool) -> nn.Module:
+    model = build(configuration, dotted=dotted)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"path: the configuration in {path} describes no torch.nn.Module, but {type(model).__name__}")
+    return model
+
+
+def _check_numbers(configuration: Any, path: str | Path) -> None:
+    """Raise a `ValueError` if a size of layers, or a number of them, is beyond all that there are."""
+    largest = max((n for n in pytree.tree_leaves(configuration) if isinstance(n, int | float)), default=0)
+    if largest > LARGEST:
+        raise ValueError(f"path: expected numbers up to {LARGEST:,} in the configuration in {path}, got {largest:,}")
 
 
 def _resource(name: str) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddeq.draws import normal
+from ddeq.integers import whole
 from ddeq.measures import DiscreteMeasure, unchecked
 
 __all__ = ["GaussianReference", "LearnedReference", "Reference"]
@@ -53,9 +54,7 @@ class LearnedReference(nn.Module):
 
     def __init__(self, n: int, dim: int, mark_dim: int) -> None:
         super().__init__()
-        if n < 1 or dim < 1 or mark_dim < 0:
-            raise ValueError(f"n, dim, mark_dim: expected n >= 1, dim >= 1, mark_dim >= 0, got {n}, {dim}, {mark_dim}")
-        self.n, self.dim, self.mark_dim = n, dim, mark_dim
+        self.n, self.dim, self.mark_dim = n, dim, mark_dim = whole("n", n), whole("dim", dim), whole("mark_dim", mark_dim, 0)
         self.marks = nn.Parameter(torch.randn(n, mark_dim)) if mark_dim else None
         self.register_buffer("points", torch.randn(n, dim))
 
@@ -101,9 +100,8 @@ class GaussianReference(nn.Module):
 
     def __init__(self, dim: int, mark_dim: int, n: int = 16, seed: int = 0) -> None:
         super().__init__()
-        if n < 1 or dim < 1 or mark_dim < 1:
-            raise ValueError(f"dim, mark_dim, n: expected numbers >= 1, got {dim}, {mark_dim}, {n}")
-        self.dim, self.mark_dim, self.n, self.seed = dim, mark_dim, n, seed
+        self.dim, self.mark_dim, self.n = whole("dim", dim), whole("mark_dim", mark_dim), whole("n", n)
+        self.seed = whole("seed", seed, -(2**63))
 
     def forward(
         self, batch_shape: tuple[int, ...], like: Tensor, n: int | None = None, generator: torch.Generator | None = None
@@ -115,9 +113,7 @@ class GaussianReference(nn.Module):
         ValueError
             If ``n`` is less than one.
         """
-        n = self.n if n is None else n
-        if n < 1:
-            raise ValueError(f"n: expected a number of atoms >= 1, got {n}")
+        n = self.n if n is None else whole("n", n, what="number of atoms")
         generator = torch.Generator().manual_seed(self.seed) if generator is None else generator
         drawn = normal((n, self.dim + self.mark_dim), like, generator, torch.float32)  # the same ones in each precision
         points, marks = drawn.to(like).expand(*batch_shape, n, -1).split([self.dim, self.mark_dim], -1)

@@ -99,7 +99,7 @@ class Compiled(Backend):
         return largest.reshape(x.shape[:-1])
 
     def _try_out(self, device: torch.device) -> None:
-        x = torch.zeros(2, 1, device=device)
+        x = torch.zeros(2, 1, dtype=torch.float32, device=device)
         self.sum_pairs(Gaussian(1.0), x, x, x)
 
 

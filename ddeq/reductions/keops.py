@@ -89,7 +89,7 @@ class KeOps(Backend):
         compilers = shlex.split(os.environ["CXX"])[:1] if os.environ.get("CXX") else ["g++", "clang++"]
         if not any(map(shutil.which, compilers)):
             raise OSError(f"found no C++ compiler ({', '.join(compilers)})")
-        x = torch.zeros(2, 1, device=device)
+        x = torch.zeros(2, 1, dtype=torch.float32, device=device)
         self.sum_pairs(Gaussian(1.0), x, x, x)
 
 

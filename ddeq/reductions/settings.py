@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from ddeq.integers import whole
+
 __all__ = [
     "Setting",
     "backend",
@@ -145,9 +147,7 @@ def block_size(numbers: int) -> Setting[int]:
     ValueError
         If ``numbers`` is not a positive integer.
     """
-    if numbers < 1:
-        raise ValueError(f"numbers: expected a positive integer, got {numbers}")
-    return Setting(_block_size, int(numbers))
+    return Setting(_block_size, whole("numbers", numbers))
 
 
 def declare(name: str) -> None:

@@ -77,8 +77,8 @@ def fixed_point(
         marks: then ``error_bound`` is a bound.
     mu0
         The start; or measures by name, of any numbers of atoms and dimensions: then the map takes and gives such a dict, and
-        ``space`` may be one for each. A warm start is an earlier solution's ``solution.measure.detach()``: if it solves the new problem too, one
-        evaluation tells so. (Solvers keep nothing from one solve to the next.)
+        ``space`` may be one for each. A warm start is an earlier solution's ``solution.measure.detach()``: if it solves the new
+        problem too, one evaluation tells so. (Solvers keep nothing from one solve to the next.)
     args
         What the map takes besides; any pytrees.
     in_dims

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddeq.autodiff import OpenModule, forward_autocast, recompute, without_autocast
 from ddeq.functionals.wasserstein import Wasserstein
+from ddeq.integers import is_whole
 from ddeq.iteration import Equation, InnerProduct, Iterate, Sizes, Status, Stop
 from ddeq.iteration.samples import Measured, agreed
 from ddeq.measures import DiscreteMeasure, middle, unchecked, values_are_known
@@ -273,7 +274,7 @@ def _flat_dims(in_dims: Any, leaves: Sequence[Any], spec: Any, mu: DiscreteMeasu
             continue
         if rows is None:
             raise ValueError("in_dims: mu0 is a single measure, so no argument can carry a batch; leave in_dims out")
-        if not (isinstance(dim, int) and -leaf.ndim <= dim < leaf.ndim and leaf.shape[dim] == rows):
+        if not (is_whole(dim) and -leaf.ndim <= dim < leaf.ndim and leaf.shape[dim] == rows):
             raise ValueError(
                 f"in_dims: expected a dimension of size {rows} (the batch of mu0), got {dim!r} for an argument of shape "
                 f"{tuple(leaf.shape)}"

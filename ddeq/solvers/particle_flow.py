@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -133,7 +134,7 @@ class ParticleFlow(Solver):
         if self.bandwidth is not None:
             check_schedule("bandwidth", self.bandwidth)
         given: Any = self.mark_bandwidth
-        if isinstance(given, bool) or not isinstance(given, float | int) or not given >= 0:
+        if isinstance(given, bool) or not isinstance(given, Real) or not float(given) >= 0:
             raise ValueError(f"mark_bandwidth: expected a number >= 0, got {given!r}")
         if self.discrepancy is not None and given != 0:
             raise ValueError("mark_bandwidth: belongs to the default discrepancy; leave one of the two out")

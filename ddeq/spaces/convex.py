@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -49,7 +50,7 @@ def as_vector(value: float | Tensor, x: Tensor) -> Tensor:
 
 def check_constant(name: str, value: float | Tensor) -> Tensor:
     """A number or a tensor of numbers without NaN and without derivatives; else a `ValueError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+    if isinstance(value, bool) or not isinstance(value, Real | Tensor):
         raise ValueError(f"{name}: expected a number or a tensor, got {value!r}")
     given = torch.as_tensor(value)
     if given.requires_grad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,8 @@ class Manifold(Space):
             seen = (self.retract(x, t * v) - self.retract(x, -t * v)) / (2.0 * t)
             if not bool((seen - v).norm() <= 1e-3 * v.norm()):
                 raise ValueError(
-                    f"space: the exponential map of {self.manifold} in geoopt does not start along the vector that it is given; take "
+                    f"space: the exponential map of {self.manifold} in geoopt does not start along the vector that it "
+                    f"is given; take "
                     "another metric of the manifold, such as geoopt.EuclideanStiefel()"
                 )
         return mu
@@ -137,17 +139,19 @@ class Manifold(Space):
     def chart(self, x: Tensor, v: Tensor) -> Tensor:
         # geoopt's exponential maps divide by the length of the vector, and a retraction writes into what autograd needs.
         if "_retracts" not in self.__dict__:
-            self.__dict__["_retracts"] = self._is_smooth("retr", x)
-        name = "retr" if self.__dict__["_retracts"] else "expmap"
-        return self._flat(getattr(self._like(x), name)(self._open(x), self._open(v)), x)
+            self.__dict__["_retracts"] = self._is_smooth(self._retraction, x)
+        return self._retraction(x, v) if self.__dict__["_retracts"] else self.retract(x, v)
 
-    def _is_smooth(self, name: str, x: Tensor) -> bool:
-        """Whether autograd differentiates a map of geoopt twice at the vector zero."""
+    def _retraction(self, x: Tensor, v: Tensor) -> Tensor:
+        return self._flat(self._like(x).retr(self._open(x), self._open(v)), x)
+
+    @staticmethod
+    def _is_smooth(map: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> bool:
+        """Whether autograd differentiates a retraction twice at the vector zero."""
         with torch.enable_grad():
             v = torch.zeros_like(x, requires_grad=True)
             try:
-                y = getattr(self._like(x), name)(self._open(x.detach()), self._open(v))
-                (slope,) = torch.autograd.grad(y.square().sum(), v, create_graph=True)
+                (slope,) = torch.autograd.grad(map(x.detach(), v).square().sum(), v, create_graph=True)
                 if not slope.requires_grad:
                     return bool(torch.isfinite(slope).all())
                 (curvature,) = torch.autograd.grad(slope.square().sum(), v)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddeq.integers import is_whole
 from ddeq.spaces.space import Field, Space
 
 __all__ = ["Product"]
@@ -37,7 +38,7 @@ class Product(Space):
             raise ValueError("factors: expected pairs (space, number of coordinates), got none")
         for factor in factors:
             right = isinstance(factor, tuple) and len(factor) == 2 and isinstance(factor[0], Space)
-            if not right or isinstance(factor[1], bool) or not isinstance(factor[1], int) or factor[1] < 1:
+            if not right or not is_whole(factor[1]) or factor[1] < 1:
                 raise ValueError(f"factors: expected pairs (space, number of coordinates), got {factor!r}")
             factor[0].check_dimension(factor[1], "factors")
         object.__setattr__(self, "factors", factors)
@@ -47,14 +48,17 @@ class Product(Space):
 
     @property
     def has_boundary(self) -> bool:  # type: ignore[override]
+        """Whether one of the factors has one."""
         return any(space.has_boundary for space, _ in self.factors)
 
     @property
     def is_flat(self) -> bool:  # type: ignore[override]
+        """Whether all factors are."""
         return all(space.is_flat for space, _ in self.factors)
 
     @property
     def is_periodic(self) -> bool:  # type: ignore[override]
+        """Whether one of the factors is."""
         return any(space.is_periodic for space, _ in self.factors)
 
     def check_dimension(self, d: int, name: str) -> None:

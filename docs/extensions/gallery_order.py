@@ -12,6 +12,8 @@ ORDER = [
     "which_stepper",
     "jko",
     "svgd_and_langevin",
+    "flows_on_a_sphere",
+    "mirrored_svgd_dirichlet",
     "mass_between_modes",
     "shape_to_shape",
     "varying_energies",

@@ -1,6 +1,7 @@
 """Every combination that the table allows runs; every other one is an error that says why."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -17,15 +18,26 @@ from ddeq.flows import (
     Nesterov,
     NoiseInjection,
     Optimizer,
+    Preconditioned,
     Proximal,
     Stein,
+    Underdamped,
     Wasserstein,
 )
 from ddeq.functionals import MMD, KLDivergence
 from ddeq.kernels import Gaussian
 
-STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), Optimizer(torch.optim.Adam), AdaptiveEuler(0.1), LBFGS(), Proximal(0.1)]
-GEOMETRIES = [Wasserstein(), Stein()]
+STEPPERS = [
+    Euler(0.1),
+    Heun(0.1),
+    Nesterov(0.1),
+    Underdamped(0.1),
+    Optimizer(torch.optim.Adam),
+    AdaptiveEuler(0.1),
+    LBFGS(),
+    Proximal(0.1),
+]
+GEOMETRIES = [Wasserstein(), Stein(), Preconditioned(torch.tensor([1.0, 0.5], dtype=DOUBLE))]
 NOISES = [None, Langevin(0.1), NoiseInjection(0.1)]
 F = MMD(cloud(4, seed=3), Gaussian(1.0)) + 0.3 * quadratic()
 REACTIONS = [
@@ -38,12 +50,16 @@ REACTIONS = [
 
 def makes_sense(stepper, geometry, noise, reaction):
     """The table of `ddeq.flow`."""
-    plain = isinstance(stepper, Euler | Heun)
-    if isinstance(noise, Langevin) and not ((plain or isinstance(stepper, Proximal)) and isinstance(geometry, Wasserstein)):
+    plain, pointwise = isinstance(stepper, Euler | Heun), not isinstance(geometry, Stein)
+    if isinstance(stepper, Underdamped) and not (isinstance(geometry, Wasserstein) and noise is None):
+        return False
+    if isinstance(stepper, Optimizer) and isinstance(geometry, Preconditioned):
+        return False
+    if isinstance(noise, Langevin) and not ((plain or isinstance(stepper, Proximal)) and pointwise):
         return False
     if isinstance(noise, NoiseInjection) and not (plain or isinstance(stepper, Nesterov | Optimizer)):
         return False
-    if isinstance(stepper, LBFGS) and not isinstance(geometry, Wasserstein):
+    if isinstance(stepper, LBFGS) and not pointwise:
         return False
     return reaction is None or not reaction.birth_death or plain
 
@@ -56,7 +72,7 @@ def test_combinations(parts):
     options = {"stepper": stepper, "geometry": geometry, "noise": noise, "reaction": reaction}
     mu = cloud(4, batch=(2,))
     if not makes_sense(*parts):
-        with pytest.raises(ValueError, match=r"^(noise|reaction|geometry): .*; |^(noise|reaction): .*: "):
+        with pytest.raises(ValueError, match=r"^(noise|reaction|geometry|stepper): .*; |^(noise|reaction): .*: "):
             flow(F, mu, steps=1, **options)
         return
     g = torch.Generator().manual_seed(0)
@@ -66,6 +82,32 @@ def test_combinations(parts):
     assert not torch.equal(trajectory.measure.points, mu.points)
     conserved = torch.allclose(trajectory.measure.mass(), mu.mass())
     assert conserved == (reaction is None or reaction.conserve)
+
+
+def test_the_table_of_the_docstring_is_what_runs():
+    """Each cell of the table of `ddeq.flow`, by an attempt."""
+    parts = {
+        "`Stein`": {"geometry": Stein()},
+        "Langevin": {"noise": Langevin(0.1)},
+        "NoiseInjection": {"noise": NoiseInjection(0.1)},
+        "FisherRao": {"reaction": FisherRao(1.0, functional=F)},
+        "its births": {"reaction": FisherRao(1.0, birth_death=True, functional=F)},
+    }
+    lines = flow.__doc__.splitlines()
+    rules = [i for i, line in enumerate(lines) if line.strip().startswith("====")]
+    edges = [m.span() for m in re.finditer("=+", lines[rules[0]])]
+    rows = [[line[a:b].strip() for a, b in edges] for line in lines[rules[0] + 1 : rules[-1]] if "===" not in line]
+    names, steppers = rows[0], {type(stepper).__name__: stepper for stepper in STEPPERS}
+    assert names[1:-1] == list(parts)
+    assert sorted(row[0].strip("`") for row in rows[1:]) == sorted(steppers)
+    for row in rows[1:]:
+        for name, cell in zip(names[1:-1], row[1:-1], strict=True):
+            try:
+                flow(F, cloud(4), steppers[row[0].strip("`")], 1, generator=torch.Generator().manual_seed(0), **parts[name])
+                runs = True
+            except ValueError:
+                runs = False
+            assert runs == cell.startswith("yes"), (row[0], name, cell)
 
 
 @pytest.mark.theorem("T17")

@@ -159,7 +159,7 @@ MU = DiscreteMeasure(torch.randn(3, 2))
     ("call", "error", "message"),
     [
         (lambda: flow(QUADRATIC, MU, steps=3, stop=Stop()), ValueError, "steps, stop"),
-        (lambda: flow(QUADRATIC, MU, steps=-1), ValueError, "max_steps"),
+        (lambda: flow(QUADRATIC, MU, steps=-1), ValueError, "steps: "),
         (lambda: flow(QUADRATIC, MU, steps=3, stepper=0.1), ValueError, "stepper: .*Euler"),
         (lambda: flow(QUADRATIC, MU, steps=3, geometry="stein"), ValueError, "geometry: "),
         (lambda: flow(QUADRATIC, MU, steps=3, noise=0.1), ValueError, "noise: "),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from ddeq import DiscreteMeasure, fixed_point
 from ddeq.iteration import Stop, Unrolled
 from ddeq.solvers import Anderson, Auto, Broyden, NewtonKrylov, Picard, Solver
 from ddeq.spaces import Box, Simplex, Sphere, Torus
 from ddeq.testing import assert_close
-from torch import Tensor
 
 D = torch.float64
 STOP = Stop(rtol=1e-11, atol=1e-13, max_steps=300)
@@ -34,7 +35,7 @@ def turned(mu: DiscreteMeasure, matrix: Tensor) -> DiscreteMeasure:
     return mu.with_points(length * Sphere().project(mu.points @ matrix))
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("map", [power, turned])
 def test_the_power_method_finds_the_first_eigenvector_and_its_derivative(solver: Solver, map: object) -> None:
@@ -59,7 +60,7 @@ def test_the_power_method_finds_the_first_eigenvector_and_its_derivative(solver:
     assert_close(slope, expected, rtol=1e-6)
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 def test_derivatives_agree_with_unrolled_steps() -> None:
     mu0 = DiscreteMeasure(starts(2))
     slopes = []

@@ -6,13 +6,14 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
 from ddeq.flows import BoxEntropy, Mirror, PositiveEntropy, Preconditioned, SimplexEntropy
 from ddeq.measures import DiscreteMeasure
 from ddeq.spaces import Box, Euclidean, HalfSpace, Manifold, Product, Simplex, Space, Sphere, Torus
 from ddeq.testing import assert_close, check_space
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -42,7 +43,7 @@ SPACES = [
 ]
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 @pytest.mark.parametrize("space", SPACES, ids=repr)
 def test_laws(space: Space) -> None:
     check_space(space)
@@ -71,7 +72,7 @@ MANIFOLDS = {
 }
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 @pytest.mark.parametrize("name", MANIFOLDS)
 def test_laws_of_manifolds_of_geoopt(name: str) -> None:
     space, points = MANIFOLDS[name]
@@ -96,7 +97,7 @@ GEOMETRIES = {
 }
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_laws_of_the_spaces_of_geometries(name: str) -> None:
     geometry, points = GEOMETRIES[name]
@@ -119,7 +120,7 @@ class FirstOrder(Manifold):
         return self._flat(self.manifold.retr(x, v), x)
 
 
-@pytest.mark.theorem(22)
+@pytest.mark.theorem("T22")
 def test_a_first_order_retraction_is_told() -> None:
     points = 0.3 * normal(4, 3)
     assert not FirstOrder(geoopt.PoincareBall()).second_order_at(points)
