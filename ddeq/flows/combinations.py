@@ -29,7 +29,7 @@ def check_combination(
 ) -> DiscreteMeasure:
     """The start, with atoms of mass zero on the space; or a `ValueError` that says why the parts of a flow make no sense
     together, and what to do."""
-    stepper_name = type(stepper).__name__
+    stepper_name = stepper.label
     by_energy = stop is not None and stop.metric == "energy"
     if functional.varies and (stepper.needs_gradients or by_energy):
         what = "stop: the energies" if by_energy else f"stepper: {stepper_name} learns the curvature from the gradients"
@@ -43,15 +43,15 @@ def check_combination(
     if stepper.needs_gradients and not geometry.is_gradient:
         raise ValueError(
             f"geometry: {stepper_name} learns the curvature from gradients, and velocities are these in the geometry of "
-            f"Wasserstein, not in {type(geometry).__name__}; use AdaptiveEuler"
+            f"Wasserstein, not in {geometry.label}; use AdaptiveEuler"
         )
     mu0 = check_on_space(functional, mu0, stepper, geometry, noise, space)
     if stepper.adds_entropy:
         _check_entropic_noise(f"stepper: {stepper_name} ", functional, geometry, reaction)
         if noise is not None:
-            raise ValueError(f"noise: {stepper_name} has noise of its own; leave {type(noise).__name__} out")
+            raise ValueError(f"noise: {stepper_name} has noise of its own; leave {noise.label} out")
     if noise is not None:
-        name = f"noise: {type(noise).__name__} "
+        name = f"noise: {noise.label} "
         if stepper.descends and stepper.explicit:
             raise ValueError(name + f"may raise the energy, by which {stepper_name} chooses its steps; use Euler or Heun")
         if noise.stands_for_entropy:
@@ -90,11 +90,11 @@ def _check_without_energy(
     why = ""
     if stepper.needs_energy or stepper.descends:
         does = "chooses its steps by energies" if stepper.descends else "takes another way than the velocity, made for an energy"
-        why = f"stepper: {type(stepper).__name__} {does}; use Euler or Heun"
+        why = f"stepper: {stepper.label} {does}; use Euler or Heun"
     elif not geometry.is_wasserstein:
-        why = f"geometry: {type(geometry).__name__} turns the gradient of an energy into a velocity; leave it out"
+        why = f"geometry: {geometry.label} turns the gradient of an energy into a velocity; leave it out"
     elif reaction is not None:
-        why = f"reaction: {type(reaction).__name__} moves mass by the first variation of an energy; leave it out"
+        why = f"reaction: {reaction.label} moves mass by the first variation of an energy; leave it out"
     elif by_energy:
         why = "stop: the metric 'energy' watches an energy; use the metric None, the norm of the velocity"
     if why:
@@ -107,7 +107,7 @@ def _check_entropic_noise(name: str, functional: Dynamics, geometry: Geometry, r
         raise ValueError(
             name
             + f"adds an entropy in the geometries of Wasserstein, Preconditioned and Mirror, whose diffusion is known, not in "
-            f"{type(geometry).__name__}: add it to the functional, KLDivergence(log_density, bandwidth), of which Stein "
+            f"{geometry.label}: add it to the functional, KLDivergence(log_density, bandwidth), of which Stein "
             f"estimates no "
             "density; a matrix or a function that multiplies gradients is Preconditioned(...)"
         )

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from ddeq.flows.descent import FunctionalDescent
+from ddeq.flows.steppers import Stepper
 from ddeq.flows.symmetries import Place, generic_field
+from ddeq.iteration import NoDescentWarning, Outcome, Status
+from ddeq.messages import warn
 
-__all__ = ["leads_downhill"]
+__all__ = ["leads_downhill", "warn_of_ascent"]
 
 GENERIC = 3
 """Fields without structure on which a mobility is tried."""
@@ -63,3 +66,23 @@ def _unit(equation: FunctionalDescent, field: Tensor) -> Tensor:
     norm = equation.inner.norm(field)[..., None, None]
     known = (norm > 0) & torch.isfinite(norm)
     return torch.where(known, field / torch.where(known, norm, 1.0), 0.0)
+
+
+def warn_of_ascent(outcome: Outcome, way: Stepper, descent: FunctionalDescent) -> None:
+    """Warn of samples whose velocity leads uphill, for which Newton's method was not used."""
+    if "uphill" not in way.parts or descent.geometry.is_gradient:
+        return
+    uphill = outcome.note[..., way.parts.index("uphill")] > 0
+    stuck = outcome.status == Status.STAGNATED.value
+    if bool(stuck.any()):  # a step that moves nothing leaves no note
+        z = outcome.value.detach()
+        uphill = uphill | (stuck & ~leads_downhill(descent, z, descent.force(z)))
+    if bool(uphill.any()):
+        text = (
+            "equilibrium: the velocity of some samples leads uphill, as in a game: the mobility of the geometry is not positive "
+            "semidefinite. Newton's method, which lowers the energy, would leave the equilibria of such a flow and is not used; "
+            "the flow alone goes to the end. Take finish=False"
+        )
+        if way.descends:
+            text += ", and a stepper that does not go by energies, Euler or Heun"
+        warn(NoDescentWarning(text, failed=uphill, residual=outcome.residual))

@@ -11,7 +11,7 @@ import torch
 from ddeq.autodiff import check_recordable
 from ddeq.flows.combinations import check_combination
 from ddeq.flows.descent import FunctionalDescent
-from ddeq.flows.downhill import leads_downhill
+from ddeq.flows.downhill import warn_of_ascent
 from ddeq.flows.flow import by_energy
 from ddeq.flows.games import game_equilibrium
 from ddeq.flows.geometries import Geometry, Wasserstein
@@ -29,18 +29,15 @@ from ddeq.iteration import (
     ConvergenceError,
     Equation,
     Implicit,
-    NoDescentWarning,
     Outcome,
     Report,
     Solution,
-    Status,
     Stop,
     iterate,
 )
 from ddeq.iteration.declared import check_kinds
 from ddeq.iteration.driver import watched
 from ddeq.measures import DiscreteMeasure, check_mass
-from ddeq.messages import warn
 from ddeq.spaces.euclidean import Euclidean
 from ddeq.spaces.space import Space
 
@@ -175,11 +172,11 @@ def equilibrium(
         return _equilibrium(*alone, stepper=stepper, geometry=geometry, space=space, callback=callback, **rest)  # type: ignore[arg-type]
     options = system.options(stepper, geometry, space=space)
     parts = {name: options[name] for name in ("stepper", "geometry", "space")}
-    return system.solved(_equilibrium(system.dynamics, system.start, callback=system.callback(callback), **parts, **rest))  # type: ignore[arg-type]
+    return system.solved(_equilibrium(system.dynamics, system.start, callback=system.callback(callback), **parts, **rest))
 
 
 def _equilibrium(
-    functional: Functional,
+    functional: Any,
     mu0: DiscreteMeasure,
     *,
     stepper: Stepper | None,
@@ -231,7 +228,7 @@ def _equilibrium(
     free = geometry.is_wasserstein and not descent.has_metric
     equation = Stationary(functional, mu0, space=descent.space, conserves_mean=free, rtol=rtol)
     outcome = Implicit(on_failure=on_failure).solve(equation, run, stop)
-    _warn_of_ascent(outcome, way, descent)
+    warn_of_ascent(outcome, way, descent)
     points = outcome.value
     chart = descent.in_chart(points.detach())[1] if points.requires_grad else None
     points = points if chart is None else chart.points(points)
@@ -286,25 +283,6 @@ def _thrown(solution: Solution, throw: bool) -> Solution:
     return solution
 
 
-def _warn_of_ascent(outcome: Outcome, way: Stepper, descent: FunctionalDescent) -> None:
-    if "uphill" not in way.parts or descent.geometry.is_gradient:
-        return
-    uphill = outcome.note[..., way.parts.index("uphill")] > 0
-    stuck = outcome.status == Status.STAGNATED.value
-    if bool(stuck.any()):  # a step that moves nothing leaves no note
-        z = outcome.value.detach()
-        uphill = uphill | (stuck & ~leads_downhill(descent, z, descent.force(z)))
-    if bool(uphill.any()):
-        text = (
-            "equilibrium: the velocity of some samples leads uphill, as in a game: the mobility of the geometry is not positive "
-            "semidefinite. Newton's method, which lowers the energy, would leave the equilibria of such a flow and is not used; "
-            "the flow alone goes to the end. Take finish=False"
-        )
-        if way.descends:
-            text += ", and a stepper that does not go by energies, Euler or Heun"
-        warn(NoDescentWarning(text, failed=uphill, residual=outcome.residual))
-
-
 def _check_stationary(functional: object) -> None:
     """Raise a `ValueError` that says why where dynamics have no stationary measure that is that of an energy."""
     if isinstance(functional, Dynamics) and functional.varies:
@@ -349,6 +327,6 @@ def _check_options(
         share = split_entropy(functional)[1]
         if not (isinstance(share, float) and share == 0.0):
             raise ValueError(
-                f"geometry: {type(geometry).__name__} flows a functional with an entropy to another measure than the one where "
+                f"geometry: {geometry.label} flows a functional with an entropy to another measure than the one where "
                 "its Wasserstein gradient vanishes; use Wasserstein()"
             )

@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ddeq.autodiff import check_recordable
-from ddeq.draws import Draws
 from ddeq.flows.combinations import check_combination
+from ddeq.flows.continuation import clock_of, draws_of, remains_of, steps_to_record, whole_state
 from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.method import FlowMethod
@@ -23,12 +22,10 @@ from ddeq.flows.steppers import Euler, Stepper
 from ddeq.flows.systems import System
 from ddeq.flows.trajectory import Recorder, Remains, Trajectory
 from ddeq.flows.varying import watched_callback
-from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.integers import is_whole, whole
-from ddeq.iteration import Adjoint, Iterate, Measured, Outcome, Report, Stop, Unrolled, iterate
+from ddeq.integers import whole
+from ddeq.iteration import Adjoint, Iterate, Measured, Report, Stop, Unrolled, iterate
 from ddeq.iteration.declared import check_kinds
-from ddeq.iteration.method import state_tensors
 from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.memory import saved_memory
 from ddeq.spaces.euclidean import Euclidean
@@ -38,12 +35,10 @@ __all__ = ["by_energy", "flow"]
 
 STEPS = 500
 """Steps of a flow where the caller says neither how many nor when to stop."""
-RECORDS = 100
-"""About how many records a flow keeps where the caller does not choose."""
 
 
 def flow(
-    functional: Dynamics | Mapping[str, Functional],
+    functional: Dynamics | Mapping[str, Dynamics],
     mu0: DiscreteMeasure | Mapping[str, DiscreteMeasure] | Trajectory,
     stepper: Stepper | Mapping[str, Stepper] = Euler(0.1),
     steps: int | None = None,
@@ -195,13 +190,13 @@ def _flow(
     check_recordable("a flow")
     if stop is not None or reaction is not None:
         check_mass("mu0", mu0)
-    remains = _remains(before, functional)
+    remains = remains_of(before, functional)
     first = remains.taken
     limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else whole("steps", steps, 0))
     equation = _descent(functional, mu0, geometry, reaction, space, stop)
     method = FlowMethod(stepper, noise, reaction, draws=functional.draws, varies=functional.varies)
     watches_energy = stop is not None and stop.metric == "energy"
-    recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
+    recorder = Recorder(steps_to_record(record, first, first + limits.max_steps), before)
     observer = Observer(equation, method, recorder, first)
     told = None if callback is None else watched_callback(callback, functional)
 
@@ -220,7 +215,7 @@ def _flow(
         metric=partial(by_energy, limits) if watches_energy else None,
         callback=observe,
         progress=progress,
-        draw=_draws(method, generator, remains, mu0),
+        draw=draws_of(method, generator, remains, mu0),
         first=first,
         state=remains.memory,
         scale=remains.scale,
@@ -228,10 +223,10 @@ def _flow(
     )
     outcome = adjoint.solve(equation, run, limits)
     end = observer.record(outcome)
-    clock = _clock(outcome.durations[:end], outcome.steps, mu0, before)
+    clock = clock_of(outcome.durations[:end], outcome.steps, mu0, before)
     left = Remains(
         taken=first + end,
-        memory=remains.memory if outcome.state is None else _whole_state(outcome, method, equation),
+        memory=remains.memory if outcome.state is None else whole_state(outcome, method, equation),
         scale=remains.scale if stop is None or watches_energy else outcome.scale,
         generator_state=outcome.generator_state,
         of_functional=saved_memory(outcome.memory),
@@ -307,67 +302,3 @@ def _check_options(
         )
     if stop is not None and stop.metric not in (None, "energy"):
         raise ValueError(f"stop: expected the metric None (the gradient) or 'energy' for a flow, got {stop.metric!r}")
-
-
-def _remains(before: Trajectory | None, functional: Dynamics) -> Remains:
-    if before is None:
-        return Remains(0, (), None, None)
-    if functional.has_energy is (before.energies is None):
-        seen = "without energies" if before.energies is None else "with energies"
-        raise ValueError(
-            f"mu0: expected the trajectory of a flow of {functional!r}, got one {seen}; start from trajectory.measure"
-        )
-    if before.remains is None:
-        raise ValueError("mu0: the trajectory does not say how its flow goes on; start anew from trajectory.measure")
-    return before.remains
-
-
-def _draws(method: FlowMethod, generator: torch.Generator | None, remains: Remains, mu0: DiscreteMeasure) -> Draws | None:
-    if not method.is_random:
-        return None
-    if generator is None:
-        generator = torch.Generator()
-        if remains.generator_state is None:
-            generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))
-        else:
-            generator.set_state(remains.generator_state.cpu())
-    return Draws(generator, mu0.points)
-
-
-def _clock(durations: list[float | Tensor], steps: Tensor, mu0: DiscreteMeasure, before: Trajectory | None) -> Tensor:
-    """The time after each step, that at the start first: ``(steps + 1,)``, or with the batch behind."""
-    start = torch.zeros((), dtype=mu0.dtype, device=mu0.device) if before is None else before.times[-1]
-    if not durations:
-        return start.unsqueeze(0)
-    given = [torch.as_tensor(t, dtype=mu0.dtype, device=mu0.device) for t in durations]
-    times = torch.stack(torch.broadcast_tensors(start, *given)[1:])
-    if times.ndim > 1:  # the time of a sample that has finished stops
-        number = torch.arange(len(times), device=times.device)
-        times = torch.where(number.reshape(-1, *(1,) * steps.ndim) < steps, times, 0.0)
-    return start + torch.cat([torch.zeros_like(times[:1]), times.cumsum(0)])
-
-
-def _whole_state(outcome: Outcome, method: FlowMethod, equation: FunctionalDescent) -> tuple[Tensor, ...]:
-    """The tensors of the stepper's state for all samples; those that were removed begin anew where they ended."""
-    left, shape = state_tensors(outcome.state), equation.inner.batch_shape
-    if not left or len(outcome.left) == (shape[0] if shape else 1):
-        return left
-    z, norm = outcome.value.detach(), outcome.absolute
-    end = Iterate(z, torch.zeros_like(equation.measure(z).points), norm, outcome.scale, 0)
-    fresh = state_tensors(method.init(equation, end))
-    return tuple(all_.index_copy(0, outcome.left, t) for all_, t in zip(fresh, left, strict=True))
-
-
-def _steps_to_record(record: int | Iterable[int] | None, first: int, last: int) -> set[int] | range:
-    if record is None:
-        record = max(1, (last - first) // RECORDS)
-    if is_whole(record):
-        every = whole("record", record, what="number of steps, or the steps to record, each")
-        return {first, *range(first - first % every, last + 1, every)}
-    try:
-        wanted = list(record)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record!r}") from None
-    if not all(is_whole(step) and first <= step <= last for step in wanted):
-        raise ValueError(f"record: expected steps between {first} and {last}, got {wanted}")
-    return {int(step) for step in wanted} | {first}

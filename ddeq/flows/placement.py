@@ -26,13 +26,13 @@ def check_on_space(
     given = space != Euclidean()
     if given and geometry.space is not None:
         raise ValueError(
-            f"space: {type(geometry).__name__} says itself how points move, and {space!r} would too; leave one of the two out"
+            f"space: {geometry.label} says itself how points move, and {space!r} would too; leave one of the two out"
         )
     space = geometry.space or space
     if not given and geometry.space is None:
         return mu0
     mu0 = space.admitted(mu0)
-    name = type(stepper).__name__
+    name = stepper.label
     if not stepper.in_spaces:
         raise ValueError(
             f"stepper: {name} does not say that it keeps atoms on a space; make its steps by equation.moved(z, step) and declare "
@@ -41,12 +41,12 @@ def check_on_space(
     if not stepper.explicit and stepper.descends and space.has_boundary and not space.is_flat:
         raise ValueError(f"space: {name} knows no steps on a curved space with a boundary, {space!r}; use AdaptiveEuler")
     if not stepper.explicit and not geometry.is_gradient:
-        raise ValueError(f"geometry: {name} knows no steps of {type(geometry).__name__} on {space!r}; use Euler or Heun")
+        raise ValueError(f"geometry: {name} knows no steps of {geometry.label} on {space!r}; use Euler or Heun")
     if given and not geometry.is_wasserstein:
         _check_geometry(functional, mu0, geometry, space)
     if stepper.draws and (space.has_boundary or not geometry.is_wasserstein):
         raise ValueError(
-            f"stepper: momenta of {name} are not reflected at a boundary, nor known in {type(geometry).__name__}; use Euler with "
+            f"stepper: momenta of {name} are not reflected at a boundary, nor known in {geometry.label}; use Euler with "
             "Langevin noise"
         )
     if ((noise is not None and noise.stands_for_entropy) or stepper.draws) and not space.second_order_at(mu0.points):
@@ -60,7 +60,7 @@ def check_on_space(
 
 
 def _check_geometry(functional: Dynamics, mu0: DiscreteMeasure, geometry: Geometry, space: Space) -> None:
-    name = type(geometry).__name__
+    name = geometry.label
     if space.has_boundary:
         raise ValueError(
             f"geometry: {name} mixes velocities of different atoms, and what is projected at the boundary of {space!r} may lead "

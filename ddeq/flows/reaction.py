@@ -12,13 +12,14 @@ from torch import Tensor
 from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.schedules import Schedule, check_schedule, over_atoms
 from ddeq.functionals.base import Functional
+from ddeq.iteration.declared import Declared
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate
 
 __all__ = ["FisherRao", "Reaction", "jump"]
 
 
-class Reaction(ABC):
+class Reaction(Declared, ABC):
     """A frozen set of options that moves mass between the atoms.
 
     To write one: a frozen dataclass with `react` and `dissipation`. `ddeq.testing.check_reaction` holds a reaction to what the

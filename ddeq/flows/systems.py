@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ddeq.flows.geometries import Geometry
-from ddeq.flows.parts import PackedGeometry, PackedNoise, PackedReaction, PackedSpace, PackedStepper
+from ddeq.flows.packed_geometry import PackedGeometry
+from ddeq.flows.packed_noise import PackedNoise
+from ddeq.flows.packed_reaction import PackedReaction
+from ddeq.flows.packed_space import PackedSpace
+from ddeq.flows.packed_stepper import PackedStepper
 from ddeq.flows.trajectory import Trajectory
 from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
@@ -26,12 +30,13 @@ __all__ = ["Game", "System"]
 class Game(Dynamics):
     r"""Species each of which descends a functional of its own, :math:`\dot x = -\nabla_{\mu^s} F_s(\mu^1, \dots, \mu^S)`.
 
-    Every functional reads all measures. There is no energy that falls; a trajectory records those of all species.
+    Every functional reads all measures. There is no energy that falls; a trajectory records those of all species, and None where
+    some are `Varying`.
 
     Parameters
     ----------
     functionals
-        A functional of ``measures: dict`` for each species.
+        A functional of ``measures: dict`` for each species, or `Varying` ones.
 
     Raises
     ------
@@ -41,11 +46,14 @@ class Game(Dynamics):
 
     is_force = True
 
-    def __init__(self, functionals: Mapping[str, Functional]) -> None:
+    def __init__(self, functionals: Mapping[str, Dynamics]) -> None:
         super().__init__()
         for name, functional in functionals.items():
-            if not isinstance(functional, Functional):
-                raise ValueError(f"functional: expected a ddeq.Functional for {name!r}, got {functional!r}")
+            if not (isinstance(functional, Dynamics) and functional.has_energy):
+                raise ValueError(
+                    f"functional: expected a ddeq.Functional, or Varying ones, for {name!r}, got {functional!r}; velocities of "
+                    "all species are one VelocityField"
+                )
         self.functionals = nn.ModuleDict(dict(functionals))
         self.removable = all(F.removable for F in functionals.values())
         self.remembers = any(F.remembers for F in functionals.values())
@@ -60,13 +68,13 @@ class Game(Dynamics):
             forces[name] = -OfSpecies(functional, mu, name).wasserstein_gradient(mu[name], at)
         return forces
 
-    def energies(self, mu: Any) -> dict[str, Tensor]:
-        return {name: functional(mu) for name, functional in self.functionals.items()}
+    def energies(self, mu: Any) -> dict[str, Tensor] | None:
+        return None if self.varies else {name: functional(mu) for name, functional in self.functionals.items()}
 
     def prepare(self, mu: Any, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Game, Any]:
         made, memories = {}, {}
         for name, functional in self.functionals.items():
-            assert isinstance(functional, Functional)
+            assert isinstance(functional, Dynamics)
             made[name], memories[name] = functional.prepare(mu, None if memory is None else memory[name], step, generator)
         return Game(made), memories
 
@@ -103,6 +111,8 @@ class System:
                 if functional.keys() != measures.keys():
                     raise ValueError(f"functional: expected one for each of {list(measures)}, got {list(functional)}")
                 dynamics = Game({name: functional[name] for name in measures})
+            if isinstance(functional, Functional) and functional.couples_batch:
+                raise ValueError(f"functional: {functional!r} couples the samples of one batch, got measures by name")
         elif isinstance(functional, Functional) and functional.couples_batch and isinstance(measures, DiscreteMeasure):
             if not measures.batch_shape:
                 raise ValueError(f"mu0: {functional!r} couples the samples of a batch, expected one, got a single measure")
@@ -133,7 +143,7 @@ class System:
         return {
             "stepper": PackedStepper.of(self.packing, stepper) if isinstance(stepper, Mapping) else stepper,
             "geometry": PackedGeometry.of(self.packing, each("geometry", geometry)),
-            "noise": PackedNoise.of(self.packing, each("noise", noise)) if isinstance(noise, Mapping) else noise,
+            "noise": PackedNoise.of(self.packing, each("noise", noise)),
             "reaction": PackedReaction.of(self.packing, each("reaction", reaction)),
             "space": PackedSpace.of(self.packing, each("space", space)),
         }

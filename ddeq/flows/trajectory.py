@@ -192,7 +192,7 @@ def _check_shapes(trajectory: Trajectory) -> None:
     numbers = {"steps": batch, "energies": records + batch, "dissipation": records + batch}
     for field, wanted in numbers.items():
         for value in pytree.tree_leaves(getattr(trajectory, field)):
-            if tuple(value.shape) != wanted:
+            if value is not None and tuple(value.shape) != wanted:
                 raise ValueError(f"{field}: expected shape {wanted}, got {tuple(value.shape)}")
     if tuple(trajectory.times.shape) not in (records, records + batch):
         raise ValueError(f"times: expected shape {records} or {records + batch}, got {tuple(trajectory.times.shape)}")

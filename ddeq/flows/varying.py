@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ddeq.functionals.dynamics import Dynamics
 from ddeq.iteration import Report
-from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Varying", "watched_callback"]
 
@@ -87,10 +86,10 @@ class Varying(Dynamics):
             raise ValueError(f"function: expected what it gives at step 0, {self.example!r}, or its like at {step}, got {made!r}")
         return made
 
-    def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
+    def velocity(self, mu: Any, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
         raise ValueError("Varying: it has a velocity in a step of a flow only; use varying.at(step, generator)")
 
-    def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Dynamics, Any]:
+    def prepare(self, mu: Any, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Dynamics, Any]:
         if generator is None:
             raise ValueError("generator: expected that of the flow, got None; Varying is for ddeq.flow")
         with torch.enable_grad():  # what it is made of may train

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ddeq.held import Holder, changed, select
-from ddeq.measures import DiscreteMeasure
 from ddeq.messages import renamed_attribute, warn
 
 __all__ = ["Dynamics"]
@@ -60,11 +59,11 @@ class Dynamics(Holder):
         """The velocity at the points ``x`` (default: the atoms) while the measure is ``mu``."""
         raise NotImplementedError(f"{type(self).__name__} must define `velocity(mu, x)`")
 
-    def keys(self, mu: DiscreteMeasure) -> Tensor | None:
+    def keys(self, mu: Any) -> Tensor | None:
         """Numbers ``(*batch, n, q)`` that agree where atoms are at the same place; None: their points do."""
         return None
 
-    def energies(self, mu: DiscreteMeasure) -> Any:
+    def energies(self, mu: Any) -> Any:
         """What a trajectory records as energies where there is no energy that falls; default: None."""
         return None
 
