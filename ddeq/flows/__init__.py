@@ -14,6 +14,7 @@ from ddeq.flows.mirror import Mirror
 from ddeq.flows.mirror_maps import BoxEntropy, ConvexFunction, MirrorMap, PositiveEntropy, SimplexEntropy
 from ddeq.flows.nesterov import Nesterov
 from ddeq.flows.noise import Langevin, Noise, NoiseInjection
+from ddeq.flows.optimizer import Optimizer
 from ddeq.flows.preconditioned import Preconditioned
 from ddeq.flows.proximal import Proximal
 from ddeq.flows.reaction import FisherRao, Reaction
@@ -21,6 +22,8 @@ from ddeq.flows.stein import Stein
 from ddeq.flows.steppers import Euler, Heun, Stepper
 from ddeq.flows.trajectory import Trajectory
 from ddeq.flows.underdamped import Underdamped
+from ddeq.flows.varying import Varying
+from ddeq.flows.velocity_field import VelocityField
 from ddeq.iteration import Step
 from ddeq.messages import renamed
 
@@ -40,6 +43,7 @@ __all__ = [
     "Nesterov",
     "Noise",
     "NoiseInjection",
+    "Optimizer",
     "PositiveEntropy",
     "Preconditioned",
     "Proximal",
@@ -50,6 +54,8 @@ __all__ = [
     "Stepper",
     "Trajectory",
     "Underdamped",
+    "Varying",
+    "VelocityField",
     "Wasserstein",
     "equilibrium",
     "flow",

@@ -8,7 +8,9 @@ from ddeq.flows.placement import check_on_space
 from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.functionals.entropy import split_entropy
+from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
 from ddeq.spaces.space import Space
 
@@ -16,17 +18,28 @@ __all__ = ["check_combination"]
 
 
 def check_combination(
-    functional: Functional,
+    functional: Dynamics,
     mu0: DiscreteMeasure,
     stepper: Stepper,
     geometry: Geometry,
     noise: Noise | None,
     reaction: Reaction | None,
     space: Space,
+    stop: Stop | None = None,
 ) -> DiscreteMeasure:
     """The start, with atoms of mass zero on the space; or a `ValueError` that says why the parts of a flow make no sense
     together, and what to do."""
     stepper_name = type(stepper).__name__
+    by_energy = stop is not None and stop.metric == "energy"
+    if functional.varies and (stepper.needs_gradients or by_energy):
+        what = "stop: the energies" if by_energy else f"stepper: {stepper_name} learns the curvature from the gradients"
+        raise ValueError(
+            f"{what} of two steps do not compare, as {functional!r} is another energy in each step; use "
+            + ("the metric None" if by_energy else "Euler, Optimizer or AdaptiveEuler")
+        )
+    if not functional.has_energy:
+        _check_without_energy(functional, stepper, geometry, reaction, by_energy)
+    functional = functional.example
     if stepper.needs_gradients and not geometry.is_gradient:
         raise ValueError(
             f"geometry: {stepper_name} learns the curvature from gradients, and velocities are these in the geometry of "
@@ -54,7 +67,7 @@ def check_combination(
             )
     if reaction is not None and not reaction.conserves:
         energy = functional if reaction.functional is None else reaction.functional
-        if not energy.exact_variation:
+        if not (isinstance(energy, Functional) and energy.exact_variation):
             raise ValueError(
                 f"reaction: mass is to grow and shrink by the first variation of {energy!r}, which is known up to a constant "
                 "only, as where masses are normalised or must be equal. Conserve the mass, FisherRao(rate), or take an energy of "
@@ -70,15 +83,35 @@ def check_combination(
     return mu0
 
 
-def _check_entropic_noise(name: str, functional: Functional, geometry: Geometry, reaction: Reaction | None) -> None:
+def _check_without_energy(
+    functional: Dynamics, stepper: Stepper, geometry: Geometry, reaction: Reaction | None, by_energy: bool
+) -> None:
+    """A velocity field is followed in its own time, and nothing is descended."""
+    why = ""
+    if stepper.needs_energy or stepper.descends:
+        does = "chooses its steps by energies" if stepper.descends else "takes another way than the velocity, made for an energy"
+        why = f"stepper: {type(stepper).__name__} {does}; use Euler or Heun"
+    elif not geometry.is_wasserstein:
+        why = f"geometry: {type(geometry).__name__} turns the gradient of an energy into a velocity; leave it out"
+    elif reaction is not None:
+        why = f"reaction: {type(reaction).__name__} moves mass by the first variation of an energy; leave it out"
+    elif by_energy:
+        why = "stop: the metric 'energy' watches an energy; use the metric None, the norm of the velocity"
+    if why:
+        before, remedy = why.split("; ")
+        raise ValueError(f"{before}, and {functional!r} has none; {remedy}")
+
+
+def _check_entropic_noise(name: str, functional: Dynamics, geometry: Geometry, reaction: Reaction | None) -> None:
     if not geometry.is_gradient:
         raise ValueError(
             name
             + f"adds an entropy in the geometries of Wasserstein, Preconditioned and Mirror, whose diffusion is known, not in "
-            f"{type(geometry).__name__}: add it to the functional, KLDivergence(log_density, bandwidth), of which Stein estimates no "
+            f"{type(geometry).__name__}: add it to the functional, KLDivergence(log_density, bandwidth), of which Stein "
+            f"estimates no "
             "density; a matrix or a function that multiplies gradients is Preconditioned(...)"
         )
-    share = split_entropy(functional)[1]
+    share = split_entropy(functional)[1] if isinstance(functional, Functional) else 0.0
     if not (isinstance(share, float) and share == 0.0):
         raise ValueError(
             name + "stands for the entropy, which is a part of the functional already, and would count twice: leave out "

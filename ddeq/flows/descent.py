@@ -15,6 +15,7 @@ from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.on_space import InChart, OnSpace
 from ddeq.flows.schedules import Schedule, number_at, over_atoms
 from ddeq.functionals.base import Functional
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.iteration import Descent, InnerProduct, Iterate, Sizes
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.memory import check_memory
@@ -28,7 +29,7 @@ Own = TypeVar("Own", bound="FunctionalDescent")
 
 
 class FunctionalDescent(Descent):
-    """Descent of a functional by moving the atoms of ``like``, whose weights and marks stay.
+    """Descent of a functional, or dynamics without an energy, by moving the atoms of ``like``, whose weights and marks stay.
 
     The iterate is the points, ``(*batch, n, d)``, and the residual their velocity. `tensors` are what the velocity may depend on:
     weights and marks, the parameters of the functional and of a kernel of the geometry, and those of their buffers that
@@ -37,7 +38,7 @@ class FunctionalDescent(Descent):
     Parameters
     ----------
     functional
-        The energy that falls.
+        The energy that falls, or dynamics without one.
     like
         Measures whose weights and marks the atoms have.
     geometry
@@ -57,23 +58,34 @@ class FunctionalDescent(Descent):
 
     def __init__(
         self,
-        functional: Functional,
+        functional: Dynamics,
         like: DiscreteMeasure,
         geometry: Geometry = Wasserstein(),
         *,
         space: Space = Euclidean(),
         shardable: bool = False,
     ) -> None:
-        self.functional, self.like, self.geometry, self.shardable = functional, like, geometry, shardable
+        self.dynamics, self.like, self.geometry, self.shardable = functional, like, geometry, shardable
         self.constrained = space != Euclidean()
         """Whether atoms live on a space that was given, and not in all of Euclidean space."""
         self.space = geometry.space or space
         self.inner = InnerProduct.of(like.points, like.weights)
-        self.removable = functional.removable and bool(like.batch_shape)
+        self.varies = functional.varies
+        # What a sample ends with in a step must be known of all samples: it is another energy in the next one.
+        self.removable = functional.removable and not functional.varies and bool(like.batch_shape)
         self.displacement: Tensor | None = None
         """Velocities are those at so displaced points, ``(*batch, n, d)``, as injected noise wants it."""
         self._autocast = forward_autocast(like.device)
         self._samples: tuple[tuple[int, ...], Tensor] | None = None  # whole batch shape, entries that are left
+
+    @property
+    def functional(self) -> Functional:
+        """The energy that falls; a `ValueError` where there is none."""
+        if not isinstance(self.dynamics, Functional):
+            raise ValueError(
+                f"functional: expected one with an energy, got {self.dynamics!r}; use Euler or Heun, and no reaction"
+            )
+        return self.dynamics
 
     def measure(self, z: Tensor) -> DiscreteMeasure:
         """The measure with its atoms at ``z``."""
@@ -90,17 +102,18 @@ class FunctionalDescent(Descent):
                 marks = None if self.like.marks is None else rest.pop(0)
                 velocity: Tensor = self._open(rest, unchecked(z, weights, marks), x)
             else:
-                velocity = self.geometry.velocity(self._driving, self.like.with_points(z), x)
-        if self.constrained and not self.geometry.is_wasserstein:
-            velocity = self.space.tangent(there, velocity)
+                velocity = _velocity(self._driving, self.geometry, self.like.with_points(z), x)
+        if self.constrained and not (self.geometry.is_wasserstein and self.dynamics.has_energy):
+            on_space = self.space.velocity if self.dynamics.is_force else self.space.tangent
+            velocity = on_space(there, velocity)
         if self.displacement is not None and not self.space.is_flat:
             velocity = self.returned(z, self.space.noise(z, self.displacement), there, velocity)
         return velocity
 
     @cached_property
-    def _driving(self) -> Functional:
-        """The functional whose gradient is that on the space."""
-        return OnSpace(self.functional, self.space) if self.constrained else self.functional
+    def _driving(self) -> Dynamics:
+        """The functional whose gradient is that on the space, or dynamics without one."""
+        return OnSpace(self.functional, self.space) if self.constrained and self.dynamics.has_energy else self.dynamics
 
     def energy(self, z: Tensor) -> Tensor:
         with self._autocast():
@@ -136,7 +149,8 @@ class FunctionalDescent(Descent):
         return self.space.transport(there, -self.space.travelled(z, step, there), field)[0]
 
     def kicked(self, z: Tensor, move: Tensor, variance: float | Tensor) -> Tensor:
-        """Where random moves lead, isotropic with that variance of each coordinate, ``()`` or ``(*batch,)``."""
+        """Where random moves ``move`` lead from ``z``, isotropic with a ``variance`` of each coordinate, ``()`` or
+        ``(*batch,)``."""
         return self.space.kick(z, move, over_atoms(variance)) if self.has_metric else z + move
 
     def tangent_noise(self, z: Tensor, xi: Tensor) -> Tensor:
@@ -210,25 +224,25 @@ class FunctionalDescent(Descent):
         return self
 
     def prepared(self: Own, z: Tensor, memory: Any, step: int, draw: Draws | None) -> tuple[Own, Any]:
-        functional = self.functional
-        if not functional.remembers:
+        dynamics = self.dynamics
+        if not dynamics.remembers:
             return self, None
         with torch.no_grad(), self._autocast():
             mu = self.measure(z.detach()).detach()
-            found = functional.prepare(mu, memory, step, None if draw is None else draw.generator)
-        other = self._with(_checked(functional, found, mu.batch_shape) if memory is None else found[0])
+            found = dynamics.prepare(mu, memory, step, None if draw is None else draw.generator)
+        other = self._with(_checked(dynamics, found, mu.batch_shape) if memory is None else found[0])
         return other, found[1]
 
-    def _with(self: Own, functional: Functional) -> Own:
+    def _with(self: Own, dynamics: Dynamics) -> Own:
         """The descent of another functional."""
         other = copy.copy(self)
-        other.functional = functional
+        other.dynamics = dynamics
         for name in ("_open", "tensors", "_driving"):
             other.__dict__.pop(name, None)
         return other
 
     def rows(self, keep: Tensor) -> FunctionalDescent:
-        chosen = self._with(self.functional.rows(keep, self.like.batch_shape))
+        chosen = self._with(self.dynamics.rows(keep, self.like.batch_shape))
         chosen.like = self.like[keep]
         chosen.inner = self.inner.rows(keep)
         chosen.displacement = None if self.displacement is None else self.displacement[keep]
@@ -246,7 +260,7 @@ class FunctionalDescent(Descent):
 
     def unseen(self, shapes: str) -> str:
         return (
-            f"functional: tensors of shapes {shapes} that require grad enter {self.functional!r} from outside, where their "
+            f"functional: tensors of shapes {shapes} that require grad enter {self.dynamics!r} from outside, where their "
             "gradient would be lost. Let an nn.Module hold them, as parameters or buffers: a potential that is a module "
             "instead of a function, coefficient * F, a target; or detach them"
         )
@@ -262,11 +276,13 @@ class FunctionalDescent(Descent):
         return OpenModule(_Velocity(self._driving, self.geometry))
 
 
-def _checked(functional: Functional, found: object, batch_shape: tuple[int, ...]) -> Functional:
-    """The functional that `Functional.prepare` gave, once it is known to be one, and its memory to fit the batch."""
-    name = f"{type(functional).__name__}.prepare"
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Functional)):
-        raise ValueError(f"{name}: expected a Functional and a memory, got {found!r}; return self.with_memory(...), memory")
+def _checked(dynamics: Dynamics, found: object, batch_shape: tuple[int, ...]) -> Dynamics:
+    """What `Dynamics.prepare` gave, once it is known to be of the same kind, and its memory to fit the batch."""
+    name = f"{type(dynamics).__name__}.prepare"
+    kind = Functional if dynamics.has_energy else Dynamics
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], kind)):
+        wanted = f"a {kind.__name__} and a memory"
+        raise ValueError(f"{name}: expected {wanted}, got {found!r}; return self.with_memory(...), memory")
     check_memory(name, found[1], batch_shape)
     return found[0]
 
@@ -279,10 +295,17 @@ def _finite(step: Tensor) -> Tensor:
 class _Velocity(nn.Module):
     """The velocity of a functional in a geometry as a ``forward``: ``functional_call`` reaches nothing else."""
 
-    def __init__(self, functional: Functional, geometry: Geometry) -> None:
+    def __init__(self, dynamics: Dynamics, geometry: Geometry) -> None:
         super().__init__()
-        self.functional, self.geometry = functional, geometry
+        self.dynamics, self.geometry = dynamics, geometry
         self.held: Any = nn.ModuleList(v for v in vars(geometry).values() if isinstance(v, nn.Module))
 
     def forward(self, mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
-        return self.geometry.velocity(self.functional, mu, x)
+        return _velocity(self.dynamics, self.geometry, mu, x)
+
+
+def _velocity(dynamics: Dynamics, geometry: Geometry, mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
+    if geometry.is_wasserstein:
+        return dynamics.velocity(mu, x)
+    assert isinstance(dynamics, Functional)  # other geometries are of descents
+    return geometry.velocity(dynamics, mu, x)

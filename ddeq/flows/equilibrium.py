@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,13 +13,17 @@ from ddeq.flows.combinations import check_combination
 from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.downhill import leads_downhill
 from ddeq.flows.flow import by_energy
+from ddeq.flows.games import game_equilibrium
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.lbfgs import LBFGS
 from ddeq.flows.newton import NewtonFinish
 from ddeq.flows.stationary import Stationary
-from ddeq.flows.steppers import Stepper
+from ddeq.flows.steppers import Euler, Stepper
+from ddeq.flows.systems import System
 from ddeq.flows.undirected import EulerOrHeun
+from ddeq.flows.varying import watched_callback
 from ddeq.functionals.base import Functional, Smoothness
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.functionals.entropy import split_entropy
 from ddeq.iteration import (
     ConvergenceError,
@@ -44,12 +48,12 @@ __all__ = ["equilibrium"]
 
 
 def equilibrium(
-    functional: Functional,
-    mu0: DiscreteMeasure,
+    functional: Functional | Mapping[str, Functional],
+    mu0: DiscreteMeasure | Mapping[str, DiscreteMeasure],
     *,
     stepper: Stepper | None = None,
-    geometry: Geometry = Wasserstein(),
-    space: Space = Euclidean(),
+    geometry: Geometry | Mapping[str, Geometry] = Wasserstein(),
+    space: Space | Mapping[str, Space] = Euclidean(),
     stop: Stop | None = None,
     finish: bool = True,
     on_failure: Literal["raise", "warn"] = "raise",
@@ -69,7 +73,8 @@ def equilibrium(
     Parameters
     ----------
     functional
-        The energy :math:`F_\theta`. Twice differentiable at the stationary measure, for a derivative.
+        The energy :math:`F_\theta`; of several measures by name a joint one, or one for each, a game. Twice differentiable at
+        the stationary measure, for a derivative.
     mu0
         The start; its weights and marks stay.
     stepper
@@ -163,20 +168,44 @@ def equilibrium(
     >>> round(z.item(), 2), round(gradient.item(), 1)
     (3.0, 6.0)
     """
+    rest: dict[str, Any] = {"stop": stop, "finish": finish, "on_failure": on_failure, "throw": throw, "trace": trace}
+    system = System.of(functional, mu0)
+    if system is None:
+        alone: Any = (functional, mu0)
+        return _equilibrium(*alone, stepper=stepper, geometry=geometry, space=space, callback=callback, **rest)  # type: ignore[arg-type]
+    options = system.options(stepper, geometry, space=space)
+    parts = {name: options[name] for name in ("stepper", "geometry", "space")}
+    return system.solved(_equilibrium(system.dynamics, system.start, callback=system.callback(callback), **parts, **rest))  # type: ignore[arg-type]
+
+
+def _equilibrium(
+    functional: Functional,
+    mu0: DiscreteMeasure,
+    *,
+    stepper: Stepper | None,
+    geometry: Geometry,
+    space: Space,
+    stop: Stop | None,
+    finish: bool,
+    on_failure: Literal["raise", "warn"],
+    throw: bool,
+    trace: bool,
+    callback: Callable[[Report], object] | None,
+) -> Solution:
+    """The stationary measure of one functional or packed game."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "equilibrium cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
+    if isinstance(functional, Dynamics) and functional.is_force:
+        game: dict[str, Any] = {"finish": finish, "on_failure": on_failure, "trace": trace, "callback": callback}
+        return _thrown(_of_game(functional, mu0, stepper, geometry, space, stop, game), throw)
     if stepper is None:
         stepper = LBFGS() if isinstance(geometry, Geometry) and geometry.is_gradient else EulerOrHeun()
     _check_options(functional, mu0, stepper, geometry, space, stop, finish, on_failure)
     check_recordable("an equilibrium")
-    if torch.is_grad_enabled() and mu0.points.requires_grad:
-        raise ValueError(
-            "mu0: its points require grad, but an equilibrium does not depend on where the flow starts. Use mu0 with "
-            "detached points, mu0.with_points(mu0.points.detach()), or differentiate the steps of ddeq.flow(...)"
-        )
-    stop = stop or Stop(rtol=1e-6 if mu0.dtype == torch.float64 else 1e-4, max_steps=2000)
+    _check_start(mu0)
+    stop = stop or _default_stop(mu0)
     mu0 = check_combination(functional, mu0, stepper, geometry, None, None, space)
     check_mass("mu0", mu0)
     way = NewtonFinish(stepper, stop) if finish and functional.smoothness < Smoothness.ALMOST_EVERYWHERE else stepper
@@ -194,7 +223,7 @@ def equilibrium(
             best=False,
             metric=partial(by_energy, stop) if stop.metric == "energy" else None,
             trace=trace,
-            callback=callback,
+            callback=None if callback is None else watched_callback(callback, functional),
         )
 
     eps = torch.finfo(mu0.dtype).eps
@@ -215,6 +244,43 @@ def equilibrium(
         error_bound=torch.full_like(outcome.residual, torch.inf),
         trace=outcome.trace,
     )
+    return _thrown(solution, throw)
+
+
+def _of_game(
+    dynamics: Dynamics,
+    mu0: DiscreteMeasure,
+    stepper: Stepper | None,
+    geometry: Geometry,
+    space: Space,
+    stop: Stop | None,
+    options: dict[str, Any],
+) -> Solution:
+    """The equilibrium of a packed game, once its parts are known to make sense together."""
+    check_recordable("an equilibrium")
+    _check_start(mu0)
+    mu0 = check_combination(dynamics, mu0, stepper or Euler(), geometry, None, None, space)
+    check_mass("mu0", mu0)
+    stop = stop or _default_stop(mu0)
+    if stop.metric is not None:
+        raise ValueError(f"stop: expected the metric None (the velocity) for a game, got {stop.metric!r}")
+    return game_equilibrium(dynamics, mu0, stepper=stepper, space=space, stop=stop, **options)
+
+
+def _default_stop(mu0: DiscreteMeasure) -> Stop:
+    return Stop(rtol=1e-6 if mu0.dtype == torch.float64 else 1e-4, max_steps=2000)
+
+
+def _check_start(mu0: DiscreteMeasure) -> None:
+    if torch.is_grad_enabled() and mu0.points.requires_grad:
+        raise ValueError(
+            "mu0: its points require grad, but an equilibrium does not depend on where the flow starts. Use mu0 with "
+            "detached points, mu0.with_points(mu0.points.detach()), or differentiate the steps of ddeq.flow(...)"
+        )
+
+
+def _thrown(solution: Solution, throw: bool) -> Solution:
+    """The solution; with ``throw`` a `ConvergenceError` unless all samples converged."""
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(f"the equilibrium was not found: {solution.summary()}", solution)
     return solution
@@ -239,6 +305,20 @@ def _warn_of_ascent(outcome: Outcome, way: Stepper, descent: FunctionalDescent) 
         warn(NoDescentWarning(text, failed=uphill, residual=outcome.residual))
 
 
+def _check_stationary(functional: object) -> None:
+    """Raise a `ValueError` that says why where dynamics have no stationary measure that is that of an energy."""
+    if isinstance(functional, Dynamics) and functional.varies:
+        raise ValueError(
+            f"functional: {functional!r} is another energy in each step, and their stationary measures differ; take one, or "
+            "ddeq.flow with steps that fall to zero"
+        )
+    if isinstance(functional, Dynamics) and not functional.has_energy:
+        raise ValueError(
+            f"functional: {functional!r} has no energy, whose Hessian gives the derivative of a stationary measure; use "
+            "ddeq.fixed_point of the map that moves atoms by a step, or ddeq.flow with a stop"
+        )
+
+
 def _check_options(
     functional: object,
     mu0: object,
@@ -249,6 +329,7 @@ def _check_options(
     finish: object,
     on_failure: object,
 ) -> None:
+    _check_stationary(functional)
     check_kinds(
         ("functional", functional, Functional, "a ddeq.Functional"),
         ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,11 +16,15 @@ from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.geometries import Geometry, Wasserstein
 from ddeq.flows.method import FlowMethod
 from ddeq.flows.noise import Noise
+from ddeq.flows.observed import Observer
 from ddeq.flows.reacting import ReactingDescent
 from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Euler, Stepper
-from ddeq.flows.trajectory import Record, Recorder, Remains, Trajectory
+from ddeq.flows.systems import System
+from ddeq.flows.trajectory import Recorder, Remains, Trajectory
+from ddeq.flows.varying import watched_callback
 from ddeq.functionals.base import Functional
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.integers import is_whole, whole
 from ddeq.iteration import Adjoint, Iterate, Measured, Outcome, Report, Stop, Unrolled, iterate
 from ddeq.iteration.declared import check_kinds
@@ -39,15 +43,15 @@ RECORDS = 100
 
 
 def flow(
-    functional: Functional,
-    mu0: DiscreteMeasure | Trajectory,
-    stepper: Stepper = Euler(0.1),
+    functional: Dynamics | Mapping[str, Functional],
+    mu0: DiscreteMeasure | Mapping[str, DiscreteMeasure] | Trajectory,
+    stepper: Stepper | Mapping[str, Stepper] = Euler(0.1),
     steps: int | None = None,
-    geometry: Geometry = Wasserstein(),
-    noise: Noise | None = None,
-    reaction: Reaction | None = None,
+    geometry: Geometry | Mapping[str, Geometry] = Wasserstein(),
+    noise: Noise | Mapping[str, Noise | None] | None = None,
+    reaction: Reaction | Mapping[str, Reaction | None] | None = None,
     *,
-    space: Space = Euclidean(),
+    space: Space | Mapping[str, Space] = Euclidean(),
     stop: Stop | None = None,
     adjoint: Adjoint = Unrolled(),
     record: int | Iterable[int] | None = None,
@@ -64,13 +68,18 @@ def flow(
     Parameters
     ----------
     functional
-        The energy :math:`F`.
+        The energy :math:`F`; `Varying`, where it is another one in each step; a `VelocityField`, dynamics without an energy. Of
+        several measures it reads them all, ``F({"prey": mu, "predator": nu})``; or one for each by name, a game: each measure
+        descends its own, which reads all. A functional that `couples <ddeq.Functional.couples_batch>` its batch flows as one
+        sample.
     mu0
-        The start; its marks stay, and its weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on
-        the path that its flow would have taken with the same other arguments; ``steps`` are further ones, and the result holds
-        the former records too.
+        The start; or several measures by name, a system, of any numbers of atoms and dimensions. Then ``stepper``, ``geometry``,
+        ``noise``, ``reaction`` and ``space`` are one for all, or one for each by name, and measures, energies and variations
+        are dicts; residual and status are those of the root of the summed squared norms (systems, T23). Its marks stay, and its
+        weights unless there is a ``reaction``. A `Trajectory`: go on from its last record, on the path that its flow would have
+        taken with the same other arguments; ``steps`` are further ones, and the result holds the former records too.
     stepper
-        How a step is made: `Euler`, `Heun`, `Nesterov`, `AdaptiveEuler`, `LBFGS`, `Proximal`.
+        How a step is made: `Euler`, `Heun`, `Nesterov`, `Optimizer`, `AdaptiveEuler`, `LBFGS`, `Proximal`.
     steps
         Number of steps; all are taken, and samples end as COMPLETED. Default: 500, where no ``stop`` is given.
     geometry
@@ -99,13 +108,15 @@ def flow(
         torch's global one.
     callback
         Called with a `ddeq.iteration.Report` at every step; with a reaction its ``value`` has the weights as a last coordinate.
+        It must not change the functional, which is what `Varying` is for: a `ValueError` where the flow can see it.
     progress
         Show a progress bar (needs tqdm).
 
     Returns
     -------
     Trajectory
-        Recorded measures, times, energies, dissipation, and the status of each sample. A sample whose points or velocity
+        Recorded measures, times, energies and dissipation (None where there is no energy), and the status of each sample. A
+        sample whose points or velocity
         become NaN or infinite is DIVERGED and ends at its last good state; one that no step moves any more, without a
         gradient small enough to have converged, is STAGNATED.
 
@@ -125,6 +136,7 @@ def flow(
     `Euler`           yes     yes (a)  yes            yes (b)   yes (c)    1
     `Heun`            yes     yes (a)  yes            yes (b)   yes (c)    2; 1 with noise or reaction
     `Nesterov`        yes     no       yes            yes       no         accelerated, other time
+    `Optimizer`       yes     no       yes            yes       no         that of the optimiser, other time
     `AdaptiveEuler`   yes     no       no             yes       no         1; energy never rises
     `LBFGS`           no      no       no             yes       no         other time; energy never rises (d)
     `Proximal`        yes     yes (a)  no             yes (b)   no         1, implicit; energy never rises
@@ -143,33 +155,59 @@ def flow(
     >>> trajectory.measures.points.flatten(), trajectory.times
     (tensor([1.0000, 0.5000, 0.2500]), tensor([0.0000, 0.5000, 1.0000]))
     """
+    rest: dict[str, Any] = {"stop": stop, "adjoint": adjoint, "record": record, "generator": generator, "progress": progress}
+    system = System.of(functional, mu0)
+    if system is None:
+        parts: Any = (functional, mu0, stepper, steps, geometry, noise, reaction)
+        return _flow(*parts, space=space, callback=callback, **rest)  # type: ignore[arg-type]
+    options = system.options(stepper, geometry, noise, reaction, space)
+    callback = system.callback(callback)
+    return system.unpacked(_flow(system.dynamics, system.start, steps=steps, **options, callback=callback, **rest))
+
+
+def _flow(
+    functional: Dynamics,
+    mu0: DiscreteMeasure | Trajectory,
+    stepper: Stepper,
+    steps: int | None,
+    geometry: Geometry,
+    noise: Noise | None,
+    reaction: Reaction | None,
+    *,
+    space: Space,
+    stop: Stop | None,
+    adjoint: Adjoint,
+    record: int | Iterable[int] | None,
+    generator: torch.Generator | None,
+    callback: Callable[[Report], object] | None,
+    progress: bool,
+) -> Trajectory:
+    """The flow of one measure."""
     before, mu0 = (mu0, mu0.measure) if isinstance(mu0, Trajectory) else (None, mu0)
     _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, space, stop, adjoint, generator)
-    mu0 = check_combination(functional, mu0, stepper, geometry, noise, reaction, space)
+    mu0 = check_combination(functional, mu0, stepper, geometry, noise, reaction, space, stop)
     check_recordable("a flow")
     if stop is not None or reaction is not None:
         check_mass("mu0", mu0)
-    remains = _remains(before)
+    remains = _remains(before, functional)
     first = remains.taken
     limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else whole("steps", steps, 0))
     equation = _descent(functional, mu0, geometry, reaction, space, stop)
-    method = FlowMethod(stepper, noise, reaction, functional.draws)
+    method = FlowMethod(stepper, noise, reaction, draws=functional.draws, varies=functional.varies)
     watches_energy = stop is not None and stop.metric == "energy"
     recorder = Recorder(_steps_to_record(record, first, first + limits.max_steps), before)
-
-    kept: dict[int, _Seen] = {}
+    observer = Observer(equation, method, recorder, first)
+    told = None if callback is None else watched_callback(callback, functional)
 
     def observe(report: Report) -> None:
-        step = first + report.step
-        if recorder.wants(step):
-            kept[step] = _Seen.of(report, equation)
-        if callback is not None and (stop is not None or report.step < limits.max_steps):
-            callback(report)
+        observer.see(report)
+        if told is not None and (stop is not None or report.step < limits.max_steps):
+            told(report)
 
     run = partial(
         iterate,
         z=equation.pack(mu0),
-        method=method if method.is_random or reaction is not None else stepper,
+        method=method if method.is_random or method.varies or reaction is not None else stepper,
         converging=stop is not None,
         patient=True,
         best=False,
@@ -183,15 +221,7 @@ def flow(
         memory=remains.of_functional,
     )
     outcome = adjoint.solve(equation, run, limits)
-    end = int(outcome.steps.max()) if outcome.steps.numel() else 0
-    last = kept.get(first + end)
-    energy = None if last is None or not torch.equal(last.value, outcome.value) else last.energy
-    kept = {k: kept[k] for k in kept if k < first + end} | {first + end: _Seen(outcome.value, outcome.norm, energy)}
-    for step, (value, norm, energy) in kept.items():
-        mu = equation.measure(value)
-        energy = functional(mu) if energy is None else energy
-        dissipation = _dissipation(equation, method, mu, step, norm)
-        recorder.record(step, Record(mu, equation.inner.everywhere(energy), equation.inner.everywhere(dissipation)))
+    end = observer.record(outcome)
     clock = _clock(outcome.durations[:end], outcome.steps, mu0, before)
     left = Remains(
         taken=first + end,
@@ -203,24 +233,8 @@ def flow(
     return recorder.trajectory(clock, first, outcome.status, outcome.steps, left)
 
 
-class _Seen(NamedTuple):
-    """What is known of a step that is recorded."""
-
-    value: Tensor
-    norm: Tensor
-    energy: Tensor | None
-    """Of a functional that remembers, found where it was prepared for the step."""
-
-    @classmethod
-    def of(cls, report: Report, equation: FunctionalDescent) -> _Seen:
-        prepared = report.equation
-        assert isinstance(prepared, FunctionalDescent)
-        at_hand = equation.functional.remembers and prepared.inner.batch_shape == equation.inner.batch_shape
-        return cls(report.value, report.norm, prepared.energy(report.value) if at_hand else None)
-
-
 def _descent(
-    functional: Functional,
+    functional: Dynamics,
     mu0: DiscreteMeasure,
     geometry: Geometry,
     reaction: Reaction | None,
@@ -248,16 +262,6 @@ def by_energy(stop: Stop, equation: FunctionalDescent, at: Iterate) -> Measured:
         return Measured(change / (energy.abs() + stop.atol / stop.rtol), change, energy)
 
 
-def _dissipation(equation: FunctionalDescent, method: FlowMethod, mu: DiscreteMeasure, step: int, norm: Tensor) -> Tensor:
-    """Rate at which geometry and reaction lower the energy at ``mu``, where the last residual had that ``norm``."""
-    with torch.no_grad():
-        known = method.noise is None and equation.geometry.is_gradient and bool(norm.isfinite().all())
-        rate = norm.square() if known else equation.dissipation(mu)
-        if method.reaction is None or (known and equation.counts_reaction):
-            return rate
-        return rate + method.reaction.dissipation(equation, mu, step)
-
-
 def _check_options(
     functional: object,
     mu0: object,
@@ -274,7 +278,12 @@ def _check_options(
     if steps is not None and stop is not None:
         raise ValueError(f"steps, stop: expected one of the two, got steps={steps}, stop={stop}")
     check_kinds(
-        ("functional", functional, Functional, "a ddeq.Functional"),
+        (
+            "functional",
+            functional,
+            Dynamics,
+            "a ddeq.Functional, or Functional.of(function), VelocityField(v), Varying(function)",
+        ),
         ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure, or the Trajectory of a flow that is to go on"),
         ("stop", stop, Stop | None, "a Stop such as Stop(rtol=1e-4)"),
         ("stepper", stepper, Stepper, "a ddeq.flows.Stepper such as Euler(step_size=0.1)"),
@@ -294,9 +303,14 @@ def _check_options(
         raise ValueError(f"stop: expected the metric None (the gradient) or 'energy' for a flow, got {stop.metric!r}")
 
 
-def _remains(before: Trajectory | None) -> Remains:
+def _remains(before: Trajectory | None, functional: Dynamics) -> Remains:
     if before is None:
         return Remains(0, (), None, None)
+    if functional.has_energy is (before.energies is None):
+        seen = "without energies" if before.energies is None else "with energies"
+        raise ValueError(
+            f"mu0: expected the trajectory of a flow of {functional!r}, got one {seen}; start from trajectory.measure"
+        )
     if before.remains is None:
         raise ValueError("mu0: the trajectory does not say how its flow goes on; start anew from trajectory.measure")
     return before.remains
@@ -345,7 +359,7 @@ def _steps_to_record(record: int | Iterable[int] | None, first: int, last: int) 
         every = whole("record", record, what="number of steps, or the steps to record, each")
         return {first, *range(first - first % every, last + 1, every)}
     try:
-        wanted = list(record)
+        wanted = list(cast(Iterable[int], record))
     except TypeError:
         raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record!r}") from None
     if not all(is_whole(step) and first <= step <= last for step in wanted):

@@ -113,7 +113,8 @@ class Wasserstein(Geometry):
     def velocity(
         self, functional: Functional, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
-        return -functional.wasserstein_gradient(mu, x)
+        gradient: Tensor = functional.wasserstein_gradient(mu, x)
+        return -gradient
 
     def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
         return lambda force: force

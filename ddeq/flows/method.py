@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,14 +30,15 @@ class FlowMethod(Method[FunctionalDescent]):
     ----------
     stepper, noise, reaction
         As in `ddeq.flow`.
-    draws
-        Whether the functional draws random numbers.
+    draws, varies
+        Whether the functional draws random numbers, and whether it is another one in each step.
     """
 
     stepper: Stepper
     noise: Noise | None = None
     reaction: Reaction | None = None
     draws: bool = False
+    varies: bool = False
 
     @property
     def is_random(self) -> bool:
@@ -45,8 +46,19 @@ class FlowMethod(Method[FunctionalDescent]):
         return self.draws or self.stepper.draws or self.noise is not None or (self.reaction is not None and self.reaction.jumps)
 
     @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        return self.stepper.differentiable
+
+    @property
+    def removable(self) -> bool:  # type: ignore[override]
+        return self.stepper.removable
+
+    def unrecorded(self) -> str:
+        return self.stepper.unrecorded()
+
+    @property
     def ends_when_still(self) -> bool:
-        return not self.is_random and self.stepper.ends_when_still
+        return not (self.is_random or self.varies) and self.stepper.ends_when_still
 
     def perturbed(self, equation: FunctionalDescent, z: Tensor, step: int, draw: Draws | None) -> FunctionalDescent:
         equation = equation.at_step(step)
@@ -59,7 +71,7 @@ class FlowMethod(Method[FunctionalDescent]):
         return self.stepper.init(*equation.at(at))
 
     def step(self, equation: FunctionalDescent, at: Iterate, state: Any) -> Step:
-        points, here = equation.at(at)
+        points, here = equation.at(replace(at, energy=None) if self.varies else at)  # that known is of another functional
         taken = self.stepper.step(points, here, state)
         if self.noise is None and self.reaction is None:
             return taken
@@ -68,7 +80,7 @@ class FlowMethod(Method[FunctionalDescent]):
         if self.noise is not None and at.draw is not None:
             kick = self.noise.kick(points, at.draw.normal, duration, at.step)
             if kick is not None:
-                variance = self.noise.variance(points, duration, at.step)
+                variance = self.noise.variance(points, duration, at.step) if points.has_metric else 0.0
                 z, energy = points.kicked(z, kick, variance), None
         moved = points.measure(z)
         if self.reaction is not None:

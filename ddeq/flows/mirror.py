@@ -77,7 +77,8 @@ class _Mirrored(Space):
 
 @dataclass(frozen=True)
 class Mirror(Geometry):
-    r"""Mirror descent: :math:`\frac{\mathrm d}{\mathrm dt} \nabla\phi(x_i) = -\nabla_W F(\mu)(x_i)` for a strictly convex :math:`\phi`.
+    r"""Mirror descent for a strictly convex :math:`\phi`:
+    :math:`\frac{\mathrm d}{\mathrm dt} \nabla\phi(x_i) = -\nabla_W F(\mu)(x_i)`.
 
     Atoms stay inside of the set where :math:`\phi` is smooth, without projections. The velocity is
     :math:`-\nabla^2\phi(x)^{-1} \nabla_W F(\mu)(x)`, the metric :math:`\nabla^2\phi`, and steps are straight in the image
@@ -117,10 +118,12 @@ class Mirror(Geometry):
 
     @property
     def is_pointwise(self) -> bool:  # type: ignore[override]
+        """Whether there is no kernel."""
         return self.kernel is None
 
     @property
     def replaces_entropy(self) -> bool:  # type: ignore[override]
+        """Whether there is a kernel."""
         return self.kernel is not None
 
     @property

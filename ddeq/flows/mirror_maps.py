@@ -47,14 +47,16 @@ class MirrorMap(ABC):
 
     @abstractmethod
     def root(self, x: Tensor, xi: Tensor, *, inverse: bool) -> Tensor:
-        r""":math:`A\, \xi` with :math:`A A^\top = \nabla^2\phi(x)`, or its inverse."""
+        r""":math:`A\, \xi` with :math:`A A^\top = \nabla^2\phi(x)`; if ``inverse``, its inverse. ``x`` and ``xi`` are points
+        and vectors."""
 
     @abstractmethod
     def log_determinant(self, x: Tensor) -> Tensor:
         r""":math:`\log\det\nabla^2\phi(x)`, up to a constant, ``(*batch, n)``."""
 
     def kick(self, x: Tensor, move: Tensor, variance: float | Tensor) -> Tensor:
-        r"""Where the diffusion :math:`\mathrm dY = \sqrt{2 \nabla^2\phi(X)}\,\mathrm dW` leads, by one normal number for each coordinate.
+        r"""Where the diffusion :math:`\mathrm dY = \sqrt{2 \nabla^2\phi(X)}\,\mathrm dW` leads, by a normal number for each
+        coordinate.
 
         Default: a straight step of the image. Near the boundary that is accurate only while it is short; maps whose metric has
         coordinates of its own override it.
@@ -71,7 +73,7 @@ class MirrorMap(ABC):
         return self.primal(self.dual(x) + self.root(x, move, inverse=False), x)
 
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:
-        """Projection of vectors to the plane of the set; default: the set has inner points, and nothing is left out."""
+        """Projection of vectors ``v`` at ``x`` to the plane of the set; default: it has inner points, and nothing is left out."""
         return v
 
 
@@ -176,7 +178,7 @@ class BoxEntropy(_Separable):
 
 @dataclass(frozen=True)
 class SimplexEntropy(MirrorMap):
-    r"""The inside of the simplex: :math:`\phi(x) = \sum_k x_k \log x_k` for :math:`\sum_k x_k = 1`; :math:`x` is the softmax of :math:`y`.
+    r"""The inside of the simplex: :math:`\phi(x) = \sum_k x_k \log x_k`; :math:`x` is the softmax of :math:`y = \nabla\phi(x)`.
 
     Dual vectors are known up to a constant, which is such that their coordinates sum to zero. Densities are those with respect
     to the uniform law of the simplex. Its diffusion is that of :math:`x_k = |z_k|^2` on the unit sphere of

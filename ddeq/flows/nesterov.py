@@ -60,6 +60,7 @@ class Nesterov(Stepper):
     restart: bool = True
 
     has_momentum: ClassVar[bool] = True
+    needs_energy: ClassVar[bool] = True
     in_spaces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -181,7 +181,9 @@ class NewtonFinish(Stepper):
         instead = state.fresh if self.has_momentum else state.stepper
         inner = taken.state
         if inner is not None:
-            inner = pytree.tree_map(lambda a, b: torch.where(_like(accepted, a), a, b), instead, inner)
+            inner = pytree.tree_map(
+                lambda a, b: torch.where(_like(accepted, a), a, b) if isinstance(a, Tensor) else b, instead, inner
+            )
         energy = attempt.energy if bool(accepted.all()) else taken.energy
         duration = torch.as_tensor(taken.duration, dtype=norm.dtype, device=norm.device)
         return Step(
@@ -234,7 +236,8 @@ class NewtonFinish(Stepper):
         if not bool(due.any()):
             return _Attempt(due, points, torch.zeros_like(size), torch.zeros_like(size), uphill, count[0])
         place = Place.of(points, like.weights, points)
-        together = _Together.of(points, like.weights, like.marks if functional.reads_marks else None)
+        keys = functional.keys(like.with_points(points))
+        together = _Together.of(points if keys is None else keys, like.weights, like.marks if functional.reads_marks else None)
         symmetries = find_symmetries(gradient, place, 10 * (eps ** (2 / 3) + functional.tolerance))
 
         def admissible(field: Tensor) -> Tensor:

@@ -53,7 +53,10 @@ class Noise(Declared, ABC):  # one of two methods, not a given one, must be defi
         return None
 
     def variance(self, equation: FunctionalDescent, duration: float | Tensor, step: int) -> float | Tensor:
-        """The variance of each coordinate of the `kick`, ``()`` or ``(*batch,)``: what a metric that varies makes a drift of."""
+        """The variance of each coordinate of the `kick`, ``()`` or ``(*batch,)``: what a metric that varies makes a drift of.
+
+        ``equation``, ``duration`` and ``step`` as in `kick`.
+        """
         return 0.0
 
 

@@ -78,6 +78,9 @@ class InChart(Functional):
             (pulled,) = torch.autograd.grad(points, z, gradient, create_graph=record, materialize_grads=True)
         return pulled
 
+    def keys(self, mu: DiscreteMeasure) -> Tensor | None:
+        return self.functional.keys(mu)
+
     def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> InChart:
         functional = self.functional.rows(keep, batch_shape)
         return InChart(functional, self._space, self._centre[keep], self._force[keep])

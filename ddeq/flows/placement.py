@@ -10,6 +10,7 @@ from ddeq.flows.geometries import Geometry
 from ddeq.flows.noise import Noise
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.functionals.entropy import split_entropy
 from ddeq.measures import DiscreteMeasure
 from ddeq.spaces.euclidean import Euclidean
@@ -19,7 +20,7 @@ __all__ = ["check_on_space"]
 
 
 def check_on_space(
-    functional: Functional, mu0: DiscreteMeasure, stepper: Stepper, geometry: Geometry, noise: Noise | None, space: Space
+    functional: Dynamics, mu0: DiscreteMeasure, stepper: Stepper, geometry: Geometry, noise: Noise | None, space: Space
 ) -> DiscreteMeasure:
     """The start, with atoms of mass zero on the space; a `ValueError` unless the parts of a flow make sense there."""
     given = space != Euclidean()
@@ -58,7 +59,7 @@ def check_on_space(
     return mu0
 
 
-def _check_geometry(functional: Functional, mu0: DiscreteMeasure, geometry: Geometry, space: Space) -> None:
+def _check_geometry(functional: Dynamics, mu0: DiscreteMeasure, geometry: Geometry, space: Space) -> None:
     name = type(geometry).__name__
     if space.has_boundary:
         raise ValueError(
@@ -70,7 +71,7 @@ def _check_geometry(functional: Functional, mu0: DiscreteMeasure, geometry: Geom
             f"geometry: {name} adds up vectors at different atoms, which the metric of {space!r} measures differently; use "
             "Wasserstein()"
         )
-    share = split_entropy(functional)[1] if geometry.replaces_entropy else 0.0
+    share = split_entropy(functional)[1] if geometry.replaces_entropy and isinstance(functional, Functional) else 0.0
     if isinstance(share, Tensor) or share != 0.0:
         raise ValueError(
             f"geometry: {name} integrates the entropy of the functional by parts, which is not known on {space!r}; use "
@@ -86,12 +87,14 @@ def _check_periodic(descent: FunctionalDescent) -> None:
     odd = (torch.arange(x.shape[-2], device=x.device) % 2 == 0).unsqueeze(-1)
     there = torch.where(odd, around, x)
     velocity, again = descent.residual(x), descent.residual(there)
-    energy, after = descent.energy(x), descent.energy(there)
+    zero = x.new_zeros(())
+    energy, after = (descent.energy(x), descent.energy(there)) if descent.dynamics.has_energy else (zero, zero)
     tolerance = float(torch.finfo(x.dtype).eps) ** 0.4
     size = velocity.abs().amax() + again.abs().amax()
     moved = bool((velocity - again).abs().amax() > tolerance * size)
     if moved or bool(((energy - after).abs() > tolerance * (energy.abs() + after.abs())).any()):
         raise ValueError(
             f"functional: on {descent.space!r} expected a periodic one, but it changes when atoms go once around, as with a "
-            "Euclidean kernel or distance; take Functional.of(lambda mu: F(mu.push_forward(torus.embed))), its target embedded too"
+            "Euclidean kernel or distance; take Functional.of(lambda mu: F(mu.push_forward(torus.embed))), its target "
+            "embedded too"
         )

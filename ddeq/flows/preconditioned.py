@@ -36,7 +36,8 @@ class _Preconditioning(Space):
         d = x.shape[-1]
         if found.shape[-1:] != (d,) or (callable(self.matrix) and found.shape[: x.ndim] != x.shape):
             raise ValueError(
-                f"matrix: expected matrices of shape {(*x.shape, d)} or diagonals {tuple(x.shape)} at points {tuple(x.shape)}, got "
+                f"matrix: expected matrices of shape {(*x.shape, d)} or diagonals {tuple(x.shape)} at points "
+                f"{tuple(x.shape)}, got "
                 f"{tuple(found.shape)}"
             )
         return found
@@ -113,8 +114,8 @@ class Preconditioned(Geometry):
     r"""Preconditioned gradients: velocity :math:`-C(x)\, \nabla_W F(\mu)(x)`, :math:`C` symmetric and positive definite.
 
     The metric at :math:`x` is :math:`\langle a, C(x)^{-1} b\rangle`, in which steppers measure and Newton's method works. The
-    energy falls at the rate :math:`\int \langle\nabla_W F, C\,\nabla_W F\rangle \,\mathrm d\mu` (dissipation, T10). With `Langevin` noise the
-    diffusion is
+    energy falls at the rate :math:`\int \langle\nabla_W F, C\,\nabla_W F\rangle \,\mathrm d\mu` (dissipation, T10). With
+    `Langevin` noise the diffusion is
 
     .. math:: \mathrm dX = \big({-C\,\nabla_W F} + b \operatorname{div} C\big)\,\mathrm dt + \sqrt{2 b\, C}\,\mathrm dW ,
 

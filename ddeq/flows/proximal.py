@@ -55,10 +55,10 @@ class Proximal(Stepper):
     The implicit Euler step: the energy never increases, however long the step. Atoms stay coupled to themselves,
     :math:`W_2^2 = \sum_i w_i |y_i - x_i|^2`. At the minimiser this is the optimal coupling if all weights are equal, and for
     any weights if the step is shorter than the inverse of the largest negative curvature of :math:`F` (proximal steps, T15). In
-    another geometry its own norm takes the place of :math:`W_2`; on a space distances are measured along its `chart
-    <ddeq.spaces.Space.chart>`, which is the exponential map but on manifolds of geoopt. The inner problem is solved by `AdaptiveEuler` steps, from the
-    movement of the step before. Autograd differentiates its solution by the implicit rule, not its steps: in points, weights,
-    the step size, and the parameters and targets of the functional.
+    another geometry its own norm takes the place of :math:`W_2`; on a space distances are measured along its chart
+    (`ddeq.spaces.Space.chart`), which is the exponential map except on manifolds of geoopt. The inner problem is solved by
+    `AdaptiveEuler` steps, from the movement of the step before. Autograd differentiates its solution by the implicit rule, not
+    its steps: in points, weights, the step size, and the parameters and targets of the functional.
 
     Parameters
     ----------
@@ -120,9 +120,9 @@ class Proximal(Stepper):
         plain = equation.geometry.is_wasserstein and not equation.has_metric
         if not plain and torch.is_grad_enabled() and any(t.requires_grad for t in conditions.tensors):
             raise ValueError(
-                "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein on Euclidean "
-                f"space only, not in {equation.geometry!r} on {equation.space!r}; flow under torch.no_grad(), or take an explicit "
-                "stepper"
+                "stepper: autograd would record Proximal steps, which are differentiable in the geometry of Wasserstein on "
+                f"Euclidean space only, not in {equation.geometry!r} on {equation.space!r}; flow under torch.no_grad(), or take "
+                "an explicit stepper"
             )
         outcome = Implicit().solve(conditions, run, stop)
         with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddeq.flows.descent import FunctionalDescent
 from ddeq.flows.geometries import Geometry
 from ddeq.flows.reaction import Reaction
-from ddeq.functionals.base import Functional
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.iteration import InnerProduct, Iterate, Sizes
 from ddeq.measures import DiscreteMeasure
 from ddeq.spaces.euclidean import Euclidean
@@ -36,7 +36,7 @@ class ReactingDescent(FunctionalDescent):
 
     def __init__(
         self,
-        functional: Functional,
+        functional: Dynamics,
         like: DiscreteMeasure,
         geometry: Geometry,
         *,

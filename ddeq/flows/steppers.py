@@ -16,8 +16,9 @@ class Stepper(Method[FunctionalDescent]):
     """How a flow moves in one step of time: a `Method` on the descent of a functional by moving points.
 
     To write one: a frozen dataclass with `init` and `step`. ``at.z`` are the points, ``at.residual`` is their velocity,
-    ``equation.residual(z)`` that elsewhere, ``equation.moved(at.z, step)`` where a step leads; a step says by ``duration`` how much time it took. The class attributes say what it
-    goes together with. `ddeq.testing.check_stepper` holds a stepper to what the library relies on.
+    ``equation.residual(z)`` that elsewhere, ``equation.moved(at.z, step)`` where a step leads; a step says by ``duration`` how
+    much time it took. The class attributes say what it goes together with. `ddeq.testing.check_stepper` holds a stepper to what
+    the library relies on.
     """
 
     descends: ClassVar[bool] = False
@@ -29,10 +30,14 @@ class Stepper(Method[FunctionalDescent]):
 
     needs_gradients: ClassVar[bool] = False
     """Whether the velocity must be minus the Wasserstein gradient, as it is in the geometry of Wasserstein alone."""
+    needs_energy: ClassVar[bool] = False
+    """Whether it is made for the descent of an energy and follows no other dynamics: it asks for energies, or its path is not
+    that of the velocity in its time. All that promise descent do."""
     superlinear: ClassVar[bool] = False
     """Whether it converges so fast that Newton's method is not tried early in its place."""
     in_spaces: ClassVar[bool] = False
-    """Whether all its steps are made by ``equation.moved(z, step)``, and fields at different iterates meet by ``equation.carried``:
+    """Whether all its steps are made by ``equation.moved(z, step)``, and fields at different iterates meet by
+    ``equation.carried``:
     then it keeps atoms on a space."""
     draws: ClassVar[bool] = False
     """Whether its steps draw random numbers, from ``at.draw``."""
@@ -42,6 +47,12 @@ class Stepper(Method[FunctionalDescent]):
     @property
     def ends_when_still(self) -> bool:
         return not self.has_momentum
+
+    def unrecorded(self) -> str:
+        return (
+            f"stepper: autograd cannot record the steps of {type(self).__name__}; flow under torch.no_grad() or take Euler, or "
+            "differentiate a stationary measure by ddeq.flows.equilibrium"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddeq.files import read_tensors
+from ddeq.flows.stored import check_shapes, read_measures, read_part, read_remains
 from ddeq.held import copied
-from ddeq.integers import whole
 from ddeq.iteration import Status
-from ddeq.measures import DiscreteMeasure, rebuilt
+from ddeq.measures import DiscreteMeasure
 from ddeq.memory import Saved
 from ddeq.ranks import write
 
@@ -45,25 +44,28 @@ class Trajectory:
     ``ddeq.flow(functional, trajectory, ...)`` goes on from the last record, on the path that the flow would have taken.
     """
 
-    measures: DiscreteMeasure
-    """The recorded measures, time first: points ``(T, *batch, n, d)``."""
+    measures: Any
+    """The recorded measures, time first: points ``(T, *batch, n, d)``; of several species a dict of them."""
     times: Float[Tensor, "*times"]
     """Times of the records, ``(T,)``, or ``(T, *batch)`` where step sizes differ between samples."""
-    energies: Float[Tensor, "*records"]
-    """Energies of the records, ``(T, *batch)``."""
+    energies: Any
+    """Energies of the records, a tensor ``(T, *batch)``; of `Varying` each that of its step. A dict of them for a game, None for
+    a `VelocityField`."""
     status: Int[Tensor, "*batch"]
     """`ddeq.iteration.Status` of each sample, ``(*batch,)``."""
     steps: Int[Tensor, "*batch"]
     """Steps that each sample took, ``(*batch,)``."""
-    dissipation: Float[Tensor, "*records"]
-    r"""``(T, *batch)``: rates :math:`-\mathrm dF/\mathrm dt` at which geometry and reaction lower the energy."""
+    dissipation: Any
+    r"""``(T, *batch)``: rates :math:`-\mathrm dF/\mathrm dt` at which geometry and reaction lower the energy; or None."""
     remains: Remains | None = None
     """What is needed to go on."""
 
     @property
-    def measure(self) -> DiscreteMeasure:
-        """The last measure."""
-        return self.measures[-1]
+    def measure(self) -> Any:
+        """The last measure; of several species a dict."""
+        if isinstance(self.measures, DiscreteMeasure):
+            return self.measures[-1]
+        return {name: mu[-1] for name, mu in self.measures.items()}
 
     @property
     def converged(self) -> Tensor:
@@ -78,12 +80,18 @@ class Trajectory:
         ends = ", ".join(
             f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())
         )
-        return f"Trajectory(records={len(self.energies)}, measure={self.measure}; {ends})"
+        return f"Trajectory(records={len(self.times)}, measure={self.measure}; {ends})"
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, and what is needed to go on, to the safetensors file ``path``."""
-        tensors: dict[str, Tensor | None] = {name: getattr(self, name) for name in _FIELDS}
-        tensors |= {name: getattr(self.measures, name) for name in ("points", "weights", "marks")}
+        tensors: dict[str, Tensor | None] = {}
+        for name in _FIELDS:  # of several species "energies.prey"
+            value = getattr(self, name)
+            tensors |= {f"{name}.{k}": t for k, t in value.items()} if isinstance(value, dict) else {name: value}
+        species = {"": self.measures} if isinstance(self.measures, DiscreteMeasure) else self.measures
+        for key, mu in species.items():
+            end = f".{key}" if key else ""
+            tensors |= {f"{name}{end}": getattr(mu, name) for name in ("points", "weights", "marks")}
         if self.remains is not None:
             tensors |= {f"memory.{i}": t for i, t in enumerate(self.remains.memory)}
             tensors |= {"taken": torch.tensor(self.remains.taken, dtype=torch.long, device="cpu"), "scale": self.remains.scale}
@@ -120,62 +128,28 @@ class Trajectory:
             If the file is broken or holds something else.
         """
         tensors, _ = read_tensors(path, device)
-        missing = {"points", "weights", *_FIELDS} - tensors.keys()
+        missing = {"points", "weights", *_FIELDS} - {"energies", "dissipation"} - {name.partition(".")[0] for name in tensors}
         if missing:
             raise ValueError(f"path: expected a file that Trajectory.save wrote, but it lacks {sorted(missing)}")
+        fields: dict[str, Any] = {name: read_part(tensors, name) for name in _FIELDS}
         try:
-            measures = rebuilt(tensors["points"], tensors["weights"], tensors.get("marks"))
-            trajectory = cls(measures, **{name: tensors[name] for name in _FIELDS}, remains=_read_remains(tensors))
-            _check_shapes(trajectory)
+            measures, remains = read_measures(tensors), read_remains(tensors)
+            numbers = {name: fields[name] for name in ("energies", "dissipation")}
+            check_shapes(measures, fields["status"], numbers, fields["steps"], fields["times"])
         except ValueError as error:
             raise ValueError(f"path: {path} holds no trajectory: {error}") from None
-        return trajectory
+        return cls(measures, **fields, remains=None if remains is None else Remains(*remains))
 
 
 _FIELDS = ("times", "energies", "status", "steps", "dissipation")
-PARTS = 2**16
-"""No memory of a functional has more parts."""
-
-
-def _read_remains(tensors: Mapping[str, Tensor]) -> Remains | None:
-    """What a file says of how the flow goes on; a `ValueError` if that cannot be."""
-    if "taken" not in tensors:
-        return None
-    taken, parts = (whole(name, tensors.get(name, 0), 0) for name in ("taken", "parts_of_functional"))
-    count = sum(name.startswith("memory.") for name in tensors)
-    state = tensors.get("generator_state")
-    if parts > PARTS or any(f"memory.{i}" not in tensors for i in range(count)):
-        raise ValueError(
-            f"taken, parts_of_functional, memory: expected numbers of steps and of parts, got {taken}, {parts} and others"
-        )
-    return Remains(
-        taken,
-        tuple(tensors[f"memory.{i}"] for i in range(count)),
-        tensors.get("scale"),
-        None if state is None else state.cpu(),
-        tuple(tensors.get(f"of_functional.{i}") for i in range(parts)),
-    )
-
-
-def _check_shapes(trajectory: Trajectory) -> None:
-    """Raise a `ValueError` unless there is a record, and an energy, rate and time of each record of each sample."""
-    shape = trajectory.measures.batch_shape
-    batch = tuple(trajectory.status.shape)
-    for name in ("energies", "dissipation", "times", "steps"):
-        found = tuple(getattr(trajectory, name).shape)
-        wanted = batch if name == "steps" else shape
-        if found != wanted and not (name == "times" and found == shape[:1]):
-            raise ValueError(f"{name}: expected shape {wanted}, got {found}")
-    if shape[1:] != batch or not shape or shape[0] == 0:
-        raise ValueError(f"points: expected records of measures of batch shape {batch}, time first, got batch shape {shape}")
 
 
 class Record(NamedTuple):
     """What is known of a flow after a step."""
 
     measure: DiscreteMeasure
-    energy: Tensor
-    dissipation: Tensor
+    energy: Tensor | None
+    dissipation: Tensor | None
 
 
 class Recorder:
@@ -204,13 +178,18 @@ class Recorder:
         found = Trajectory(
             DiscreteMeasure.stack(measures),
             clock[torch.tensor([step - first for step in self._records], dtype=torch.long, device=clock.device)],
-            torch.stack(energies),
+            _stacked(energies),
             status,
             steps,
-            torch.stack(dissipation),
+            _stacked(dissipation),
             remains,
         )
         return found if before is None else _joined(before, found)
+
+
+def _stacked(numbers: tuple[Any, ...]) -> Any:
+    known = [t for t in numbers if t is not None]
+    return pytree.tree_map(lambda *parts: torch.stack(parts), *known) if known else None
 
 
 def _joined(before: Trajectory, after: Trajectory) -> Trajectory:
@@ -219,19 +198,23 @@ def _joined(before: Trajectory, after: Trajectory) -> Trajectory:
     def cat(a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([a, b])
 
-    times = [t[(...,) + (None,) * (after.energies.ndim - t.ndim)] for t in (before.times, after.times)]
+    def both(a: Any, b: Any) -> Any:
+        return None if a is None or b is None else pytree.tree_map(cat, a, b)
+
+    batch_shape = tuple(after.status.shape)
+    times = [t[(...,) + (None,) * (1 + len(batch_shape) - t.ndim)] for t in (before.times, after.times)]
     if before.times.ndim != after.times.ndim:
-        times = [t.expand(len(t), *after.energies.shape[1:]) for t in times]
+        times = [t.expand(len(t), *batch_shape) for t in times]
     else:
         times = [before.times, after.times]
     measures: DiscreteMeasure = pytree.tree_map(cat, before.measures, after.measures)
     return Trajectory(
         measures,
         cat(*times),
-        cat(before.energies, after.energies),
+        both(before.energies, after.energies),
         after.status,
         before.steps + after.steps,
-        cat(before.dissipation, after.dissipation),
+        both(before.dissipation, after.dissipation),
         after.remains,
     )
 

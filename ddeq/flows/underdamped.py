@@ -58,6 +58,7 @@ class Underdamped(Stepper):
     temperature: Schedule = 1.0
 
     has_momentum: ClassVar[bool] = True
+    needs_energy: ClassVar[bool] = True
     in_spaces: ClassVar[bool] = True
     draws: ClassVar[bool] = True
     adds_entropy: ClassVar[bool] = True

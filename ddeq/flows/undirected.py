@@ -55,13 +55,16 @@ class EulerOrHeun(Stepper):
     def init(self, equation: FunctionalDescent, at: Iterate) -> _State:
         with torch.no_grad():
             z, v = at.z.detach(), at.residual.detach()
-            uphill = ~leads_downhill(equation, z, equation.force(z))
+            if equation.dynamics.has_energy:
+                uphill = ~leads_downhill(equation, z, equation.force(z))
+            else:
+                uphill = torch.ones_like(at.norm, dtype=torch.bool)
             size, speed = equation.inner.norms(z, v)
             length = PROBE * torch.where(size > 0, size, 1.0)
             moved = over_atoms(length / torch.where(speed > 0, speed, 1.0)) * v
             there = equation.moved(z, moved)
             lipschitz = _ratio(equation, equation.returned(z, moved, there, equation.residual(there)) - v, moved)
-        return _State(self.descent.init(equation, at), uphill, lipschitz)
+        return _State(None if bool(uphill.all()) else self.descent.init(equation, at), uphill, lipschitz)
 
     def step(self, equation: FunctionalDescent, at: Iterate, state: _State) -> Step:
         some, every = bool(state.uphill.any()), bool(state.uphill.all())

@@ -9,6 +9,7 @@ from ddeq.functionals.base import Functional, Scaled, Smoothness, Sum
 from ddeq.functionals.chamfer import Chamfer
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.drmmd import DrMMD
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.functionals.entropy import Entropy, InternalEnergy, KLDivergence
 from ddeq.functionals.fixed_point import FixedPointDiscrepancy
 from ddeq.functionals.interaction import InteractionEnergy
@@ -30,6 +31,7 @@ __all__ = [
     "Chamfer",
     "Discrepancy",
     "DrMMD",
+    "Dynamics",
     "Entropy",
     "FixedPointDiscrepancy",
     "Functional",

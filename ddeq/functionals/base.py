@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.autodiff import gradient
+from ddeq.functionals.dynamics import Dynamics
+from ddeq.functionals.packing import Measures, Outer, Packing, Species, check_species
 from ddeq.functionals.smoothness import Smoothness
-from ddeq.held import Holder, changed, select, store
+from ddeq.held import changed, store
 from ddeq.kernels.base import shown
 from ddeq.measures import DiscreteMeasure, unchecked, values_are_known
 from ddeq.messages import renamed_attribute, warn
@@ -20,10 +23,7 @@ from ddeq.ranks import gathered, summed
 __all__ = ["Functional", "Scaled", "Smoothness", "Sum"]
 
 
-Own = TypeVar("Own", bound="Functional")
-
-
-class Functional(Holder):
+class Functional(Dynamics):
     r"""An energy :math:`F(\mu)` on measures.
 
     A new functional writes `forward` alone, as a function of points and weights that is measure consistent (measure
@@ -55,24 +55,50 @@ class Functional(Holder):
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
     tolerance: float = 0.0
     """Relative error that the solve of an inner problem may leave in the value and its derivatives."""
-    removable: bool = False
-    """Whether `rows` finds all that it holds for each measure of a batch: targets, and numbers of the catalogue. Functions may
-    hold anything; where they hold nothing for single measures, set this to True, and samples that have finished can leave."""
+    couples_batch: bool = False
+    """Whether the samples of the last batch dimension are one measure of measures, so that `forward` gives
+    ``(*batch[:-1],)``, and gradients and first variations are per unit of outer times inner weight."""
+    outer_weights: Tensor | None = None
+    """Weights of that measure, one for each sample of the last batch dimension; None: equal ones of mass one."""
+    has_energy = True
+    remembers = False
 
-    remembers: bool = False
-    """Whether `prepare` does something; true of a class that defines it."""
-    draws: bool = False
-    """Whether `prepare` draws random numbers, for which a flow then has a generator."""
-    memory: Any = None
-    """What `with_memory` gave this functional for a step; None elsewhere."""
+    @staticmethod
+    def of(
+        function: Callable[[DiscreteMeasure], Tensor],
+        *,
+        smoothness: Smoothness = Smoothness.ALMOST_EVERYWHERE,
+        reads_marks: bool = False,
+        removable: bool = False,
+    ) -> Functional:
+        """The functional of a plain function of a measure.
+
+        Parameters
+        ----------
+        function
+            Measures to one number each, ``(*batch,)``, measure consistent (T1) as a `forward` is. An ``nn.Module`` keeps its
+            parameters, which train; a plain function that captures them does not make them known.
+        smoothness, reads_marks, removable
+            As the attributes of a functional.
+
+        Raises
+        ------
+        ValueError
+            If ``function`` cannot be called, or is a functional already.
+
+        Examples
+        --------
+        >>> F = Functional.of(lambda mu: 0.5 * mu.mean().square().sum(-1))
+        >>> F.wasserstein_gradient(DiscreteMeasure(torch.tensor([[0.0], [2.0]]))).squeeze()
+        tensor([1., 1.])
+        """
+        return _OfFunction(function, smoothness, reads_marks, removable)
 
     selectable = renamed_attribute("selectable", "removable", "0.2")
     select = renamed_attribute("select", "rows", "0.2")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "prepare" in cls.__dict__ and "remembers" not in cls.__dict__:
-            cls.remembers = True
         if "first_variation" in cls.__dict__:
             cls.exact_variation = cls.__dict__.get("exact_variation", False)
         if "selectable" in cls.__dict__:
@@ -81,23 +107,26 @@ class Functional(Holder):
             cls.removable = cls.__dict__["selectable"]
             del cls.selectable
 
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        """The energy of each measure of the batch ``mu``, ``(*batch,)``."""
+    def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
+        """The energy of each measure of the batch ``mu``, ``(*batch,)``; of several measures by name, their joint one."""
         raise NotImplementedError(f"{type(self).__name__} must define `forward(mu)`")
 
-    def __call__(self, mu: DiscreteMeasure) -> Tensor:
-        """`forward`, once ``mu`` is known to be a measure, and its result to be one number for each."""
-        if not isinstance(mu, DiscreteMeasure):
+    def __call__(self, mu: DiscreteMeasure | Measures) -> Tensor:
+        """`forward`, once ``mu`` is known to be a measure or several by name, and its result to be one number for each."""
+        if isinstance(mu, Mapping):
+            check_species("mu", mu)
+            batch_shape = next(iter(mu.values())).batch_shape
+        elif isinstance(mu, DiscreteMeasure):
+            batch_shape = mu.batch_shape[:-1] if self.couples_batch else mu.batch_shape
+        else:
             raise TypeError(f"mu: expected a DiscreteMeasure, got {type(mu).__name__}; use DiscreteMeasure(points)")
         value: Any = super().__call__(mu)
-        if not isinstance(value, Tensor) or value.shape != mu.batch_shape:
+        if not isinstance(value, Tensor) or value.shape != batch_shape:
             seen = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"{type(self).__name__}.forward: expected one number per measure, shape {mu.batch_shape}, got {seen}"
-            )
+            raise ValueError(f"{type(self).__name__}.forward: expected one number per measure, shape {batch_shape}, got {seen}")
         return summed(value)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
+    def first_variation(self, mu: Any, x: Any = None) -> Any:
         r"""First variation :math:`\frac{\delta F}{\delta\mu}(x)`, up to a constant unless `exact_variation` is true.
 
         By default the derivative of the energy in the weights, at ``x`` in those of atoms of mass zero placed there (first
@@ -106,13 +135,22 @@ class Functional(Holder):
         Parameters
         ----------
         mu, x
-            The measures, and points ``(*batch, m, d)``; default: the atoms of ``mu``.
+            The measures, and points ``(*batch, m, d)``; default: the atoms of ``mu``. Of several measures both are dicts, and
+            so is the result.
 
         Raises
         ------
         ValueError
-            If ``x`` is given and the functional reads the marks of atoms, which points do not have.
+            If ``x`` is given and the functional reads the marks of atoms, which points do not have; or the samples of a batch
+            are one measure.
         """
+        if isinstance(mu, Mapping):
+            places_of = dict.fromkeys(mu) if x is None else x
+            return {name: self.of_species(mu, name).first_variation(mu[name], at) for name, at in places_of.items()}
+        if self.couples_batch:
+            packing = self._packing(mu, x)
+            flat = packing.pack(mu)
+            return gradient(lambda w: self(packing.unpack(flat.with_weights(w))), flat.weights).reshape(mu.weights.shape)
         if x is None:
             return gradient(lambda w: self(mu.with_weights(w)), mu.weights)
         x = places(mu, x)
@@ -121,9 +159,7 @@ class Functional(Holder):
         unmarked = mu.with_marks(None)
         return gradient(lambda w: self(unmarked + unchecked(x, w)), x.new_zeros(x.shape[:-1]))
 
-    def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
-    ) -> Float[Tensor, "*batch m d"]:
+    def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
         r"""Wasserstein gradient :math:`\nabla \frac{\delta F}{\delta\mu}(x)`.
 
         At the atoms of positive mass this is :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}` (first variations, T2).
@@ -133,8 +169,15 @@ class Functional(Holder):
         mu
             The measures.
         x
-            Points ``(*batch, m, d)``; default: the atoms of ``mu``, those of mass zero included.
+            Points ``(*batch, m, d)``; default: the atoms of ``mu``, those of mass zero included. Of several measures ``mu`` and
+            ``x`` are dicts, and so is the result.
         """
+        if isinstance(mu, Mapping) and x is not None:
+            return {name: self.of_species(mu, name).wasserstein_gradient(mu[name], at) for name, at in x.items()}
+        if isinstance(mu, Mapping) or self.couples_batch:
+            packing = self._packing(mu, x)
+            flat = packing.pack(mu)
+            return packing.unpack_field(_OfPacked(self, packing).wasserstein_gradient(flat))
         if x is not None or type(self).first_variation is not Functional.first_variation:
             return gradient(lambda p: self.first_variation(mu, p), places(mu, x))
         dead = ~mu.support()
@@ -148,58 +191,28 @@ class Functional(Holder):
 
         return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
 
+    def of_species(self, measures: Measures, name: str) -> Functional:
+        """The functional of the one of several ``measures`` that is called ``name``, while the others are held fixed."""
+        return _OfSpecies(self, measures, name)
+
+    def _packing(self, mu: DiscreteMeasure | Measures, x: object) -> Packing:
+        if isinstance(mu, Mapping):
+            return Species.of(mu)
+        if x is not None:
+            raise ValueError(f"x: {type(self).__name__} couples the samples of a batch; leave x out for the atoms")
+        if not mu.batch_shape:
+            raise ValueError(f"mu: {type(self).__name__} couples the samples of a batch, expected one, got a single measure")
+        return Outer(mu.batch_shape[-1], mu.n, self.outer_weights)
+
+    def velocity(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m d"]:
+        gradient: Tensor = self.wasserstein_gradient(mu, x)
+        return -gradient
+
     def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Functional, Any]:
-        """The functional that a flow uses in one step, and what it hands to this method in the next one.
-
-        Flows and `ddeq.flows.equilibrium` call it once per step, without derivatives, at the measure where the step begins. By
-        default there is nothing to prepare. A functional with an inner problem starts it from the solution of the last step,
-        or computes once what depends on its target alone. With its results equal to those without a memory, to the
-        tolerance of the inner problem, derivatives included, nothing depends on how often it is called.
-
-        Parameters
-        ----------
-        mu
-            The measures, detached.
-        memory
-            What the last call returned; None at the first step. A pytree of the same structure and shapes in each step: its
-            tensors are ``(*batch, ...)`` and detached, so that samples can be left out; numbers; `Cached` values. A
-            trajectory saves tensors and numbers.
-        step
-            Number of the step.
-        generator
-            Where to draw random numbers from, of a functional that `draws`; None where the flow draws nothing.
-
-        Returns
-        -------
-        Functional
-            What takes the place of this functional in the step: velocities, energies, line searches. `with_memory` makes it.
-        memory
-            For the next call.
-        """
         return self, None
 
-    def with_memory(self: Own, memory: Any) -> Own:
-        """The same functional, its parameters and targets shared, which has ``memory`` in `memory`; `rows` restricts that too."""
-        return changed(self, memory=memory)
-
     def rows(self, keep: Tensor, batch_shape: tuple[int, ...]) -> Functional:
-        """The functional of some measures of a batch: its targets and its numbers for each measure are those of them.
-
-        Parameters
-        ----------
-        keep
-            Which entries of the first batch dimension.
-        batch_shape
-            Shape of the batch so far.
-
-        Raises
-        ------
-        ValueError
-            If the functional is not `removable`.
-        """
-        if not self.removable:
-            raise ValueError(f"{self!r} may hold something for each measure that is not known; set its `removable` if not")
-        chosen = select(self, keep, batch_shape)
+        chosen = super().rows(keep, batch_shape)
         assert isinstance(chosen, Functional)
         return chosen
 
@@ -247,6 +260,30 @@ def places(mu: DiscreteMeasure, x: Tensor | None) -> Tensor:
     return x.expand(*mu.batch_shape, *x.shape[-2:])
 
 
+class _OfSpecies(Functional):
+    """A functional of several measures as one of one of them."""
+
+    def __init__(self, functional: Functional, measures: Measures, name: str) -> None:
+        super().__init__()
+        self.functional, self._others, self._name = functional, dict(measures), name
+        self.smoothness, self.tolerance, self.reads_marks = functional.smoothness, functional.tolerance, functional.reads_marks
+        self.exact_variation = functional.exact_variation
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return self.functional({**self._others, self._name: mu})
+
+
+class _OfPacked(Functional):
+    """A functional of several measures as one of the measure that they are stored in."""
+
+    def __init__(self, functional: Functional, packing: Packing) -> None:
+        super().__init__()
+        self.functional, self._packing_of = functional, packing
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return self.functional(self._packing_of.unpack(mu))
+
+
 class Sum(Functional):
     """Sum of two functionals, as ``F + G`` makes it; closed forms of its parts are used.
 
@@ -264,6 +301,8 @@ class Sum(Functional):
         self.exact_variation = first.exact_variation and second.exact_variation
         self.tolerance = max(first.tolerance, second.tolerance)
         self.remembers, self.draws = first.remembers or second.remembers, first.draws or second.draws
+        self.varies = first.varies or second.varies
+        _share_outer(self, first, second)
         self._declared: bool | None = None
 
     @property
@@ -275,16 +314,14 @@ class Sum(Functional):
     def removable(self, value: bool) -> None:
         self._declared = value
 
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+    def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self.first(mu) + self.second(mu)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        return self.first.first_variation(mu, x) + self.second.first_variation(mu, x)
+    def first_variation(self, mu: Any, x: Any = None) -> Any:
+        return _added(self.first.first_variation(mu, x), self.second.first_variation(mu, x))
 
-    def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
-    ) -> Float[Tensor, "*batch m d"]:
-        return self.first.wasserstein_gradient(mu, x) + self.second.wasserstein_gradient(mu, x)
+    def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
+        return _added(self.first.wasserstein_gradient(mu, x), self.second.wasserstein_gradient(mu, x))
 
     def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Sum, Any]:
         of_first, of_second = (None, None) if memory is None else memory
@@ -294,6 +331,26 @@ class Sum(Functional):
 
     def __repr__(self) -> str:
         return f"{self.first!r} + {self.second!r}"
+
+
+def _share_outer(whole: Functional, *parts: Functional) -> None:
+    """Say of a sum or multiple whether it couples a batch, as all its parts must do alike."""
+    couple = {part.couples_batch for part in parts}
+    if len(couple) > 1:
+        raise ValueError("functional: expected parts that all couple the samples of a batch, or none, got both")
+    whole.couples_batch = parts[0].couples_batch
+    given = [part.outer_weights for part in parts if part.outer_weights is not None]
+    whole.outer_weights = given[0] if given else None
+
+
+def _added(a: Any, b: Any) -> Any:
+    """The sum of two tensors, or of those of each species."""
+    return {name: a[name] + b[name] for name in a} if isinstance(a, dict) else a + b
+
+
+def _times(factor: float | Tensor, a: Any) -> Any:
+    """A multiple of a tensor, or of those of each species."""
+    return {name: factor * part for name, part in a.items()} if isinstance(a, dict) else factor * a
 
 
 class Scaled(Functional):
@@ -313,7 +370,8 @@ class Scaled(Functional):
         self.functional = functional
         self.smoothness, self.reads_marks = functional.smoothness, functional.reads_marks
         self.exact_variation, self.tolerance = functional.exact_variation, functional.tolerance
-        self.remembers, self.draws = functional.remembers, functional.draws
+        self.remembers, self.draws, self.varies = functional.remembers, functional.draws, functional.varies
+        _share_outer(self, functional)
         self._declared: bool | None = None
         store(self, "factor", factor if isinstance(factor, Tensor) else float(factor))
 
@@ -326,16 +384,14 @@ class Scaled(Functional):
     def removable(self, value: bool) -> None:
         self._declared = value
 
-    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+    def forward(self, mu: Any) -> Float[Tensor, "*batch"]:
         return self._factor(0) * self.functional(mu)
 
-    def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        return self._factor(1) * self.functional.first_variation(mu, x)
+    def first_variation(self, mu: Any, x: Any = None) -> Any:
+        return _times(self._factor(1), self.functional.first_variation(mu, x))
 
-    def wasserstein_gradient(
-        self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
-    ) -> Float[Tensor, "*batch m d"]:
-        return self._factor(2) * self.functional.wasserstein_gradient(mu, x)
+    def wasserstein_gradient(self, mu: Any, x: Any = None) -> Any:
+        return _times(self._factor(2), self.functional.wasserstein_gradient(mu, x))
 
     def prepare(self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None) -> tuple[Scaled, Any]:
         functional, memory = self.functional.prepare(mu, memory, step, generator)
@@ -349,3 +405,23 @@ class Scaled(Functional):
         """The factor with as many dimensions behind the batch."""
         c = self.factor
         return c[(...,) + (None,) * dims] if isinstance(c, Tensor) else c
+
+
+class _OfFunction(Functional):
+    """What `Functional.of` gives."""
+
+    def __init__(
+        self, function: Callable[[DiscreteMeasure], Tensor], smoothness: Smoothness, reads_marks: bool, removable: bool
+    ) -> None:
+        super().__init__()
+        if isinstance(function, Functional | type) or not callable(function):
+            seen = "a Functional, which is one already" if isinstance(function, Functional) else repr(function)
+            raise ValueError(f"function: expected a function from a measure to one number for each of its batch, got {seen}")
+        self.function = function
+        self.smoothness, self.reads_marks, self.removable = smoothness, reads_marks, removable
+
+    def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+        return self.function(mu)
+
+    def __repr__(self) -> str:
+        return f"Functional.of({getattr(self.function, '__name__', type(self.function).__name__)})"

@@ -79,11 +79,18 @@ class SlicedDiscrepancy(Discrepancy):
     """A discrepancy that is a mean over projections on ``directions``, a buffer ``(n_projections, d)``."""
 
     directions: Tensor
+    remembers = False
 
     def __init__(
-        self, target: DiscreteMeasure, n_projections: int, directions: Tensor | None, generator: torch.Generator | None
+        self,
+        target: DiscreteMeasure,
+        n_projections: int,
+        directions: Tensor | None,
+        generator: torch.Generator | None,
+        resample: bool,
     ) -> None:
         super().__init__(target)
+        self.resample = self.remembers = self.draws = self.varies = resample
         n_projections = whole("n_projections", n_projections)
         if directions is None:
             points = target.points.detach()
@@ -91,8 +98,24 @@ class SlicedDiscrepancy(Discrepancy):
         else:
             if generator is not None:
                 raise ValueError("generator: expected None where directions are given, which leave nothing to draw")
+            if resample:
+                raise ValueError(
+                    "resample: expected False where directions are given; leave them out, and each step draws its own"
+                )
             _check_directions(directions, target.dim)
         store(self, "directions", directions, shared=True)
+
+    def prepare(
+        self, mu: DiscreteMeasure, memory: Any, step: int, generator: torch.Generator | None
+    ) -> tuple[SlicedDiscrepancy, Any]:
+        if not self.resample:
+            return self, None
+        if generator is None:
+            raise ValueError("generator: expected that of the flow, from which resample=True draws directions, got None")
+        drawn = unit_directions(len(self.directions), self.directions.shape[-1], generator).to(self.directions)
+        other = self.with_memory(None)
+        other.__dict__["_buffers"] = {**self._buffers, "directions": drawn}
+        return other, None
 
     def _target_for(self, mu: DiscreteMeasure) -> DiscreteMeasure:
         nu = super()._target_for(mu)
@@ -122,7 +145,8 @@ class SlicedDiscrepancy(Discrepancy):
         return sum_over_items(added, self.directions, *tensors) / len(self.directions)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, n_projections={len(self.directions)}"
+        text = f"{super().extra_repr()}, n_projections={len(self.directions)}"
+        return f"{text}, resample=True" if self.resample else text
 
 
 def around(origin: DiscreteMeasure, points: Tensor) -> Tensor:

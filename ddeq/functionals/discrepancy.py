@@ -73,11 +73,18 @@ def against(discrepancy: DiscrepancyLike, target: DiscreteMeasure) -> Functional
         If ``discrepancy`` is neither a `Discrepancy` nor a function from a measure to a functional.
     """
     if isinstance(discrepancy, Discrepancy):
-        return discrepancy.with_target(target)
+        return _fixed(discrepancy.with_target(target))
     functional = discrepancy(target) if callable(discrepancy) and not isinstance(discrepancy, Functional) else None
     if not isinstance(functional, Functional):
         raise ValueError(
             "discrepancy: expected a Discrepancy such as MMD(target, kernel) or a function from a target to a Functional "
             f"such as `lambda nu: MMD(nu, kernel)`, got {discrepancy!r}"
         )
+    return _fixed(functional)
+
+
+def _fixed(functional: Functional) -> Functional:
+    """The functional, once it is known not to be another one in each step: its target moves within steps."""
+    if functional.varies:
+        raise ValueError(f"discrepancy: expected one that is the same in each step, got {functional!r}; leave out resample=True")
     return functional

@@ -45,6 +45,10 @@ class SlicedMMD(SlicedDiscrepancy):
     generator
         Draws independent uniform directions instead, which estimate the MMD without bias.
 
+    resample
+        Draw directions anew in each step of a flow, from the flow's generator, so that its gradient is right in the mean. With
+        fixed ones a flow stops where the few projections agree, in high dimension far from the target (varying energies, T24).
+
     Raises
     ------
     ValueError
@@ -79,8 +83,9 @@ class SlicedMMD(SlicedDiscrepancy):
         *,
         directions: Float[Tensor, "l d"] | None = None,
         generator: torch.Generator | None = None,
+        resample: bool = False,
     ) -> None:
-        super().__init__(target, n_projections, directions, generator)
+        super().__init__(target, n_projections, directions, generator, resample)
         self.kernel = Riesz(r)
         self.smoothness = Smoothness.OFF_DIAGONAL if target.dim == 1 else Smoothness.ALMOST_EVERYWHERE
 

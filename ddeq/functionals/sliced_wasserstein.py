@@ -46,6 +46,10 @@ class SlicedWasserstein(SlicedDiscrepancy):
     generator
         Draws independent uniform directions instead, which estimate the mean over all without bias.
 
+    resample
+        Draw directions anew in each step of a flow, from the flow's generator, so that its gradient is right in the mean. With
+        fixed ones a flow stops where the few projections agree, in high dimension far from the target (varying energies, T24).
+
     Raises
     ------
     ValueError
@@ -81,8 +85,9 @@ class SlicedWasserstein(SlicedDiscrepancy):
         *,
         directions: Float[Tensor, "l d"] | None = None,
         generator: torch.Generator | None = None,
+        resample: bool = False,
     ) -> None:
-        super().__init__(target, n_projections, directions, generator)
+        super().__init__(target, n_projections, directions, generator, resample)
         if p not in (1, 2):
             raise ValueError(f"p: expected 1 or 2, got {p!r}")
         self.p = int(p)

@@ -40,9 +40,7 @@ def check_problem(equation: object, z: Tensor, method: object) -> None:
 def check_can_be_recorded(method: Method[Any]) -> None:
     """Raise a `ValueError` if autograd records the steps of a method that it cannot record."""
     if not method.differentiable:
-        raise ValueError(
-            f"solver: autograd cannot record the steps of {type(method).__name__}; use adjoint=Implicit(), or another solver"
-        )
+        raise ValueError(method.unrecorded())
 
 
 def check_step(method: Method[Any], taken: object, z: Tensor) -> None:

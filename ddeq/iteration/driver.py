@@ -175,7 +175,7 @@ def iterate(
             problem, known = equation.prepared(now.value, last, first + step, draw)
             asked = method.perturbed(problem, now.value, first + step, draw)
             made = None
-            if watch and not step:
+            if watch and (equation.varies or not step):
                 residual = _seen(asked, now.value, *unseen_leaves(partial(asked.residual, now.value.detach()), *asked.tensors))
             else:
                 residual, made = asked.evaluated(now.value)
@@ -189,8 +189,9 @@ def iterate(
                     size = now.scale
                 else:
                     size = norm + floor if scale is None else scale
-            if residual.requires_grad:  # the method records its own
+            if residual.requires_grad or now.value.requires_grad:
                 check_can_be_recorded(method)
+            if residual.requires_grad:  # the method records its own
                 image = changes = None
             at = Iterate(
                 now.value, residual, norm, size, first + step, draw, previous, energy, image, changes, stop.max_steps, made

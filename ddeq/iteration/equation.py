@@ -61,6 +61,8 @@ class Equation(ABC):
     """Whether `rows` is defined, so that samples can leave the computation when they have finished."""
     shardable: bool = False
     """Whether its measures may be spread over ranks (`ddeq.reductions.shard`)."""
+    varies: bool = False
+    """Whether `prepared` gives another equation in each step."""
     recomputes: bool = False
     """Whether `residual` keeps its inputs alone for backward, and is evaluated again there."""
 
@@ -167,11 +169,11 @@ class Descent(Equation):
     # Where iterates live on a curved space or in one with a boundary, these differ from their defaults.
 
     def product(self, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Inner product of fields at ``z``, ``(*batch,)``."""
+        """Inner product of fields ``a`` and ``b`` at ``z``, ``(*batch,)``."""
         return self.inner(a, b)
 
     def moved(self, z: Tensor, step: Tensor) -> Tensor:
-        """Where a step leads from ``z``."""
+        """Where a ``step`` leads from ``z``."""
         return z + step
 
     def travelled(self, z: Tensor, step: Tensor, there: Tensor) -> Tensor:
@@ -179,11 +181,11 @@ class Descent(Equation):
         return there - z
 
     def carried(self, z: Tensor, step: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
-        """Fields at ``z``, ``(..., *batch, n, d)``, carried along a step to where it leads."""
+        """The ``fields`` at ``z``, ``(..., *batch, n, d)``, carried along a ``step`` to where it leads."""
         return fields
 
     def returned(self, z: Tensor, step: Tensor, there: Tensor, field: Tensor) -> Tensor:
-        """A field at ``there = moved(z, step)``, carried back to ``z``."""
+        """A ``field`` at ``there = moved(z, step)``, carried back to ``z``."""
         return field
 
 

@@ -40,6 +40,10 @@ class Method(Declared, ABC, Generic[E]):
         """Whether a sample that a step does not move has stagnated, because no later step would move it either."""
         return False
 
+    def unrecorded(self) -> str:
+        """The message where autograd would record the steps of a method that is not `differentiable`."""
+        return f"solver: autograd cannot record the steps of {type(self).__name__}; use adjoint=Implicit(), or another solver"
+
     @abstractmethod
     def init(self, equation: E, at: Iterate) -> Any:
         """The state before the first step, at the start: a pytree whose tensors are ``(*batch, ...)``, or None.

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ddeq.held import copied
 from ddeq.iteration.status import Status
-from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Solution"]
 
@@ -18,8 +17,8 @@ __all__ = ["Solution"]
 class Solution:
     """What `fixed_point` or `flows.equilibrium` found, for each sample of the batch."""
 
-    measure: DiscreteMeasure
-    """The iterate of least residual, or where a flow has ended; gradients flow as the adjoint says."""
+    measure: Any
+    """The iterate of least residual, or where a flow has ended; gradients flow as the adjoint says. Of several species a dict."""
     residual: Tensor
     r"""``(*batch,)``: relative residual at `measure`, in :math:`L^2(\mu)`. Of a fixed point it is
     :math:`|\Phi(\mu) - \mu| / (|\Phi(\mu)| + \text{atol}/\text{rtol})`, of a flow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from ddeq.autodiff import reusable_graphs
+from ddeq.flows.geometries import Wasserstein
+from ddeq.flows.systems import System
+from ddeq.functionals.dynamics import Dynamics
+from ddeq.functionals.packing import Species
 from ddeq.iteration import (
     Adjoint,
     Anderson,
@@ -30,6 +34,7 @@ from ddeq.measures import DiscreteMeasure, check_mass
 from ddeq.solvers.joint_equation import JointEquation
 from ddeq.solvers.map_equation import Map, MapEquation
 from ddeq.solvers.metric import check_metric
+from ddeq.solvers.system_equation import SystemEquation, packed_map
 from ddeq.solvers.weight_equation import WeightEquation
 from ddeq.spaces.euclidean import Euclidean
 from ddeq.spaces.space import Space
@@ -37,16 +42,21 @@ from ddeq.spaces.space import Space
 __all__ = ["fixed_point"]
 
 Moves = Literal["points", "weights", "both"]
-EQUATIONS: dict[str, type[MapEquation]] = {"points": MapEquation, "weights": WeightEquation, "both": JointEquation}
+EQUATIONS: dict[str, type[MapEquation]] = {
+    "points": MapEquation,
+    "weights": WeightEquation,
+    "both": JointEquation,
+    "system": SystemEquation,
+}
 
 
 def fixed_point(
     map: Map,
-    mu0: DiscreteMeasure,
+    mu0: DiscreteMeasure | Mapping[str, DiscreteMeasure],
     *args: Any,
     in_dims: Any = None,
     moves: Moves = "points",
-    space: Space = Euclidean(),
+    space: Space | Mapping[str, Space] = Euclidean(),
     solver: Solver = Anderson(),
     stop: Stop = Stop(),
     adjoint: Adjoint = Implicit(),
@@ -66,8 +76,9 @@ def fixed_point(
         points, it may declare ``lipschitz``, an upper bound of its Lipschitz constant in :math:`L^2(\mu)` at fixed weights and
         marks: then ``error_bound`` is a bound.
     mu0
-        The start. A warm start is an earlier solution's ``solution.measure.detach()``: if it solves the new problem too, one
-        evaluation tells so. (Solvers keep nothing from one solve to the next.)
+        The start; or measures by name, of any numbers of atoms and dimensions: then the map takes and gives such a dict, and
+        ``space`` may be one for each. A warm start is an earlier solution's ``solution.measure.detach()``: if it solves the new
+        problem too, one evaluation tells so. (Solvers keep nothing from one solve to the next.)
     args
         What the map takes besides; any pytrees.
     in_dims
@@ -144,10 +155,22 @@ def fixed_point(
         raise RuntimeError(
             "fixed_point cannot run inside torch.func transforms or vmap; it is batched, and differentiable by autograd"
         )
+    packing, kind = None, str(moves)
+    if isinstance(mu0, Mapping):
+        system = System.of(_NOTHING, mu0)
+        assert system is not None
+        assert isinstance(system.packing, Species)
+        _check_system(map, moves, solver, stop)
+        space = system.options(None, Wasserstein(), space=space)["space"]
+        packing, kind, mu0 = system.packing, "system", system.start_measure
+        map = packed_map(map, packing)
+    elif isinstance(space, Mapping):
+        raise ValueError("space: expected one space for one measure, got a dict; spaces by name are for measures by name")
     _check_options(map, mu0, moves, space, solver, stop, adjoint)
+    assert isinstance(space, Space)
     if space != Euclidean():
         mu0 = space.admitted(mu0)
-    equation = EQUATIONS[moves](map, mu0, args, in_dims, space=space)
+    equation = EQUATIONS[kind](map, mu0, args, in_dims, space=space)
     run = partial(
         iterate,
         z=equation.start(),
@@ -159,8 +182,9 @@ def fixed_point(
     with reusable_graphs():
         outcome = adjoint.solve(equation, run, stop)
     measure = equation.measure(outcome.value)
+    measure = measure.with_points(space.project(measure.points)) if equation.constrained else measure
     solution = Solution(
-        measure=measure.with_points(space.project(measure.points)) if equation.constrained else measure,
+        measure=measure if packing is None else packing.unpack(measure),
         residual=outcome.residual,
         steps=outcome.steps,
         status=outcome.status,
@@ -173,6 +197,25 @@ def fixed_point(
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(f"the fixed point was not found: {solution.summary()}", solution)
     return solution
+
+
+class _Nothing(Dynamics):
+    """What is packed where a map is all that there is."""
+
+
+_NOTHING = _Nothing()
+
+
+def _check_system(map: object, moves: str, solver: object, stop: Stop) -> None:
+    """What makes no sense for several measures."""
+    if not callable(map):
+        raise ValueError(f"map: expected a function of measures by name, got {type(map).__name__}")
+    if moves != "points":
+        raise ValueError(f"moves: of several measures points move, got {moves!r}; solve for weights of one measure at a time")
+    if isinstance(solver, Solver) and solver.needs_measures:
+        raise ValueError(f"solver: {type(solver).__name__} solves for one measure; take Anderson() or another point solver")
+    if stop.metric is not None:
+        raise ValueError("stop: expected the metric None for several measures, whose residual is that of all their points")
 
 
 def _judged(stop: Stop, equation: MapEquation, at: Iterate) -> Measured:
@@ -212,7 +255,7 @@ def _check_options(
         ("stop", stop, Stop, "a Stop such as Stop(rtol=1e-4)"),
         ("adjoint", adjoint, Adjoint, "a ddeq.solvers.Adjoint such as Implicit()"),
     )
-    if moves not in EQUATIONS:
+    if moves not in ("points", "weights", "both"):
         raise ValueError(f"moves: expected 'points', 'weights' or 'both', got {moves!r}")
     if moves != "points" and solver.needs_measures:
         raise ValueError(

@@ -134,7 +134,7 @@ class ParticleFlow(Solver):
         if self.bandwidth is not None:
             check_schedule("bandwidth", self.bandwidth)
         given: Any = self.mark_bandwidth
-        if isinstance(given, bool) or not isinstance(given, Real) or not given >= 0:
+        if isinstance(given, bool) or not isinstance(given, Real) or not float(given) >= 0:
             raise ValueError(f"mark_bandwidth: expected a number >= 0, got {given!r}")
         if self.discrepancy is not None and given != 0:
             raise ValueError("mark_bandwidth: belongs to the default discrepancy; leave one of the two out")

@@ -71,7 +71,8 @@ class Manifold(Space):
             seen = (self.retract(x, t * v) - self.retract(x, -t * v)) / (2.0 * t)
             if not bool((seen - v).norm() <= 1e-3 * v.norm()):
                 raise ValueError(
-                    f"space: the exponential map of {self.manifold} in geoopt does not start along the vector that it is given; take "
+                    f"space: the exponential map of {self.manifold} in geoopt does not start along the vector that it "
+                    f"is given; take "
                     "another metric of the manifold, such as geoopt.EuclideanStiefel()"
                 )
         return mu

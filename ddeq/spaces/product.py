@@ -48,14 +48,17 @@ class Product(Space):
 
     @property
     def has_boundary(self) -> bool:  # type: ignore[override]
+        """Whether one of the factors has one."""
         return any(space.has_boundary for space, _ in self.factors)
 
     @property
     def is_flat(self) -> bool:  # type: ignore[override]
+        """Whether all factors are."""
         return all(space.is_flat for space, _ in self.factors)
 
     @property
     def is_periodic(self) -> bool:  # type: ignore[override]
+        """Whether one of the factors is."""
         return any(space.is_periodic for space, _ in self.factors)
 
     def check_dimension(self, d: int, name: str) -> None:

@@ -80,7 +80,8 @@ def _inside(x: Tensor) -> Tensor:
 
 
 def _level(v: Tensor, free: Tensor, total: Tensor) -> Tensor:
-    r"""The number :math:`\lambda` with :math:`\sum_{free} (v - \lambda) + \sum_{rest} (v - \lambda)_+` = ``total``; ``(..., 1)``."""
+    r"""The number :math:`\lambda` with :math:`\sum_{free} (v - \lambda) + \sum_{rest} (v - \lambda)_+` = ``total``; ``(...,
+    1)``."""
     count, start = free.sum(-1, keepdim=True), torch.where(free, v, 0.0).sum(-1, keepdim=True) - total.unsqueeze(-1)
     others = torch.where(free, -torch.inf, v).sort(-1, descending=True).values
     sums = start + torch.where(torch.isfinite(others), others, 0.0).cumsum(-1)

@@ -52,29 +52,31 @@ class Space(Declared, ABC):
 
     @abstractmethod
     def tangent(self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        """Orthogonal projection of vectors at ``x`` to the tangent space; on a boundary, to the cone of vectors into the space."""
+        """Orthogonal projection of vectors ``v`` at ``x`` to the tangent space; on a boundary, to the cone of those into the
+        space."""
 
     @abstractmethod
     def retract(self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
         """Where the tangent vector ``v`` leads from ``x``: the exponential map, or a retraction, ``x + v + O(|v|^2)``."""
 
     def velocity(self, x: Float[Tensor, "*batch n d"], force: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        r"""Steepest descent in the metric of the space, for the ``force``, minus a Euclidean gradient; default: its `tangent` part.
+        r"""Steepest descent at ``x`` in the metric of the space, for the ``force``, minus a Euclidean gradient.
 
-        Without boundary it is linear in the force: :math:`M_x f` for the inverse :math:`M_x` of the metric.
+        By default its `tangent` part. Without boundary it is linear in the force: :math:`M_x f` for the inverse :math:`M_x` of
+        the metric.
         """
         return self.tangent(x, force)
 
     def inner(
         self, x: Float[Tensor, "*batch n d"], a: Float[Tensor, "*batch n d"], b: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch n"]:
-        """Inner product of tangent vectors at ``x`` in the metric of the space."""
+        """Inner product of tangent vectors ``a`` and ``b`` at ``x`` in the metric of the space."""
         return (a * b).sum(-1)
 
     def transport(
         self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"], *fields: Float[Tensor, "... n d"]
     ) -> tuple[Float[Tensor, "... n d"], ...]:
-        """Vectors at ``x`` carried along ``v`` to ``retract(x, v)``; default: their tangent parts there."""
+        """Vectors ``fields`` at ``x`` carried along ``v`` to ``retract(x, v)``; default: their tangent parts there."""
         if self.is_flat:
             return fields
         y = self.retract(x, v)
@@ -87,14 +89,15 @@ class Space(Declared, ABC):
         return self.transport(x, v, v)[0]
 
     def frame(self, x: Float[Tensor, "*batch n d"], force: Float[Tensor, "*batch n d"]) -> Field:
-        r"""A map of fields :math:`E_x` with :math:`E_x E_x^\top = M_x`, the inverse metric; default: the `tangent` part.
+        r"""A map of fields :math:`E_x` at ``x`` with :math:`E_x E_x^\top = M_x`, the inverse metric; default: the `tangent` part.
 
-        It takes standard normal vectors to tangent ones that are standard normal in the metric. Where the ``force``, minus a Euclidean gradient, holds a point on a face of the boundary, of that face.
+        It takes standard normal vectors to tangent ones that are standard normal in the metric. Where the ``force``, minus a
+        Euclidean gradient, holds a point on a face of the boundary, of that face.
         """
         return lambda b: self.tangent(x, b)
 
     def moving(self, x: Float[Tensor, "*batch n d"], force: Float[Tensor, "*batch n d"]) -> Field:
-        """The orthogonal projection of vectors to those that the `frame` does not take to zero."""
+        """The orthogonal projection of vectors to those that the `frame` at ``x``, for the ``force``, does not take to zero."""
         if self.induced_at(x):
             return self.frame(x, force)
         matrix = matrix_of(self.frame(x, force), x)
@@ -102,7 +105,7 @@ class Space(Declared, ABC):
         return lambda b: (projector @ b.unsqueeze(-1)).squeeze(-1)
 
     def chart(self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        """A retraction that is smooth at ``v = 0``, with derivatives by autograd; default: `retract`."""
+        """A retraction from ``x`` that is smooth at ``v = 0``, with derivatives by autograd; default: `retract`."""
         return self.retract(x, v)
 
     def noise(self, x: Float[Tensor, "*batch n d"], xi: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
@@ -126,7 +129,7 @@ class Space(Declared, ABC):
         return self.retract(x, self.noise(x, move))
 
     def distance(self, x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
-        """Geodesic distances of corresponding points.
+        """Geodesic distances of corresponding points ``x`` and ``y``.
 
         Raises
         ------
@@ -177,7 +180,7 @@ class Space(Declared, ABC):
         return y
 
     def admitted(self, mu: DiscreteMeasure, name: str = "mu0") -> DiscreteMeasure:
-        """``mu``, whose atoms of positive mass lie in the space; those of mass zero that do not are put to others.
+        """``mu``, called ``name`` in messages, with atoms of mass zero that lie elsewhere put to others.
 
         Raises
         ------
@@ -201,7 +204,6 @@ class Space(Declared, ABC):
 
     def check_dimension(self, d: int, name: str) -> None:
         """Raise a `ValueError` that names ``name`` where points of dimension ``d`` cannot lie in the space."""
-        return None
 
 
 def matrix_of(map: Field, x: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ class Sphere(Space):
 
 
 def _sines(v: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`\sin\theta/\theta` and :math:`(1 - \cos\theta)/\theta^2` for the lengths :math:`\theta` of ``v``, smooth at zero."""
+    r""":math:`\sin\theta/\theta` and :math:`(1 - \cos\theta)/\theta^2` for the lengths :math:`\theta` of ``v``, smooth at
+    zero."""
     square = v.square().sum(-1, keepdim=True)
     small = square < 1e-2
     angle = torch.where(small, 1.0, square).sqrt()

@@ -77,7 +77,8 @@ class Torus(Space):
         return length(torch.minimum(apart, period - apart))
 
     def embed(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n e"]:
-        r"""Points on circles of length :math:`L_k` in :math:`\mathbb R^{2d}`: short distances stay what they are, to third order."""
+        r"""Points on circles of length :math:`L_k` in :math:`\mathbb R^{2d}`: short distances stay what they are, to third
+        order."""
         period = as_vector(self.period, x)
         angle = 2.0 * torch.pi * x / period
         radius = period / (2.0 * torch.pi)

@@ -2,10 +2,10 @@
 
 `check_functional`, `check_memory`, `check_map`, `check_flow`, `check_solution` and `check_implicit_gradient` check problems and
 results;
-`check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise`, `check_reaction`, `check_space` and `check_backend` check
-subclasses of the abstract classes of those names. Each check raises an `AssertionError` that names the law which broke, with
-numbers. `ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms of mass zero, coincident
-atoms, single atoms, offsets and small scales. The library's own tests use exactly these.
+`check_solver`, `check_stepper`, `check_geometry`, `check_adjoint`, `check_noise`, `check_reaction`, `check_space` and
+`check_backend` check subclasses of the abstract classes of those names. Each check raises an `AssertionError` that names the
+law which broke, with numbers. `ddeq.testing.strategies` draws measures for hypothesis with what goes wrong in practice: atoms
+of mass zero, coincident atoms, single atoms, offsets and small scales. The library's own tests use exactly these.
 """
 
 import importlib

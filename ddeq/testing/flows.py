@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddeq.draws import Draws
 from ddeq.flows import Reaction, flow
-from ddeq.functionals.base import Functional
+from ddeq.functionals.dynamics import Dynamics
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.testing.close import assert_close
 from ddeq.testing.samples import changed_neighbour, with_dead_atoms
@@ -19,9 +19,7 @@ from ddeq.testing.samples import changed_neighbour, with_dead_atoms
 __all__ = ["check_flow"]
 
 
-def check_flow(
-    functional: Functional, mu0: DiscreteMeasure, *, descends: bool = True, units: float = 2e4, **options: Any
-) -> None:
+def check_flow(functional: Dynamics, mu0: DiscreteMeasure, *, descends: bool = True, units: float = 2e4, **options: Any) -> None:
     """Hold a flow to measure consistency (T1), however a measure is stored it flows the same way, and to dissipation (T10).
 
     A flow with noise, or with births and deaths, is held to what is left: with the same randomness at the same atoms, a
@@ -32,7 +30,7 @@ def check_flow(
     functional, mu0
         What flows, and from where.
     descends
-        Whether to ask that the energy never rises, which needs small steps; not asked of a flow with noise.
+        Whether to ask that the energy never rises, which needs small steps; not asked of a flow with noise, or without energy.
     units
         Rounding units of the dtype that are allowed.
     options
@@ -44,15 +42,16 @@ def check_flow(
         Saying which law broke, with numbers.
     """
     reaction = options.get("reaction")
-    random = options.get("noise") is not None or (isinstance(reaction, Reaction) and reaction.jumps)
+    random = functional.draws or options.get("noise") is not None or (isinstance(reaction, Reaction) and reaction.jumps)
 
     def end(mu: DiscreteMeasure) -> DiscreteMeasure:
         seeded = {"generator": torch.Generator().manual_seed(0)} if random else {}
-        return flow(functional, mu, **options | seeded).measure
+        found: DiscreteMeasure = flow(functional, mu, **options | seeded).measure
+        return found
 
     with torch.no_grad():
         expected = end(mu0)
-        if descends and not random:
+        if descends and not random and functional.has_energy:
             _check_descent(flow(functional, mu0, **options).energies)
         order = torch.randperm(mu0.n, generator=torch.Generator().manual_seed(0)).to(mu0.device)
         law = "T1 (measure consistency): permuting the atoms does not permute the flow"

@@ -180,7 +180,8 @@ def check_gradient(functional: Functional, mu: DiscreteMeasure) -> None:
 
 def _check_second_order(functional: Functional, mu: DiscreteMeasure, direction: Tensor, step: float, scale: Tensor) -> None:
     def gradient(points: Tensor) -> Tensor:
-        return functional.wasserstein_gradient(mu.with_points(points))
+        found: Tensor = functional.wasserstein_gradient(mu.with_points(points))
+        return found
 
     points = mu.points.detach().clone().requires_grad_()
     with torch.enable_grad():

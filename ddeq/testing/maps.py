@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from ddeq.measures import DiscreteMeasure
 from ddeq.testing.close import assert_close
@@ -39,6 +40,8 @@ def check_map(
         Measures to try; default: small ones of dimension ``dim`` with marks of dimension ``mark_dim``.
     args
         What the map takes besides.
+    dim, mark_dim
+        Dimensions of the points and of the marks of the default measures: those that the map is made for.
     moves
         What the map moves, as in `ddeq.fixed_point`.
     units
@@ -48,12 +51,50 @@ def check_map(
     ------
     AssertionError
         Saying which law broke, with numbers.
+    ValueError
+        If the map takes no measures of the default dimensions; the message says which ``dim=`` to give.
     """
     if measures is None:
         measures = trial_measures(dim, mark_dim=mark_dim, like=map)
+        _check_width(map, args, dim, mark_dim)
     for mu in [measures] if isinstance(measures, DiscreteMeasure) else measures:
         with torch.no_grad():
             _check(map, mu, args, MOVED[moves], units)
+
+
+def _check_width(map: Callable[..., DiscreteMeasure], args: tuple[Any, ...], dim: int, mark_dim: int) -> None:
+    """Raise a `ValueError` that says which ``dim=`` to give, where the map takes points or marks of another dimension."""
+    try:
+        with torch.no_grad():
+            map(trial_measures(dim, mark_dim=mark_dim, like=map)[0], *args)
+    except Exception as error:
+        sizes = _sizes(map)
+        tried = [(d, mark_dim) for d in sizes] + [(d, k) for d in (dim, *sizes) for k in (0, *sizes)]
+        found = next(((d, k) for d, k in tried if (d, k) != (dim, mark_dim) and _takes(map, d, k, args)), None)
+        if found is None and not isinstance(error, RuntimeError | ValueError | IndexError):
+            raise
+        remedy = "the dimensions that it is made for, or measures"
+        if found is not None:
+            remedy = f"dim={found[0]}" + (f", mark_dim={found[1]}" if found[1] != mark_dim else "")
+        raise ValueError(
+            f"dim, mark_dim: the map fails at the default measures, of dimension {dim} with marks of dimension {mark_dim}; "
+            f"give {remedy}. It says: {error}"
+        ) from error
+
+
+def _sizes(map: object) -> list[int]:
+    """Sizes of the parameters of a module, among which are the dimensions that it takes."""
+    return sorted({size for p in map.parameters() for size in p.shape}) if isinstance(map, nn.Module) else []
+
+
+def _takes(map: Callable[..., DiscreteMeasure], dim: int, mark_dim: int, args: tuple[Any, ...]) -> bool:
+    """Whether the map takes points and marks of these dimensions, and gives as many coordinates."""
+    mu = trial_measures(dim, mark_dim=mark_dim, like=map)[0]
+    try:
+        with torch.no_grad():
+            return map(mu, *args).points.shape == mu.points.shape
+    except Exception:  # noqa: BLE001 whatever a map of the user's raises
+        return False
 
 
 def _check(

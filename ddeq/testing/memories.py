@@ -121,8 +121,11 @@ def _check_rows(functional: Functional, prepared: Functional, memory: Any, mu: D
     """One measure of the batch alone, with its part of what was prepared, and of the memory."""
     keep = torch.tensor([mu.batch_shape[0] - 1], device=mu.device)
     left, alone = functional.rows(keep, mu.batch_shape), mu[keep]
-    _compare(prepared.rows(keep, mu.batch_shape), left, alone, units, "memory: where samples were left out after `prepare`,")
-    if not functional.draws:
+    if functional.draws:  # what was drawn is the same for the measure alone
+        value, law = prepared.rows(keep, mu.batch_shape)(alone), "memory: where samples were left out after `prepare`, the value"
+        assert_close(value, prepared(mu)[keep], f"{law} is another one", scale=1e-3 + value.abs().max(), units=units)
+    else:
+        _compare(prepared.rows(keep, mu.batch_shape), left, alone, units, "memory: where samples were left out after `prepare`,")
         again, _ = left.prepare(alone, memory_rows(memory, keep), step + 1, None)
         _compare(again, left, alone, units, "memory: where samples were left out of it,")
 

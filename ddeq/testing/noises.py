@@ -206,7 +206,9 @@ def _check_path(noise: Noise, functional: Functional, mu0: DiscreteMeasure) -> N
 
     def end(mu: DiscreteMeasure, seed: int = 0) -> DiscreteMeasure:
         generator = torch.Generator().manual_seed(seed)
-        return flow(in_dtype(functional, mu.dtype), mu, Euler(0.1), steps=4, noise=noise, generator=generator, record=4).measure
+        energy = in_dtype(functional, mu.dtype)
+        found: DiscreteMeasure = flow(energy, mu, Euler(0.1), steps=4, noise=noise, generator=generator, record=4).measure
+        return found
 
     with stated("a flow with the noise"), _other_randomness_untouched():
         first = end(mu0)

@@ -164,7 +164,8 @@ def _check_flow(reaction: Reaction, functional: Functional, mu0: DiscreteMeasure
             own = replace(own, functional=in_dtype(own.functional, mu.dtype))
         generator = torch.Generator().manual_seed(0) if reaction.jumps else None
         energy = in_dtype(functional, mu.dtype)
-        return flow(energy, mu, Euler(0.05), steps=4, reaction=own, record=4, generator=generator).measure
+        end: DiscreteMeasure = flow(energy, mu, Euler(0.05), steps=4, reaction=own, record=4, generator=generator).measure
+        return end
 
     with stated("a flow with the reaction"):
         last = end(mu0)

@@ -37,7 +37,8 @@ def check_solution(map: Callable[..., DiscreteMeasure], solution: Solution, *arg
         image = map(mu, *args).points
 
         def norm(a: Tensor) -> Tensor:
-            return (mu.weights * a.square().sum(-1)).sum(-1).sqrt()
+            found: Tensor = (mu.weights * a.square().sum(-1)).sum(-1).sqrt()
+            return found
 
         floor = stop.atol / stop.rtol
         if stop.metric is None:
@@ -109,7 +110,8 @@ def check_implicit_gradient(
         solution = fixed_point(map, mu, *now, solver=solver, stop=stop, adjoint=adjoint)
         if not bool(solution.converged.all()):
             raise AssertionError(f"the fixed point was not found to {tolerance}: {solution.summary()}")
-        return (solution.measure.points * loss_weights).sum()
+        found: Tensor = (solution.measure.points * loss_weights).sum()
+        return found
 
     inputs = [t.clone().requires_grad_() for t in reached]
     with torch.enable_grad():

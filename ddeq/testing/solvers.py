@@ -80,7 +80,8 @@ def check_solver(
 
     def few_steps(mu: DiscreteMeasure) -> Tensor:
         given = [a.to(mu.dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        return fixed_point(map, mu, *given, in_dims=in_dims, solver=solver, stop=few).measure.points
+        found: Tensor = fixed_point(map, mu, *given, in_dims=in_dims, solver=solver, stop=few).measure.points
+        return found
 
     with torch.no_grad(), quiet():
         moments = check_pure(solver, equation, mu0.points)
@@ -244,7 +245,8 @@ def _check_unrolled(solver: Solver, map: Map, mu0: DiscreteMeasure, args: tuple[
         left = iter(rest)
         now = [next(left) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
         solution = fixed_point(map, mu0.with_points(points), *now, in_dims=in_dims, solver=solver, stop=few, adjoint=Unrolled())
-        return (solution.measure.points * loss_weights).sum()
+        found: Tensor = (solution.measure.points * loss_weights).sum()
+        return found
 
     law = "differentiable: derivatives of four steps that autograd recorded (adjoint=Unrolled())"
     with torch.enable_grad(), stated(law):

@@ -77,7 +77,8 @@ def check_stepper(
         return iterate(of, stop, z=of.like.points, method=stepper, patient=True, best=False)
 
     def few_steps(mu: DiscreteMeasure) -> Tensor:
-        return flow(in_dtype(functional, mu.dtype), mu, stepper, steps=4, record=4).measure.points
+        found: Tensor = flow(in_dtype(functional, mu.dtype), mu, stepper, steps=4, record=4).measure.points
+        return found
 
     with torch.no_grad(), quiet():
         moments = check_pure(stepper, equation, mu0.points, steps=5)
@@ -215,7 +216,8 @@ def _check_recorded(stepper: Stepper, functional: Functional, mu0: DiscreteMeasu
 
     def loss(points: Tensor) -> Tensor:
         trajectory = flow(functional, mu0.with_points(points), stepper, steps=3, record=3)
-        return (trajectory.measure.points * weights).sum()
+        found: Tensor = (trajectory.measure.points * weights).sum()
+        return found
 
     law = "differentiable: derivatives of three steps that autograd recorded"
     points = mu0.points.clone().requires_grad_()

@@ -66,6 +66,9 @@ def plot_energy(
     flows = dict(trajectory) if isinstance(trajectory, Mapping) else {label or "": trajectory}
     if not flows:
         raise ValueError("trajectory: expected at least one flow, got an empty mapping")
+    for name, flow in flows.items():
+        if flow.energies is None or flow.dissipation is None:
+            raise ValueError(f"trajectory: the flow {name!r} follows a velocity field and has no energies; use plot_trajectory")
     ax = axes_for(ax)
     below = _panel_below(ax) if dissipation else None
     energies = {name: _by_sample(flow.times, flow.energies - (minimum or 0.0)) for name, flow in flows.items()}

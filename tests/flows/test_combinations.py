@@ -16,6 +16,7 @@ from ddeq.flows import (
     Langevin,
     Nesterov,
     NoiseInjection,
+    Optimizer,
     Proximal,
     Stein,
     Wasserstein,
@@ -23,7 +24,7 @@ from ddeq.flows import (
 from ddeq.functionals import MMD, KLDivergence
 from ddeq.kernels import Gaussian
 
-STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), AdaptiveEuler(0.1), LBFGS(), Proximal(0.1)]
+STEPPERS = [Euler(0.1), Heun(0.1), Nesterov(0.1), Optimizer(torch.optim.Adam), AdaptiveEuler(0.1), LBFGS(), Proximal(0.1)]
 GEOMETRIES = [Wasserstein(), Stein()]
 NOISES = [None, Langevin(0.1), NoiseInjection(0.1)]
 F = MMD(cloud(4, seed=3), Gaussian(1.0)) + 0.3 * quadratic()
@@ -40,7 +41,7 @@ def makes_sense(stepper, geometry, noise, reaction):
     plain = isinstance(stepper, Euler | Heun)
     if isinstance(noise, Langevin) and not ((plain or isinstance(stepper, Proximal)) and isinstance(geometry, Wasserstein)):
         return False
-    if isinstance(noise, NoiseInjection) and not (plain or isinstance(stepper, Nesterov)):
+    if isinstance(noise, NoiseInjection) and not (plain or isinstance(stepper, Nesterov | Optimizer)):
         return False
     if isinstance(stepper, LBFGS) and not isinstance(geometry, Wasserstein):
         return False

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import ddeq
 import pytest
 import torch
+from torch import Tensor
+
+import ddeq
 from ddeq import DiscreteMeasure, Functional
 from ddeq.flows import (
     LBFGS,
@@ -36,7 +38,6 @@ from ddeq.iteration import Status, Stop
 from ddeq.kernels import IMQ, Gaussian
 from ddeq.spaces import Box, Euclidean, HalfSpace, Manifold, Product, Simplex, Space, Sphere, Torus
 from ddeq.testing import assert_close
-from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -443,7 +444,7 @@ def test_a_torus_wants_periodic_functionals() -> None:
 
 @pytest.mark.unchecked
 def test_what_makes_no_sense_is_refused() -> None:
-    F, mu = MMD(DiscreteMeasure(normal(4, 3)), Gaussian(1.0)), DiscreteMeasure(Sphere().project(normal(5, 3)))
+    mu = DiscreteMeasure(Sphere().project(normal(5, 3)))
     inside = DiscreteMeasure(mu.points.abs() / mu.points.abs().sum(-1, keepdim=True))
     V = PotentialEnergy(lambda x: x.square().sum(-1))
 
@@ -465,8 +466,8 @@ def test_what_makes_no_sense_is_refused() -> None:
     for text, start, options in cases:
         with pytest.raises(ValueError, match=text):
             flow(V, start, steps=2, **({"stepper": Euler(0.1)} | options))
+    F = KLDivergence(lambda x: -x.square().sum(-1), 0.3)
     with pytest.raises(ValueError, match="by parts"):
-        F = KLDivergence(lambda x: -x.square().sum(-1), 0.3)
         flow(F, mu, Euler(0.1), 2, space=Sphere(), geometry=Stein(Gaussian(1.0)))
 
 

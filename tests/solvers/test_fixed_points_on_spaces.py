@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from ddeq import DiscreteMeasure, fixed_point
 from ddeq.iteration import Stop, Unrolled
 from ddeq.solvers import Anderson, Auto, Broyden, NewtonKrylov, Picard, Solver
 from ddeq.spaces import Box, Simplex, Sphere, Torus
 from ddeq.testing import assert_close
-from torch import Tensor
 
 D = torch.float64
 STOP = Stop(rtol=1e-11, atol=1e-13, max_steps=300)

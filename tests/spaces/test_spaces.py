@@ -6,13 +6,14 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
 from ddeq.flows import BoxEntropy, Mirror, PositiveEntropy, Preconditioned, SimplexEntropy
 from ddeq.measures import DiscreteMeasure
 from ddeq.spaces import Box, Euclidean, HalfSpace, Manifold, Product, Simplex, Space, Sphere, Torus
 from ddeq.testing import assert_close, check_space
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -26,6 +26,7 @@ from ddeq.flows import (
     Langevin,
     Nesterov,
     NoiseInjection,
+    Optimizer,
     Proximal,
     Stein,
 )
@@ -102,6 +103,7 @@ FLOWS = {
     "Euler": {"stepper": Euler(step_size=0.1), "steps": 20},
     "Heun": {"stepper": Heun(step_size=0.1), "steps": 10},
     "Nesterov": {"stepper": Nesterov(step_size=0.1), "steps": 10},
+    "Optimizer": {"stepper": Optimizer(torch.optim.Adam, lr=0.1), "steps": 6},
     "AdaptiveEuler": {"stepper": AdaptiveEuler(), "stop": Stop(rtol=1e-2, max_steps=20)},
     "LBFGS": {"stepper": LBFGS(), "steps": 6},
     "Proximal": {"stepper": Proximal(step_size=0.1), "steps": 2},

@@ -12,6 +12,7 @@ from ddeq.flows import Euler
 from ddeq.functionals import MMD, PotentialEnergy
 from ddeq.iteration import Stop
 from ddeq.kernels import Gaussian
+from ddeq.nn import EquilibriumCell, InducedSetEncoder
 from ddeq.solvers import OneStep, Picard
 from ddeq.testing import assert_close, check_flow, check_functional, check_implicit_gradient, check_map, check_solution
 
@@ -166,6 +167,33 @@ def test_right_maps_pass():
     check_map(mean_field, None, 0.3, 0.1, mark_dim=2)
     norm = nn.LayerNorm(2)
     check_map(moves(lambda mu: norm.double()(mu.points)))
+
+
+class Layer(nn.Module):
+    """A map that takes points of dimension 5 with marks of dimension 3, and says nothing of its own about it."""
+
+    def __init__(self):
+        super().__init__()
+        self.point, self.mark = nn.Linear(5, 5).double(), nn.Linear(3, 5).double()
+
+    def forward(self, mu, shift):
+        return mu.with_points(torch.tanh(self.point(mu.points) + self.mark(mu.marks)) + shift)
+
+
+def test_a_map_of_another_width_is_told_which_one_to_give():
+    check_map(Layer(), None, 0.1, dim=5, mark_dim=3)
+    with pytest.raises(ValueError, match=r"^dim, mark_dim: .*dimension 2 .*; give dim=5\. It says: "):
+        check_map(Layer(), None, 0.1, mark_dim=3)
+    with pytest.raises(ValueError, match=r"; give dim=5, mark_dim=3\. "):
+        check_map(Layer(), None, 0.1, mark_dim=8)
+    with pytest.raises(ValueError, match=r"; give the dimensions that it is made for"):
+        check_map(moves(lambda mu: mu.points @ torch.ones(3, 3, dtype=torch.float64)))
+    torch.manual_seed(0)
+    encoder, cell = InducedSetEncoder(2, 16, heads=2, inducing=3).double(), EquilibriumCell(16, 8, heads=2).double()
+    context = encoder(DiscreteMeasure(torch.randn(2, 5, 2, dtype=torch.float64)))
+    with pytest.raises(ValueError, match=r"; give dim=16\. "):
+        check_map(cell, None, context, mark_dim=8)
+    check_map(cell, None, context, mark_dim=8, dim=16)
 
 
 def test_wrong_solutions_are_found():

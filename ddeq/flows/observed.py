@@ -1,0 +1,120 @@
+"""What a flow records: measures of chosen steps with energies and dissipation, each of the functional of its step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddeq.flows.descent import FunctionalDescent
+from ddeq.flows.method import FlowMethod
+from ddeq.flows.trajectory import Record, Recorder
+from ddeq.iteration import Outcome, Report
+from ddeq.measures import DiscreteMeasure
+
+__all__ = ["Observer"]
+
+
+class _Seen(NamedTuple):
+    """What is known of a step that is recorded."""
+
+    value: Tensor
+    norm: Tensor
+    energy: Tensor | None = None
+    """Where it was found as the flow was prepared for the step."""
+    dissipation: Tensor | None = None
+
+
+class Observer:
+    """Sees the steps of a flow, and records those that a `Recorder` wants.
+
+    Parameters
+    ----------
+    equation
+        What the flow runs on.
+    method
+        The flow as a method.
+    recorder
+        Which steps to record, and where.
+    first
+        Number of the first step.
+    """
+
+    def __init__(self, equation: FunctionalDescent, method: FlowMethod, recorder: Recorder, first: int) -> None:
+        self._equation, self._method, self._recorder, self._first = equation, method, recorder, first
+        self._varies = equation.dynamics.varies and equation.dynamics.has_energy
+        self._kept: dict[int, _Seen] = {}
+        self._last: Report | None = None
+        self._ended: tuple[Tensor, Tensor] | None = None
+        """Of varying energies: that of each sample, and its dissipation, in the last step that was looked at or its last one."""
+
+    def see(self, report: Report) -> None:
+        """Look at a step."""
+        step = self._first + report.step
+        if self._varies:
+            running = None if self._last is None else self._last.active
+            finished = running is not None and bool((running & ~report.active).any())
+            if finished or self._recorder.wants(step):
+                self._ended = self._found(report, report.value, report.norm, running)
+            self._last = report
+        if self._recorder.wants(step):
+            self._kept[step] = _Seen(report.value, report.norm, *self._known(report))
+
+    def record(self, outcome: Outcome) -> int:
+        """Record what was seen, and the end; the number of steps that were taken."""
+        end = int(outcome.steps.max()) if outcome.steps.numel() else 0
+        last, number = self._kept.get(self._first + end), self._first + end
+        if self._last is not None:
+            moved = ~(self._last.value == outcome.value).flatten(self._last.active.ndim).all(-1)
+            found = self._found(self._last, outcome.value, outcome.norm, self._last.active | moved)
+            at_end = _Seen(outcome.value, outcome.norm, *found)
+        else:
+            energy = None if last is None or not torch.equal(last.value, outcome.value) else last.energy
+            at_end = _Seen(outcome.value, outcome.norm, energy)
+        for step, seen in ({k: kept for k, kept in self._kept.items() if k < number} | {number: at_end}).items():
+            self._recorder.record(step, self._record(step, seen))
+        return end
+
+    def _known(self, report: Report) -> tuple[Tensor | None, Tensor | None]:
+        """Energy and dissipation, where they are best found now."""
+        if self._ended is not None:
+            return self._ended
+        prepared, dynamics = _descent_of(report), self._equation.dynamics
+        at_hand = dynamics.remembers and dynamics.has_energy and prepared.inner.batch_shape == self._equation.inner.batch_shape
+        return (prepared.energy(report.value) if at_hand else None), None
+
+    def _found(self, report: Report, value: Tensor, norm: Tensor, running: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Energy and dissipation by the functional of a step for the samples that are ``running``; others have what they had."""
+        prepared = _descent_of(report)
+        energy = prepared.energy(value)
+        dissipation = _dissipation(prepared, self._method, prepared.measure(value), self._first + report.step, norm)
+        if running is not None and self._ended is not None:
+            energy, dissipation = (torch.where(running, a, b) for a, b in zip((energy, dissipation), self._ended, strict=True))
+        return energy, dissipation
+
+    def _record(self, step: int, seen: _Seen) -> Record:
+        equation = self._equation
+        mu, everywhere = equation.measure(seen.value), equation.inner.everywhere
+        if not equation.dynamics.has_energy:
+            return Record(mu, equation.dynamics.energies(mu), None)
+        energy, dissipation = seen.energy, seen.dissipation
+        energy = equation.functional(mu) if energy is None else energy
+        dissipation = _dissipation(equation, self._method, mu, step, seen.norm) if dissipation is None else dissipation
+        return Record(mu, everywhere(energy), everywhere(dissipation))
+
+
+def _descent_of(report: Report) -> FunctionalDescent:
+    prepared = report.equation
+    assert isinstance(prepared, FunctionalDescent)
+    return prepared
+
+
+def _dissipation(equation: FunctionalDescent, method: FlowMethod, mu: DiscreteMeasure, step: int, norm: Tensor) -> Tensor:
+    """Rate at which geometry and reaction lower the energy at ``mu``, where the last residual had that ``norm``."""
+    with torch.no_grad():
+        known = method.noise is None and equation.geometry.is_gradient and bool(norm.isfinite().all())
+        rate = norm.square() if known else equation.dissipation(mu)
+        if method.reaction is None or (known and equation.counts_reaction):
+            return rate
+        return rate + method.reaction.dissipation(equation, mu, step)
