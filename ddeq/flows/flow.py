@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -365,7 +365,7 @@ def _steps_to_record(record: int | Iterable[int] | None, first: int, last: int) 
         every = whole("record", record, what="number of steps, or the steps to record, each")
         return {first, *range(first - first % every, last + 1, every)}
     try:
-        wanted = list(record)  # type: ignore[arg-type]
+        wanted = list(cast(Iterable[int], record))
     except TypeError:
         raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record!r}") from None
     if not all(is_whole(step) and first <= step <= last for step in wanted):

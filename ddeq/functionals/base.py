@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-<<<<<<< HEAD
 from functools import partial
-=======
 from numbers import Real
->>>>>>> main
 from typing import Any
 
 import torch
@@ -187,19 +184,8 @@ class Functional(Dynamics):
             return gradient(lambda p: self.first_variation(mu, p), places(mu, x))
         return gradient_at_atoms(self, self.first_variation, mu)
 
-<<<<<<< HEAD
     def _gradient_at(self, mu: Measures, name: str, x: Tensor | None) -> Tensor:
         return gradient(lambda p: self.first_variation(mu, {name: p})[name], places(mu[name], x))
-=======
-        def of_dead_atoms(points: Tensor) -> Tensor:  # only its own first variation sees where a dead atom lies
-            return torch.where(dead, self.first_variation(mu.with_points(points)), 0.0)
-
-        return torch.where(dead.unsqueeze(-1), gradient(of_dead_atoms, mu.points), at_atoms)
-
-    def of_species(self, measures: Measures, name: str) -> Functional:
-        """The functional of the one of several ``measures`` that is called ``name``, while the others are held fixed."""
-        return _OfSpecies(self, measures, name)
->>>>>>> main
 
     def _packing(self, mu: DiscreteMeasure | Measures, x: object) -> Packing:
         return packing_of(type(self).__name__, mu, x, self.outer_weights)

@@ -18,11 +18,8 @@ from ddeq.functionals.directions import around
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.exact_transport import Forest, Plan
 from ddeq.functionals.masses import changes, mass_ratio, probabilities
-<<<<<<< HEAD
 from ddeq.functionals.variations import places
-=======
 from ddeq.integers import whole
->>>>>>> main
 from ddeq.measures import DiscreteMeasure, middle
 from ddeq.reductions.sorted import in_sum_precision
 
