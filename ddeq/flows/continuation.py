@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def steps_to_record(record: int | Iterable[int] | None, first: int, last: int) -
         every = whole("record", record, what="number of steps, or the steps to record, each")
         return {first, *range(first - first % every, last + 1, every)}
     try:
-        wanted = list(record)  # type: ignore[arg-type]
+        wanted = list(cast(Iterable[int], record))
     except TypeError:
         raise ValueError(f"record: expected a number of steps >= 1, or the steps to record, got {record!r}") from None
     if not all(is_whole(step) and first <= step <= last for step in wanted):

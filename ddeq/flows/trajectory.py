@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddeq.files import read_tensors
+from ddeq.flows.stored import check_shapes, read_measures, read_part, read_remains
 from ddeq.held import copied
-from ddeq.integers import whole
 from ddeq.iteration import Status
-from ddeq.measures import DiscreteMeasure, rebuilt
+from ddeq.measures import DiscreteMeasure
 from ddeq.memory import Saved
 from ddeq.ranks import write
 
@@ -129,73 +128,20 @@ class Trajectory:
             If the file is broken or holds something else.
         """
         tensors, _ = read_tensors(path, device)
-        found = {name.partition(".")[0] for name in tensors}
-        missing = {"points", "weights", *_FIELDS} - {"energies", "dissipation"} - found
+        missing = {"points", "weights", *_FIELDS} - {"energies", "dissipation"} - {name.partition(".")[0] for name in tensors}
         if missing:
             raise ValueError(f"path: expected a file that Trajectory.save wrote, but it lacks {sorted(missing)}")
+        fields: dict[str, Any] = {name: read_part(tensors, name) for name in _FIELDS}
         try:
-            points, weights, marks = (_read(tensors, name) for name in ("points", "weights", "marks"))
-            if isinstance(points, dict):
-                measures: Any = {k: rebuilt(points[k], (weights or {}).get(k), (marks or {}).get(k)) for k in points}
-            else:
-                measures = rebuilt(points, weights, marks)
-            fields: dict[str, Any] = {name: _read(tensors, name) for name in _FIELDS}
-            trajectory = cls(measures, **fields, remains=_read_remains(tensors))
-            _check_shapes(trajectory)
+            measures, remains = read_measures(tensors), read_remains(tensors)
+            numbers = {name: fields[name] for name in ("energies", "dissipation")}
+            check_shapes(measures, fields["status"], numbers, fields["steps"], fields["times"])
         except ValueError as error:
             raise ValueError(f"path: {path} holds no trajectory: {error}") from None
-        return trajectory
-
-
-def _read(tensors: Mapping[str, Tensor], name: str) -> Any:
-    """A tensor of a file, or those of each species, or None."""
-    parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-    return parts or tensors.get(name)
+        return cls(measures, **fields, remains=None if remains is None else Remains(*remains))
 
 
 _FIELDS = ("times", "energies", "status", "steps", "dissipation")
-PARTS = 2**16
-"""No memory of a functional has more parts."""
-
-
-def _read_remains(tensors: Mapping[str, Tensor]) -> Remains | None:
-    """What a file says of how the flow goes on; a `ValueError` if that cannot be."""
-    if "taken" not in tensors:
-        return None
-    taken, parts = (whole(name, tensors.get(name, 0), 0) for name in ("taken", "parts_of_functional"))
-    count = sum(name.startswith("memory.") for name in tensors)
-    state = tensors.get("generator_state")
-    if parts > PARTS or any(f"memory.{i}" not in tensors for i in range(count)):
-        raise ValueError(
-            f"taken, parts_of_functional, memory: expected numbers of steps and of parts, got {taken}, {parts} and others"
-        )
-    return Remains(
-        taken,
-        tuple(tensors[f"memory.{i}"] for i in range(count)),
-        tensors.get("scale"),
-        None if state is None else state.cpu(),
-        tuple(tensors.get(f"of_functional.{i}") for i in range(parts)),
-    )
-
-
-def _check_shapes(trajectory: Trajectory) -> None:
-    """Raise a `ValueError` unless there is a record, and an energy, rate and time of each record of each sample."""
-    batch = tuple(trajectory.status.shape)
-    if trajectory.times.ndim == 0 or not len(trajectory.times):
-        raise ValueError(f"times: expected at least one record, got shape {tuple(trajectory.times.shape)}")
-    records = (len(trajectory.times),)
-    species = trajectory.measures if isinstance(trajectory.measures, dict) else {"": trajectory.measures}
-    for name, mu in species.items():  # the samples of a batch that is coupled have one status
-        shape = mu.batch_shape
-        if shape[: 1 + len(batch)] != records + batch:
-            raise ValueError(f"points {name}: expected records {records + batch}, time first, got batch shape {tuple(shape)}")
-    numbers = {"steps": batch, "energies": records + batch, "dissipation": records + batch}
-    for field, wanted in numbers.items():
-        for value in pytree.tree_leaves(getattr(trajectory, field)):
-            if value is not None and tuple(value.shape) != wanted:
-                raise ValueError(f"{field}: expected shape {wanted}, got {tuple(value.shape)}")
-    if tuple(trajectory.times.shape) not in (records, records + batch):
-        raise ValueError(f"times: expected shape {records} or {records + batch}, got {tuple(trajectory.times.shape)}")
 
 
 class Record(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ddeq.integers import is_whole
+from ddeq.integers import whole
 from ddeq.measures import DiscreteMeasure
 from ddeq.nn.ddeq import DDEQ
 from ddeq.nn.layers import MLP
@@ -125,8 +125,9 @@ class Completer(Head):
     def __init__(self, model: DDEQ, dim: int | None = None, *, hidden: int | None = None) -> None:
         super().__init__(model)
         dim = getattr(model.encoder, "dim", None) if dim is None else dim
-        if dim is None or not is_whole(dim) or dim < 1:
-            raise ValueError(f"dim: expected the dimension of the measures, which the encoder does not say either; got {dim}")
+        if dim is None:
+            raise ValueError("dim: expected the dimension of the measures, which the encoder does not say either; got None")
+        dim = whole("dim", dim)
         hidden = hidden or model.reference.dim
         self.place = MLP(self.atom_features, hidden, hidden, dim)
         self.features = nn.Sequential(nn.Linear(self.atom_features, hidden), nn.GELU())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -124,10 +125,14 @@ def build_with_weights(configuration: Any, weights: Mapping[str, Tensor], path: 
             f"path: the weights of {path} do not fit their configuration: {wrong[0]} has shape {found.get(wrong[0], 'none')}, "
             f"wanted {shape_of.get(wrong[0], 'none')}{f'; so do {len(wrong) - 1} more' if len(wrong) > 1 else ''}"
         )
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn and forgotten
+    with _drawing, torch.random.fork_rng(devices=[]):  # the first weights are drawn and forgotten
         model = _module(configuration, path, dotted)
     model.load_state_dict(weights)
     return model
+
+
+_drawing = threading.Lock()
+"""Held while weights are drawn: the state of PyTorch's generator is put back, in one thread at a time."""
 
 
 def _module(configuration: Any, path: str | Path, dotted: bool) -> nn.Module:

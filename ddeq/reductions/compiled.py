@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -123,7 +124,8 @@ def _compiled_squares() -> Run:
             total = total + difference * difference
         return (total,)
 
-    return _Code(torch.compile(add_squares, dynamic=True, options=FUSED))
+    with _compiler_at_work():
+        return _Code(torch.compile(add_squares, dynamic=True, options=FUSED))
 
 
 def _sums(formula: Formula, rows: list[Tensor], columns: list[Tensor]) -> tuple[Tensor, ...]:
@@ -186,16 +188,23 @@ def _compile(formula: Formula, rows: int, columns: int, like: Tensor, largest: b
         return tuple(t.amax(-1) if largest else t.sum(-1) for t in terms)
 
     examples = [like.new_ones(2, n) for n in [3] * rows + [5] * columns]
-    with shapes.patch(use_duck_shape=False):
+    with _compiler_at_work():
         graph = make_fx(reduced, tracing_mode="symbolic")(*examples)
-    return _Code(torch.compile(graph, dynamic=True, options=FUSED))
+        return _Code(torch.compile(graph, dynamic=True, options=FUSED))  # imports the compiler, which warns about itself
+
+
+@contextmanager
+def _compiler_at_work() -> Iterator[None]:
+    """One thread at a time; without the compiler's warnings about itself; sizes that are equal now are not always equal."""
+    with _compiling, shapes.patch(use_duck_shape=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _Code:
     """Code of ``torch.compile``, which compiles at the first call and whenever what it relies on has changed.
 
-    A call that may compile holds the lock, silences the compiler's warnings about itself, and tells it that sizes which are equal
-    now are not always equal. All other calls run without these: to change warning filters makes Python repeat warnings.
+    A call that may compile is `_compiler_at_work`. No other call is: to change warning filters makes Python repeat warnings.
     """
 
     def __init__(self, run: Run) -> None:
@@ -206,8 +215,7 @@ class _Code:
         kind = _relied_on(tensors)
         if kind in self._prepared:
             return self._run(*tensors)
-        with _compiling, shapes.patch(use_duck_shape=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _compiler_at_work():
             result = self._run(*tensors)
         self._prepared.add(kind)
         return result

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shlex
 import shutil
+import threading
 from typing import Any
 
 import torch
@@ -102,8 +104,36 @@ def _column(t: Tensor) -> Any:
 
 
 def _symbolic(t: Tensor) -> Any:
+    return _lazy_tensor()(t.contiguous())
+
+
+@functools.cache
+def _lazy_tensor() -> Any:
+    """The class of KeOps' symbolic tensors, after a look-up of its compiled formulas is made one that threads wait for."""
     for name in ("PYKEOPS_VERBOSE", "KEOPS_VERBOSE"):  # otherwise it prints at import and at each compilation
         os.environ.setdefault(name, "0")
+    from pykeops.common import keops_io
     from pykeops.torch import LazyTensor
 
-    return LazyTensor(t.contiguous())
+    with _compiling:
+        for key, binder in keops_io.keops_binder.items():
+            if not isinstance(binder, _OneAtATime):
+                keops_io.keops_binder[key] = _OneAtATime(binder)
+    return LazyTensor
+
+
+_compiling = threading.RLock()
+
+
+class _OneAtATime:
+    """A table of KeOps' compiled formulas. Two threads would compile one that is missing into the same files at once."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __call__(self, *key: Any) -> Any:
+        with _compiling:
+            return self._table(*key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)

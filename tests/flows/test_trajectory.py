@@ -4,7 +4,7 @@ import pytest
 import torch
 from landscapes import DOUBLE, cloud, quadratic
 
-from ddeq import flow
+from ddeq import Functional, flow
 from ddeq.flows import (
     LBFGS,
     AdaptiveEuler,
@@ -138,3 +138,18 @@ def test_bad_input(tmp_path):
     cloud(3).save(tmp_path / "measure.safetensors")
     with pytest.raises(ValueError, match="path: "):
         Trajectory.load(tmp_path / "measure.safetensors")
+
+
+@pytest.mark.unchecked
+def test_files_of_several_species_are_read_and_checked(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    file, joint = tmp_path / "flow.safetensors", {"a": cloud(3), "b": cloud(2, seed=1)}
+    F = {"a": Functional.of(lambda m: m["a"].points.square().sum((-1, -2))), "b": Functional.of(lambda m: m["b"].mass())}
+    flow(F, joint, steps=3).save(file)
+    again = Trajectory.load(file, "cpu").to(torch.device("cpu"))
+    assert set(again.measures) == {"a", "b"}
+    for name, value in {"weights.a": torch.zeros(3), "energies.b": torch.zeros(2), "marks.a": torch.zeros(1)}.items():
+        save_file(load_file(file) | {name: value}, tmp_path / "wrong.safetensors")
+        with pytest.raises(ValueError, match="holds no trajectory: "):
+            Trajectory.load(tmp_path / "wrong.safetensors")
