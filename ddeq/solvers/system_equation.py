@@ -59,5 +59,8 @@ def _image(map: Map, packing: Species, mu: DiscreteMeasure, args: tuple[Any, ...
         seen = list(images) if isinstance(images, Mapping) else type(images).__name__
         raise ValueError(f"map: expected it to return measures by the names {list(measures)}, got {seen}")
     for name, before in measures.items():
-        check_kind(before, images[name], ("weights", "marks"))
+        try:
+            check_kind(before, images[name], ("weights", "marks"))
+        except ValueError as error:
+            raise ValueError(f"{error}; so it is for {name!r}") from None
     return mu.with_points(packing.pack_field({name: image.points for name, image in images.items()}))
