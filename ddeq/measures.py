@@ -25,6 +25,8 @@ from ddeq.ranks import gathered, placed_like, summed, write
 
 __all__ = ["DiscreteMeasure"]
 
+PRECISIONS = (torch.float32, torch.float64)
+
 
 class DiscreteMeasure:
     r"""A batch of discrete measures :math:`\mu = \sum_i w_i \delta_{x_i}`, optionally with marks.
@@ -35,7 +37,7 @@ class DiscreteMeasure:
     Parameters
     ----------
     points
-        Atoms :math:`x_i`, ``(*batch, n, d)``, floating point, finite.
+        Atoms :math:`x_i`, ``(*batch, n, d)``, of float32 or float64, finite.
     weights
         Masses :math:`w_i`, ``(*batch, n)``, non-negative and finite; the total mass need not be one. Default ``1/n``.
     marks
@@ -44,7 +46,7 @@ class DiscreteMeasure:
     Raises
     ------
     ValueError
-        For an empty cloud, points or weights that are not finite, negative weights, integer tensors, or shapes,
+        For an empty cloud, points or weights that are not finite, negative weights, tensors of other dtypes, or shapes,
         dtypes or devices that do not fit each other. The message names the argument, what was seen and what is wanted.
 
     Examples
@@ -359,7 +361,7 @@ class DiscreteMeasure:
     def to(self, *args: Any, **kwargs: Any) -> DiscreteMeasure:
         """The same measure in another floating-point type or on another device.
 
-        ``args`` and ``kwargs`` as in `torch.Tensor.to`; a `ValueError` for a type that is not floating point.
+        ``args`` and ``kwargs`` as in `torch.Tensor.to`; a `ValueError` for another type than float32 and float64.
         """
         moved = self._map(lambda t, k: t.to(*args, **kwargs))
         _check_tensor("dtype", moved.points)
@@ -452,8 +454,9 @@ def _present(marks: Tensor | None) -> Tensor:
 def _check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)")
-    if not value.dtype.is_floating_point:
-        raise ValueError(f"{name}: expected a floating-point tensor, got {value.dtype}; use .float() or .double()")
+    if value.dtype not in PRECISIONS:
+        why = " (half precision has too few digits for sums over atoms)" if value.dtype.is_floating_point else ""
+        raise ValueError(f"{name}: expected float32 or float64, got {value.dtype}{why}; use .float() or .double()")
 
 
 def _check_atoms(points: Tensor, weights: Tensor, marks: Tensor | None) -> None:

@@ -70,7 +70,7 @@ class BucketSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.sizes = torch.as_tensor(sizes)
+        self.sizes = torch.as_tensor(sizes).cpu()  # batches are made on the CPU, wherever the measures are
         if self.sizes.ndim != 1 or len(self.sizes) == 0 or self.sizes.dtype.is_floating_point or bool((self.sizes < 1).any()):
             raise ValueError(f"sizes: expected at least one whole number >= 1, got {self.sizes}")
         if batch_size < 1:

@@ -147,7 +147,7 @@ def _lowest(
     values: Float[Tensor, "*batch n"], weights: Float[Tensor, "*batch n"], bound: Float[Tensor, "*batch"]
 ) -> Bool[Tensor, "*batch n"]:
     """The atoms up to a level of the ``values``, the highest level below which there is a mass of at most ``bound``."""
-    ascending, order = values.sort(-1)
+    ascending, order = values.sort(dim=-1, stable=True)
     below = weights.double().gather(-1, order).cumsum(-1)
     last = torch.searchsorted(ascending.contiguous(), values.contiguous(), right=True) - 1  # atoms of one level go together
     return below.gather(-1, last) <= (bound + ROUNDING * below[..., -1]).unsqueeze(-1)

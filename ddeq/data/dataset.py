@@ -35,7 +35,7 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
     Raises
     ------
     ValueError
-        If the offsets do not cut the points into ``N`` clouds of at least one atom, or a label has no name.
+        If the offsets do not cut the points into ``N`` clouds of at least one atom, a label has no name, or devices differ.
     """
 
     def __init__(
@@ -47,6 +47,9 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         class_names: Sequence[str],
     ) -> None:
         DiscreteMeasure(points, weights)  # raises where they are no measure
+        for name, t in (("offsets", offsets), ("labels", labels)):
+            if t.device != points.device:
+                raise ValueError(f"{name}: expected a tensor on {points.device} as of points, got one on {t.device}")
         if labels.ndim != 1:
             raise ValueError(f"labels: expected shape (N,), got {tuple(labels.shape)}")
         check_offsets(offsets, len(points), len(labels))
@@ -78,7 +81,7 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         """The measures ``index`` as one batch, padded with atoms of mass zero, and their labels; at least one."""
         index = self._numbers(index)
         sizes = self.offsets[index + 1] - self.offsets[index]
-        place = torch.arange(int(sizes.max()))
+        place = torch.arange(int(sizes.max()), device=sizes.device)
         inside = place < sizes.unsqueeze(-1)
         atom = self.offsets[index].unsqueeze(-1) + torch.where(inside, place, 0)
         weights = torch.where(inside, self.weights[atom], 0.0)
@@ -149,12 +152,14 @@ class MeasureDataset(Dataset[tuple[DiscreteMeasure, int]]):
         index = self._numbers(index)
         sizes = self.offsets[index + 1] - self.offsets[index]
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        atom = torch.arange(int(offsets[-1])) + torch.repeat_interleave(self.offsets[index] - offsets[:-1], sizes)
+        total = int(offsets[-1])
+        first = torch.repeat_interleave(self.offsets[index] - offsets[:-1], sizes, output_size=total)
+        atom = torch.arange(total, device=sizes.device) + first
         return MeasureDataset(self.points[atom], self.weights[atom], offsets, self.labels[index], self.class_names)
 
     def _numbers(self, index: Tensor | Sequence[int]) -> Tensor:
         """Numbers from 0 on of what ``index`` chooses, at least one; negative ones count from the end."""
-        index = torch.as_tensor(index)
+        index = torch.as_tensor(index, device=self.labels.device)
         if index.dtype == torch.bool and index.shape == self.labels.shape:
             index = index.nonzero().squeeze(-1)
         if index.ndim != 1 or len(index) == 0 or index.dtype.is_floating_point or index.dtype == torch.bool:

@@ -83,4 +83,4 @@ def _array(cloud: Any, columns: tuple[int, int]) -> Tensor:
         raise ValueError(
             f"cloud: expected numbers of shape (*batch, n, {columns[0]}) or (*batch, n, {columns[1]}), got {tuple(array.shape)}"
         )
-    return array if array.is_floating_point() else array.to(torch.get_default_dtype())
+    return array if array.dtype in (torch.float32, torch.float64) else array.to(torch.get_default_dtype())

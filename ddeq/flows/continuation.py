@@ -59,8 +59,13 @@ def clock_of(durations: list[float | Tensor], steps: Tensor, mu0: DiscreteMeasur
     start = torch.zeros((), dtype=mu0.dtype, device=mu0.device) if before is None else before.times[-1]
     if not durations:
         return start.unsqueeze(0)
-    given = [torch.as_tensor(t, dtype=mu0.dtype, device=mu0.device) for t in durations]
-    times = torch.stack(torch.broadcast_tensors(start, *given)[1:])
+    dtype, device = mu0.dtype, mu0.device
+    if any(isinstance(t, Tensor) for t in durations):
+        given = [torch.as_tensor(t, dtype=dtype, device=device) for t in durations]
+        times = torch.stack(torch.broadcast_tensors(start, *given)[1:])
+    else:  # in one piece: a device waits for each
+        numbers = torch.tensor(durations, dtype=dtype, device=device)
+        times = numbers.reshape(-1, *(1,) * start.ndim).expand(-1, *start.shape)
     if times.ndim > 1:  # the time of a sample that has finished stops
         number = torch.arange(len(times), device=times.device)
         times = torch.where(number.reshape(-1, *(1,) * steps.ndim) < steps, times, 0.0)

@@ -72,8 +72,10 @@ class Observer:
         else:
             energy = None if last is None or not torch.equal(last.value, outcome.value) else last.energy
             at_end = _Seen(outcome.value, outcome.norm, energy)
-        for step, seen in ({k: kept for k, kept in self._kept.items() if k < number} | {number: at_end}).items():
-            self._recorder.record(step, self._record(step, seen))
+        records = {k: kept for k, kept in self._kept.items() if k < number} | {number: at_end}
+        finite = torch.stack([seen.norm for seen in records.values()]).isfinite().flatten(1).all(1).tolist()  # one look for all
+        for (step, seen), known in zip(records.items(), finite, strict=True):
+            self._recorder.record(step, self._record(step, seen, known))
         return end
 
     def _known(self, report: Report) -> tuple[Tensor | None, Tensor | None]:
@@ -88,19 +90,21 @@ class Observer:
         """Energy and dissipation by the functional of a step for the samples that are ``running``; others have what they had."""
         prepared = _descent_of(report)
         energy = prepared.energy(value)
-        dissipation = _dissipation(prepared, self._method, prepared.measure(value), self._first + report.step, norm)
+        finite, mu = bool(norm.isfinite().all()), prepared.measure(value)
+        dissipation = _dissipation(prepared, self._method, mu, self._first + report.step, norm, finite)
         if running is not None and self._ended is not None:
             energy, dissipation = (torch.where(running, a, b) for a, b in zip((energy, dissipation), self._ended, strict=True))
         return energy, dissipation
 
-    def _record(self, step: int, seen: _Seen) -> Record:
+    def _record(self, step: int, seen: _Seen, finite: bool) -> Record:
         equation = self._equation
         mu, everywhere = equation.measure(seen.value), equation.inner.everywhere
         if not equation.dynamics.has_energy:
             return Record(mu, equation.dynamics.energies(mu), None)
         energy, dissipation = seen.energy, seen.dissipation
         energy = equation.functional(mu) if energy is None else energy
-        dissipation = _dissipation(equation, self._method, mu, step, seen.norm) if dissipation is None else dissipation
+        if dissipation is None:
+            dissipation = _dissipation(equation, self._method, mu, step, seen.norm, finite)
         return Record(mu, everywhere(energy), everywhere(dissipation))
 
 
@@ -110,10 +114,13 @@ def _descent_of(report: Report) -> FunctionalDescent:
     return prepared
 
 
-def _dissipation(equation: FunctionalDescent, method: FlowMethod, mu: DiscreteMeasure, step: int, norm: Tensor) -> Tensor:
-    """Rate at which geometry and reaction lower the energy at ``mu``, where the last residual had that ``norm``."""
+def _dissipation(
+    equation: FunctionalDescent, method: FlowMethod, mu: DiscreteMeasure, step: int, norm: Tensor, finite: bool
+) -> Tensor:
+    """Rate at which geometry and reaction lower the energy at ``mu``, where the last residual had that ``norm``, ``finite`` or
+    not."""
     with torch.no_grad():
-        known = method.noise is None and equation.geometry.is_gradient and bool(norm.isfinite().all())
+        known = method.noise is None and equation.geometry.is_gradient and finite
         rate = norm.square() if known else equation.dissipation(mu)
         if method.reaction is None or (known and equation.counts_reaction):
             return rate

@@ -50,8 +50,7 @@ def read_remains(tensors: Mapping[str, Tensor]) -> tuple[Any, ...] | None:
 
 
 def check_shapes(measures: Any, status: Tensor, records: Mapping[str, Any], steps: Tensor, times: Tensor) -> None:
-    """Raise a `ValueError` unless there is a record, and of each record of each sample a time and one of the numbers
-    ``records``."""
+    """Raise a `ValueError` unless there is a record, with a time and one of the numbers ``records`` of each sample."""
     batch = tuple(status.shape)
     for mu in measures.values() if isinstance(measures, dict) else (measures,):
         shape = mu.batch_shape

@@ -51,7 +51,7 @@ class Cells:
             cell = there.gather(-2, order.clamp_max(n - 1).unsqueeze(-1).expand(*order.shape, mu.dim))
             longest = (cell.amax(-2) - cell.amin(-2)).argmax(-1)
             along = cell.gather(-1, longest[..., None, None].expand(*order.shape, 1)).squeeze(-1)
-            order = order.gather(-1, along.argsort(-1))
+            order = order.gather(-1, along.argsort(dim=-1, stable=True))
             count *= 2
             order = order.reshape(*mu.batch_shape, count, -1)
         numbers = torch.arange(count, device=mu.device).unsqueeze(-1).expand(order.shape)

@@ -54,7 +54,7 @@ class LineTransport:
     ) -> LineTransport:
         """Transport from probabilities ``a`` at ``s`` to probabilities ``b`` at ``t``."""
         source, target = _Atoms.sort(s, a), _Atoms.sort(t, b)
-        levels, order = torch.cat([source.levels[..., :-1], target.levels[..., :-1]], -1).sort(dim=-1)
+        levels, order = torch.cat([source.levels[..., :-1], target.levels[..., :-1]], -1).sort(dim=-1, stable=True)
         # Between two levels one atom sends its mass to one other; at a level one of the two sides goes on to its next atom.
         rows = torch.nn.functional.pad((order < s.shape[-1] - 1).cumsum(-1), (1, 0))
         columns = torch.arange(rows.shape[-1], device=rows.device) - rows

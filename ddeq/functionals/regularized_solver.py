@@ -15,6 +15,7 @@ from ddeq.iteration import Equation, Implicit, InnerProduct, LinearAnswer, Linea
 from ddeq.kernels import Kernel
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.reductions import integrate_kernel
+from ddeq.untraced import untraced
 
 __all__ = ["DualEquation"]
 
@@ -46,7 +47,7 @@ class DualEquation(Equation):
         self._product = OpenModule(_Product(kernel))
         self.tensors = (regularization, right, nu.weights, nu.points, *self._product.tensors)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its steps depend on what they find
+    @untraced  # its steps depend on what they find
     def solution(
         self, target: RegularizedTarget | None = None, starts: Sequence[Tensor] = (), known: Tensor | None = None
     ) -> Tensor:

@@ -26,6 +26,7 @@ from ddeq.kernels import Gaussian
 from ddeq.kernels.base import positive
 from ddeq.measures import DiscreteMeasure, check_mass, unchecked
 from ddeq.reductions import integrate, kernel_average
+from ddeq.untraced import untraced
 
 __all__ = ["SinkhornDivergence"]
 
@@ -141,7 +142,7 @@ class SinkhornDivergence(Discrepancy):
             tensors = mu.points, mu.weights, nu.points, nu.weights
             gradient, written = partial(self._gradient, mu, nu, solution), partial(self._written, solution)
             # It takes functions, which a compiler cannot trace.
-            value = torch.compiler.disable(with_gradient)(value.detach(), gradient, written, tensors)
+            value = untraced(with_gradient)(value.detach(), gradient, written, tensors)
         return (value * self._target_for(given).mass() if self.reach is None else value).to(given.dtype)
 
     def _value(
@@ -290,7 +291,7 @@ class SinkhornDivergence(Discrepancy):
     def _stop_for(self, dtype: torch.dtype) -> Stop:
         return Stop(rtol=RTOL.get(dtype, RTOL[torch.float32])) if self.stop is None else self.stop
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its steps depend on what they find
+    @untraced  # its steps depend on what they find
     def _solution(
         self, mu: DiscreteMeasure, nu: DiscreteMeasure, dtype: torch.dtype, before: Potentials | None = None
     ) -> Solution:

@@ -32,6 +32,7 @@ from ddeq.iteration import (
     iterate,
 )
 from ddeq.messages import warn
+from ddeq.untraced import untraced
 
 __all__ = ["Guess", "Solved", "solved"]
 
@@ -101,7 +102,7 @@ def solved(equation: PotentialEquation, stop: Stop, start: Tensor, guess: Guess,
     if torch.is_grad_enabled() and any(t.requires_grad for t in equation.tensors):
         equation.rtol = stop.rtol
         tied = Implicit().attach(equation, z, torch.full_like(status, Status.CONVERGED.value), stop)
-    return Solved(tied, status, torch.compiler.disable(cache(lambda: (search or _Search.of(equation)).plan(z))))
+    return Solved(tied, status, untraced(cache(lambda: (search or _Search.of(equation)).plan(z))))
 
 
 @dataclass(frozen=True)

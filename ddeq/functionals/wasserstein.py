@@ -22,6 +22,7 @@ from ddeq.functionals.variations import places
 from ddeq.integers import whole
 from ddeq.measures import DiscreteMeasure, middle
 from ddeq.reductions.sorted import in_sum_precision
+from ddeq.untraced import untraced
 
 __all__ = ["Wasserstein"]
 
@@ -177,7 +178,7 @@ class Wasserstein(Discrepancy):
         images = torch.where((same >= 0).unsqueeze(-1), here, elsewhere).reshape(points.shape)
         return (images + in_sum_precision(middle(nu))).to(mu.dtype)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # linear programs cannot be traced
+    @untraced  # linear programs cannot be traced
     def _sides(self, mu: DiscreteMeasure) -> tuple[_Side, _Side]:
         nu = self._target_for(mu)
         (a, b), x, y = probabilities(mu, nu), around(nu, mu.points), around(nu, nu.points)
@@ -267,7 +268,7 @@ def _solve(x: Tensor, a: Tensor, y: Tensor, b: Tensor, max_steps: int) -> list[P
     return [exact_transport.solve(x, a, y, b, max_steps) for x, a, y, b in zip(*sets, strict=True)]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@untraced
 def _nearest(points: Tensor, side: _Side, other: _Side) -> tuple[Tensor, Tensor]:
     """`exact_transport.nearest` for each measure of the batch, the numbers counted through it."""
     queries, potential = _numbers(points), _numbers(other.potential)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddeq.kernels import Gaussian, Kernel
 from ddeq.reductions.backends import Backend
 from ddeq.reductions.trials import Trial
+from ddeq.untraced import untraced
 
 __all__ = ["KeOps"]
 
@@ -47,7 +48,7 @@ class KeOps(Backend):
             return "pykeops is not installed"
         return self._trial.failure(device)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # formulas cannot be traced
+    @untraced  # formulas cannot be traced
     def sum_pairs(
         self,
         kernel: Kernel,
@@ -59,7 +60,7 @@ class KeOps(Backend):
         total: Tensor = formula.sum(dim=x.ndim - 1, backend=DEVICES[x.device.type])
         return total
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def sum_gradients(
         self,
         kernel: Kernel,
@@ -72,7 +73,7 @@ class KeOps(Backend):
         total: Tensor = formula.sum(dim=x.ndim - 1, backend=DEVICES[x.device.type])
         return total
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     @torch.no_grad()
     def max_pairs(
         self,

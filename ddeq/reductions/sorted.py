@@ -133,7 +133,7 @@ def ascending(z: Float[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
     """Indices that sort the points in ascending order."""
     z = z.detach()
     if type(z) is not Tensor or z.device.type != "cpu" or under_transforms() or torch.compiler.is_compiling():
-        order: Tensor = z.argsort(dim=-1)
+        order: Tensor = z.argsort(dim=-1, stable=True)
         return order
     array = z.numpy()  # NumPy sorts several times as fast as PyTorch, in one thread
     if array.size < PARALLEL or torch.get_num_threads() == 1:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddeq.kernels import Kernel
 from ddeq.reductions.backends import Backend
 from ddeq.reductions.placement import backend_at
+from ddeq.untraced import untraced
 
 __all__ = ["UNTRACED"]
 
@@ -21,7 +22,7 @@ class Untraced(Backend):
     def obstacle(self, device: torch.device, kernel: Kernel | None) -> str | None:
         return None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def sum_pairs(
         self,
         kernel: Kernel,
@@ -31,7 +32,7 @@ class Untraced(Backend):
     ) -> Float[Tensor, "*batch n c"]:
         return backend_at(kernel, x, y, b).sum_pairs(kernel, x, y, b)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def sum_gradients(
         self,
         kernel: Kernel,
@@ -41,7 +42,7 @@ class Untraced(Backend):
     ) -> Float[Tensor, "*batch n d"]:
         return backend_at(kernel, x, y, b).sum_gradients(kernel, x, y, b)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def max_pairs(
         self,
         kernel: Kernel,

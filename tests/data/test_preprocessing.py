@@ -71,13 +71,13 @@ def test_a_digit_without_ink_has_no_mass():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_measures_of_any_precision_become_inputs_of_the_usual_one(dtype):
     g = torch.Generator().manual_seed(0)
-    shape, digit = (
-        DiscreteMeasure(torch.rand(9, 3, generator=g).to(dtype)),
-        DiscreteMeasure(torch.rand(9, 2, generator=g).to(dtype)),
-    )
-    for mu in (shape_measure(shape), shape_measure(shape.points), digit_measure(digit)):
+    shape, digit = torch.rand(9, 3, generator=g).to(dtype), torch.rand(9, 2, generator=g).to(dtype)
+    made = [shape_measure(shape), digit_measure(digit)]
+    if dtype != torch.float16:  # there are no measures of half precision
+        made += [shape_measure(DiscreteMeasure(shape)), digit_measure(DiscreteMeasure(digit))]
+        assert_close(made[0].points, made[2].points)
+    for mu in made:
         assert mu.dtype == torch.float32
-    assert_close(shape_measure(shape).points, shape_measure(shape.points).points)
 
 
 def test_shapes_far_from_the_origin_keep_their_digits():

@@ -1,5 +1,4 @@
-"""Threads that flow at once, each the first to sum: nothing crashes, nothing falls to a slower path, and the user's compiler
-works."""
+"""Threads that flow at once, each the first to sum: no crash, no fall to a slower path, and the user can compile afterwards."""
 
 import os
 import subprocess

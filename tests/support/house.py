@@ -19,6 +19,7 @@ ORDER = [
     "messages",
     "files",
     "integers",
+    "untraced",
     "ranks",
     "draws",
     "measures",
