@@ -18,6 +18,8 @@ ORDER = [
     "shape_to_shape",
     "varying_energies",
     "dynamics_without_energy",
+    "several_species",
+    "coupled_measures",
     "million_points",
     "barycentre",
     "solvers_on_one_map",
