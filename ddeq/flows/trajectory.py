@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ddeq.files import read_tensors
 from ddeq.flows.stored import check_shapes, read_measures, read_part, read_remains
 from ddeq.held import copied
 from ddeq.iteration import Status
+from ddeq.iteration.solution import shown_measures
 from ddeq.measures import DiscreteMeasure
 from ddeq.memory import Saved
 from ddeq.ranks import write
@@ -67,6 +68,20 @@ class Trajectory:
             return self.measures[-1]
         return {name: mu[-1] for name, mu in self.measures.items()}
 
+    def of_species(self, name: str) -> Trajectory:
+        """The records of one species of a system, with its own energies where it is a game; it cannot go on.
+
+        Raises
+        ------
+        ValueError
+            If there is no measure by that ``name``.
+        """
+        if not isinstance(self.measures, dict) or name not in self.measures:
+            seen = list(self.measures) if isinstance(self.measures, dict) else "a single measure"
+            raise ValueError(f"name: expected one of the measures of a system, got {name!r} and {seen}")
+        energies = self.energies[name] if isinstance(self.energies, dict) else None
+        return replace(self, measures=self.measures[name], energies=energies, dissipation=None, remains=None)
+
     @property
     def converged(self) -> Tensor:
         """``(*batch,)``: which samples ended as CONVERGED."""
@@ -80,7 +95,7 @@ class Trajectory:
         ends = ", ".join(
             f"{int((self.status == s.value).sum())} {s.name}" for s in Status if bool((self.status == s.value).any())
         )
-        return f"Trajectory(records={len(self.times)}, measure={self.measure}; {ends})"
+        return f"Trajectory(records={len(self.times)}, measure={shown_measures(self.measure)}; {ends})"
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, and what is needed to go on, to the safetensors file ``path``."""

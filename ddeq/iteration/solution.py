@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,10 @@ from torch import Tensor
 from ddeq.held import copied
 from ddeq.iteration.status import Status
 
-__all__ = ["Solution"]
+__all__ = ["Solution", "shown_measures"]
+
+FEW = 3
+"""So many measures by name are shown with what they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,4 +71,12 @@ class Solution:
         return copy
 
     def __repr__(self) -> str:
-        return f"Solution({self.measure}; {self.summary()})"
+        return f"Solution({shown_measures(self.measure)}; {self.summary()})"
+
+
+def shown_measures(measure: Any) -> str:
+    """How a measure, or some by name, are shown: a few with what they are, many by their names alone."""
+    if not isinstance(measure, Mapping) or len(measure) <= FEW:
+        return repr(measure)
+    names = list(measure)
+    return f"{len(names)} measures, {names[0]!r} to {names[-1]!r}"

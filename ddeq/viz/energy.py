@@ -32,7 +32,7 @@ def plot_energy(
     log: bool | None = None,
     dissipation: bool = False,
 ) -> Axes:
-    """Energies of flows against time: of a batch every sample as a faint line, and the median.
+    """Energies of flows against time: of a batch every sample as a faint line, and the median; of a game those of each species.
 
     Parameters
     ----------
@@ -63,12 +63,10 @@ def plot_energy(
     """
     if isinstance(trajectory, Mapping) and label is not None:
         raise ValueError(f"label: expected None where flows have names, got {label!r}")
-    flows = dict(trajectory) if isinstance(trajectory, Mapping) else {label or "": trajectory}
-    if not flows:
-        raise ValueError("trajectory: expected at least one flow, got an empty mapping")
+    flows = _with_energies(dict(trajectory) if isinstance(trajectory, Mapping) else {label or "": trajectory})
     for name, flow in flows.items():
-        if flow.energies is None or flow.dissipation is None:
-            raise ValueError(f"trajectory: the flow {name!r} follows a velocity field and has no energies; use plot_trajectory")
+        if dissipation and flow.dissipation is None:
+            raise ValueError(f"dissipation: expected a flow that descends one energy, got {name!r}, which does not; leave it out")
     ax = axes_for(ax)
     below = _panel_below(ax) if dissipation else None
     energies = {name: _by_sample(flow.times, flow.energies - (minimum or 0.0)) for name, flow in flows.items()}
@@ -84,6 +82,21 @@ def plot_energy(
         below.set(xlabel="time", ylabel="dissipation")
         ax.tick_params(labelbottom=False)
     return ax
+
+
+def _with_energies(flows: dict[str, Trajectory]) -> dict[str, Trajectory]:
+    """The flows that have energies to show, those of a game by species."""
+    if not flows:
+        raise ValueError("trajectory: expected at least one flow, got an empty mapping")
+    found: dict[str, Trajectory] = {}
+    for name, flow in flows.items():
+        if flow.energies is None:
+            raise ValueError(f"trajectory: the flow {name!r} has no energies, as that of a velocity field; use plot_trajectory")
+        if isinstance(flow.energies, dict):
+            found |= {f"{name} {species}".strip(): flow.of_species(species) for species in flow.energies}
+        else:
+            found[name] = flow
+    return found
 
 
 def _panel_below(ax: Axes) -> Axes:

@@ -50,6 +50,9 @@ class Records:
 
 def records_of(trajectory: Trajectory, sample: int | tuple[int, ...] | None) -> Records:
     """The records of a flow of one measure, or of one sample of a batch."""
+    if isinstance(trajectory.measures, dict):
+        names = list(trajectory.measures)
+        raise ValueError(f"trajectory: expected the flow of one measure, got {names}; trajectory.of_species({names[0]!r}) is one")
     batch = trajectory.measures.batch_shape[1:]
     if sample is None and batch:
         raise ValueError(f"trajectory: expected the flow of one measure, got a batch of shape {batch}; choose one by sample=i")
@@ -59,7 +62,7 @@ def records_of(trajectory: Trajectory, sample: int | tuple[int, ...] | None) -> 
     one: tuple[slice | int, ...] = (slice(None), *index)
     measures = trajectory.measures[one].detach().to("cpu", torch.float64)
     times = trajectory.times.detach().to("cpu", torch.float64)
-    return Records(measures.with_marks(None), times[one] if times.ndim > 1 else times)
+    return Records(measures.with_marks(None), times[one[: times.ndim]])  # measures of measures share a time
 
 
 def moments(records: Records, count: int, spacing: Spacing) -> list[float]:

@@ -19,6 +19,8 @@ ORDER = [
     "predator_and_prey",
     "varying_energies",
     "dynamics_without_energy",
+    "several_species",
+    "coupled_measures",
     "million_points",
     "barycentre",
     "solvers_on_one_map",
