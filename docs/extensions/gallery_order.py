@@ -16,7 +16,6 @@ ORDER = [
     "mirrored_svgd_dirichlet",
     "mass_between_modes",
     "shape_to_shape",
-    "predator_and_prey",
     "varying_energies",
     "dynamics_without_energy",
     "several_species",
