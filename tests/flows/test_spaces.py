@@ -439,7 +439,7 @@ def test_a_torus_wants_periodic_functionals() -> None:
     periodic = Functional.of(lambda mu: F(mu.push_forward(torus.embed)))
     trajectory = flow(periodic, mu, AdaptiveEuler(), 200, space=torus)
     assert bool(torus.contains(trajectory.measures.points).all())
-    assert float(trajectory.energies[-1]) < 0.05 * float(trajectory.energies[0])
+    assert float(trajectory.energies[-1]) < 0.1 * float(trajectory.energies[0])
 
 
 @pytest.mark.unchecked
