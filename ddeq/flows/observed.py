@@ -73,7 +73,9 @@ class Observer:
             energy = None if last is None or not torch.equal(last.value, outcome.value) else last.energy
             at_end = _Seen(outcome.value, outcome.norm, energy)
         records = {k: kept for k, kept in self._kept.items() if k < number} | {number: at_end}
-        finite = torch.stack([seen.norm for seen in records.values()]).isfinite().reshape(len(records), -1).all(-1).tolist()  # one look for all
+        finite = (
+            torch.stack([seen.norm for seen in records.values()]).isfinite().reshape(len(records), -1).all(-1).tolist()
+        )  # one look for all
         for (step, seen), known in zip(records.items(), finite, strict=True):
             self._recorder.record(step, self._record(step, seen, known))
         return end
