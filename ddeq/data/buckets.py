@@ -74,7 +74,7 @@ class BucketSampler(Sampler[list[int]]):
         if self.sizes.ndim != 1 or len(self.sizes) == 0 or self.sizes.dtype.is_floating_point or bool((self.sizes < 1).any()):
             raise ValueError(f"sizes: expected at least one whole number >= 1, got {self.sizes}")
         if batch_size < 1:
-            raise ValueError(f"batch_size: expected a number >= 1, got {batch_size}")
+            raise ValueError(f"batch_size: expected a whole number >= 1, got {batch_size}")
         if not 0 <= spread < math.inf:
             raise ValueError(f"spread: expected a finite number >= 0, got {spread}")
         if not 0 <= rank < world_size:

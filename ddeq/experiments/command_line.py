@@ -41,7 +41,10 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the arguments, and refuse a checkpoint that would run code or that is broken."""
         super().parse_arguments(parser, args)
-        options = self.config[self.config.subcommand]
+        subcommand = self.config.get("subcommand")
+        if subcommand is None:  # classes are made and nothing is run
+            return
+        options = self.config[subcommand]
         if options.get("weights_only") is False:
             raise ValueError("weights_only: expected true, since other checkpoints run code, got false; leave it out")
         options.weights_only = True

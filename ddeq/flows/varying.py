@@ -53,7 +53,8 @@ class Varying(Dynamics):
 
     Examples
     --------
-    >>> from ddeq import flow
+    >>> import torch
+    >>> from ddeq import DiscreteMeasure, flow
     >>> from ddeq.functionals import PotentialEnergy
     >>> V = PotentialEnergy(lambda x: 0.5 * x.square().sum(-1))
     >>> stiffer = Varying(lambda step, generator: (1 + step) * V)

@@ -40,7 +40,7 @@ class VelocityField(Dynamics):
     Examples
     --------
     >>> import torch
-    >>> from ddeq import flow
+    >>> from ddeq import DiscreteMeasure, flow
     >>> from ddeq.flows import Heun
     >>> turn = VelocityField(lambda mu, x: torch.stack([-x[..., 1], x[..., 0]], -1))  # no energy falls along a circle
     >>> start = DiscreteMeasure(torch.tensor([[1.0, 0.0]]))

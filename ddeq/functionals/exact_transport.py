@@ -39,6 +39,11 @@ class Plan:
 def solve(x: Numbers, a: Numbers, y: Numbers, b: Numbers, max_steps: int) -> Plan:
     """Plan between probabilities ``a`` at ``x``, ``(n, d)``, and ``b`` at ``y``, ``(m, d)``, by POT's network simplex.
 
+    Raises
+    ------
+    ImportError
+        If POT is not installed.
+
     Warns
     -----
     InnerProblemWarning
@@ -46,7 +51,10 @@ def solve(x: Numbers, a: Numbers, y: Numbers, b: Numbers, max_steps: int) -> Pla
     """
     for name in ("PYKEOPS_VERBOSE", "KEOPS_VERBOSE"):  # POT imports KeOps where it is installed, which prints
         os.environ.setdefault(name, "0")
-    import ot
+    try:
+        import ot
+    except ModuleNotFoundError:
+        raise ImportError("exact transport needs POT: pip install POT; or use SinkhornDivergence, SlicedWasserstein") from None
     from scipy.spatial.distance import cdist
 
     (i, p, source_places), (j, q, target_places) = _places(x, a), _places(y, b)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from ddeq.functionals.entropic import EntropicTransport
 from ddeq.functionals.pairs import stores_all
 from ddeq.measures import DiscreteMeasure
+from ddeq.untraced import is_installed
 
 __all__ = ["Start", "check_start", "potential_by_geomloss", "takes_geomloss"]
 
@@ -33,7 +33,7 @@ def takes_geomloss(start: Start, mu: DiscreteMeasure, nu: DiscreteMeasure) -> bo
     if start != "auto":
         return start == "geomloss"
     large = not mu.batch_shape and not stores_all(mu, nu) and mu.dim <= LARGEST_DIM
-    return large and importlib.util.find_spec("pykeops") is not None
+    return large and is_installed("pykeops")
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import shlex
 import shutil
@@ -17,7 +16,7 @@ from torch import Tensor
 from ddeq.kernels import Gaussian, Kernel
 from ddeq.reductions.backends import Backend
 from ddeq.reductions.trials import Trial
-from ddeq.untraced import untraced
+from ddeq.untraced import is_installed, untraced
 
 __all__ = ["KeOps"]
 
@@ -44,7 +43,7 @@ class KeOps(Backend):
         if kernel is not None and not kernel.runs_on_keops:
             wrong = [type(m).__name__ for m in kernel.modules() if isinstance(m, Kernel) and not m.runs_on_keops]
             return f"KeOps does not differentiate {wrong[-1]} correctly"  # the last one: a sum comes before its parts
-        if importlib.util.find_spec("pykeops") is None:
+        if not is_installed("pykeops"):
             return "pykeops is not installed"
         return self._trial.failure(device)
 

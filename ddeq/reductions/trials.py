@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +25,8 @@ class Trial:
     run
         Computes a small sum on a device, and raises if something is missing.
     """
+
+    _told: ClassVar[bool] = False
 
     def __init__(self, library: str, run: Callable[[torch.device], None]) -> None:
         self._library, self._run = library, run
@@ -45,6 +48,9 @@ class Trial:
             time.sleep(wait)
             try:
                 self._run(device)
+            except ModuleNotFoundError as error:
+                reason = self._describe(error)
+                break
             except ImportError as error:  # perhaps another process is writing the library just now: wait and try again
                 reason = self._describe(error)
             except Exception as error:  # noqa: BLE001  compilers and drivers raise anything; the dense backend runs instead
@@ -52,7 +58,13 @@ class Trial:
                 break
             else:
                 return None
-        logger.warning("%s; another backend runs instead", reason)
+        # The first failure says it: without a compiler all of them fail.
+        logger.log(
+            logging.INFO if Trial._told else logging.WARNING,
+            "%s; another backend runs instead (see ddeq.reductions.choose)",
+            reason,
+        )
+        Trial._told = True
         return reason
 
     def _describe(self, error: Exception) -> str:

@@ -141,7 +141,7 @@ def test_draws_depend_on_seed_and_name(tmp_path):
 
 @pytest.mark.unchecked
 def test_meshes_of_ones_own_are_checked():
-    with pytest.raises(ValueError, match="n_points: expected a number >= 1, got 0"):
+    with pytest.raises(ValueError, match="n_points: expected a whole number >= 1, got 0"):
         sample_mesh(trimesh.creation.box(), 0)
     for vertices, faces, message in (
         (np.eye(3), np.zeros((0, 3), int), "mesh: it has no faces"),

@@ -148,7 +148,7 @@ def test_bad_arguments_are_named(tmp_path):
         load_modelnet(tmp_path / "absent")
     with pytest.raises(ValueError, match="split: expected"):
         load_modelnet(tmp_path, "all")
-    for n_points, message in ((0, "number >= 1, got 0"), (31, "at most 30, the points of each cloud in .*, got 31")):
+    for n_points, message in ((0, "whole number >= 1, got 0"), (31, "at most 30, the points of each cloud in .*, got 31")):
         with pytest.raises(ValueError, match=f"n_points: expected {'a ' if n_points == 0 else ''}{message}"):
             load_modelnet(tmp_path, n_points=n_points)
     write_off(tmp_path / "bed.off")
