@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ddeq.data.randomness import generator_for
+from ddeq.integers import whole
 
 __all__ = ["BucketSampler"]
 
@@ -73,8 +74,7 @@ class BucketSampler(Sampler[list[int]]):
         self.sizes = torch.as_tensor(sizes).cpu()  # batches are made on the CPU, wherever the measures are
         if self.sizes.ndim != 1 or len(self.sizes) == 0 or self.sizes.dtype.is_floating_point or bool((self.sizes < 1).any()):
             raise ValueError(f"sizes: expected at least one whole number >= 1, got {self.sizes}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected a whole number >= 1, got {batch_size}")
+        batch_size = whole("batch_size", batch_size)
         if not 0 <= spread < math.inf:
             raise ValueError(f"spread: expected a finite number >= 0, got {spread}")
         if not 0 <= rank < world_size:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.flows import Trajectory
+from ddeq.integers import whole
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Records", "Spacing", "check_spacing", "moments", "records_of"]
@@ -67,8 +68,7 @@ def records_of(trajectory: Trajectory, sample: int | tuple[int, ...] | None) -> 
 
 def moments(records: Records, count: int, spacing: Spacing) -> list[float]:
     """``count`` moments from the first record to the last, evenly spaced in time or in its logarithm."""
-    if count < 1:
-        raise ValueError(f"frames: expected a number >= 1, got {count}")
+    count = whole("frames", count)
     check_spacing(spacing)
     even = torch.linspace(0.0, 1.0, count, dtype=torch.float64)
     if spacing == "log":

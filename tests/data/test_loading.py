@@ -117,7 +117,7 @@ def test_dropping_leaves_full_batches():
         (([], 2), {}, "sizes: expected at least one"),
         (([1, 0], 2), {}, "sizes"),
         (([1.5, 2.0], 2), {}, "sizes"),
-        (([1, 2], 0), {}, "batch_size: expected a number >= 1, got 0"),
+        (([1, 2], 0), {}, "batch_size: expected a whole number >= 1, got 0"),
         (([1, 2], 1), {"spread": -1.0}, "spread"),
         (([1, 2], 1), {"rank": 2, "world_size": 2}, "rank: expected a number from 0 to 1, got 2"),
         (([1, 2], 4), {"drop_last": True}, "enough measures"),
