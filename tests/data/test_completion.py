@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -112,7 +113,7 @@ def test_half_spaces_are_half_spaces(dim):
         # Some plane is between the parts: a linear program finds it.
         x = torch.cat([points, torch.ones(50, 1)], -1) * torch.where(gone, -1.0, 1.0).unsqueeze(-1)
         assert 0 < int(gone.sum()) <= 25 + 5
-        assert linprog(torch.zeros(dim + 1), x.numpy(), -torch.ones(50), bounds=(None, None)).success
+        assert linprog(np.zeros(dim + 1), x.numpy(), -np.ones(50), bounds=(None, None)).success
     assert_close(known.mass() + missing.mass(), mu.mass())
 
 
