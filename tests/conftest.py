@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+import shape_checks
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 # Processes that compile at the same time read each other's unfinished files: a folder for each worker.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
@@ -15,7 +15,7 @@ os.environ["KEOPS_CACHE_FOLDER"] = str(Path.home() / ".cache" / "ddeq-tests" / W
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # Lightning calls what jsonargparse has renamed
 
 # Before the first import of ddeq: the hook rewrites modules as they load.
-_hook = install_import_hook("ddeq", "shape_checks.typecheck")
+shape_checks.install()
 
 import torch  # noqa: E402
 
