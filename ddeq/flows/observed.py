@@ -98,17 +98,10 @@ class Observer:
         if not unknown:
             return found
         functional = self._equation.functional
-        at_once = (
-            max(1, ATOMS_AT_ONCE // max(1, measures[0].weights.numel()))
-            if functional.stackable and not self._equation.inner.is_sharded
-            else 1
-        )
+        at_once = max(1, ATOMS_AT_ONCE // max(1, measures[0].weights.numel()))
         for begin in range(0, len(unknown), at_once):
             some = unknown[begin : begin + at_once]
-            if len(some) == 1:
-                found[some[0]] = functional(measures[some[0]])
-                continue
-            for i, energy in zip(some, functional(DiscreteMeasure.stack([measures[i] for i in some])), strict=True):
+            for i, energy in zip(some, functional.evaluate_all([measures[i] for i in some]), strict=True):
                 found[i] = energy
         return found
 

@@ -15,13 +15,14 @@ from ddeq.autodiff import gradient
 from ddeq.flows.geometries import Geometry
 from ddeq.flows.schedules import over_atoms
 from ddeq.functionals.base import Functional
-from ddeq.functionals.entropy import split_entropy
+from ddeq.functionals.entropy import entropy_share, gradient_without_entropy
 from ddeq.functionals.stein import SteinKernel
 from ddeq.iteration import InnerProduct
 from ddeq.kernels import Gaussian, Kernel, median_bandwidth
 from ddeq.kernels.radial import Bandwidth
 from ddeq.measures import DiscreteMeasure
 from ddeq.reductions import integrate, integrate_kernel, integrate_kernel_gradient
+from ddeq.reductions.one_pass import integrate_kernel_with_gradient
 
 __all__ = ["Stein", "repulsion"]
 
@@ -78,13 +79,15 @@ class Stein(Geometry):
         self, functional: Functional, mu: DiscreteMeasure, x: Float[Tensor, "*batch m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
         kernel, x = self.kernel_for(mu), mu.points if x is None else x
-        rest, share = split_entropy(functional)
-        velocity = torch.zeros_like(x)
-        if rest is not None:
-            velocity = velocity - integrate_kernel(kernel, x, mu, rest.wasserstein_gradient(mu))
-        if not _is_zero(share):
-            velocity = velocity + over_atoms(share) * repulsion(kernel, x, mu)
-        return velocity
+        force, share = gradient_without_entropy(functional, mu), entropy_share(functional)
+        if force is None:
+            return over_atoms(share) * repulsion(kernel, x, mu)
+        if _is_zero(share):
+            return -integrate_kernel(kernel, x, mu, force)
+        if kernel.is_radial:
+            sums, gradients = integrate_kernel_with_gradient(kernel, x, mu, force)
+            return -sums - over_atoms(share) * gradients
+        return over_atoms(share) * repulsion(kernel, x, mu) - integrate_kernel(kernel, x, mu, force)
 
     def mobility(self, mu: DiscreteMeasure) -> Callable[[Tensor], Tensor]:
         kernel = self.kernel_for(mu)
@@ -93,18 +96,19 @@ class Stein(Geometry):
     def dissipation(self, functional: Functional, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         here = self.at(mu)
         kernel = here.kernel_for(mu)
-        rest, share = split_entropy(functional)
+        share = entropy_share(functional)
         if _is_zero(share) or not (kernel.is_radial and kernel.smooth_on_the_diagonal):
             return super(Stein, here).dissipation(functional, mu)
         # The squared norm is that of the Stein kernel whose score is -grad G / c: it needs no density.
-        force = torch.zeros_like(mu.points) if rest is None else rest.wasserstein_gradient(mu)
+        rest = gradient_without_entropy(functional, mu)
+        force = torch.zeros_like(mu.points) if rest is None else rest
         scored = mu.with_marks(None).with_points(torch.cat([mu.points, -force / over_atoms(share)], -1))
         return share**2 * integrate(integrate_kernel(SteinKernel(kernel, mu.dim), scored.points, scored), scored)
 
     def slope(
         self, functional: Functional, mu: DiscreteMeasure, velocity: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch"]:
-        if not _is_zero(split_entropy(functional)[1]):
+        if not _is_zero(entropy_share(functional)):
             return self.dissipation(functional, mu)
         return -InnerProduct.of(mu.points, mu.weights)(functional.wasserstein_gradient(mu), velocity)
 

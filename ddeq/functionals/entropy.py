@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -154,6 +154,9 @@ class Entropy(_Blob):
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return integrate(self.log_density(mu), mu)
 
+    def evaluate_all(self, measures: Sequence[DiscreteMeasure]) -> list[Tensor]:
+        return self._stacked(measures)
+
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         x = places(mu, x)
         at_atoms = log_integrate_kernel(self.kernel, mu.points, mu)  # without its constant, which the kernel below lacks too
@@ -208,3 +211,39 @@ def split_entropy(functional: Functional) -> tuple[Functional | None, float | Te
         (first, a), (second, b) = split_entropy(functional.first), split_entropy(functional.second)
         return (first + second if first is not None and second is not None else first or second), a + b
     return functional, 0.0
+
+
+def entropy_share(functional: Functional) -> float | Tensor:
+    r"""The ``c`` of a functional :math:`F = G + c \int\log\rho\,\mathrm d\mu`, as `split_entropy` has it."""
+    if isinstance(functional, Entropy):
+        return 1.0
+    if isinstance(functional, Scaled):
+        share = entropy_share(functional.functional)
+        return share if not isinstance(share, Tensor) and share == 0.0 else functional.factor * share
+    if isinstance(functional, Sum):
+        return entropy_share(functional.first) + entropy_share(functional.second)
+    return 0.0
+
+
+def gradient_without_entropy(functional: Functional, mu: DiscreteMeasure) -> Tensor | None:
+    """The Wasserstein gradient of the ``G`` of `split_entropy` at the atoms; None if there is no such part."""
+    if isinstance(functional, Entropy):
+        return None
+    if not isinstance(functional, Scaled | Sum) or not _holds_entropy(functional):
+        gradient: Tensor = functional.wasserstein_gradient(mu)
+        return gradient
+    if isinstance(functional, Scaled):
+        rest = gradient_without_entropy(functional.functional, mu)
+        factor = functional.factor
+        return None if rest is None else (factor[..., None, None] if isinstance(factor, Tensor) else factor) * rest
+    parts = [gradient_without_entropy(part, mu) for part in (functional.first, functional.second)]
+    known = [part for part in parts if part is not None]
+    return sum(known[1:], start=known[0]) if known else None
+
+
+def _holds_entropy(functional: Functional) -> bool:
+    if isinstance(functional, Scaled):
+        return _holds_entropy(functional.functional)
+    if isinstance(functional, Sum):
+        return _holds_entropy(functional.first) or _holds_entropy(functional.second)
+    return isinstance(functional, Entropy)

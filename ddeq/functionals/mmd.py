@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,6 @@ class MMD(Discrepancy):
     """
 
     removable = True
-    stackable = True
 
     def __init__(self, target: DiscreteMeasure, kernel: Kernel | None = None) -> None:
         super().__init__(target)
@@ -77,6 +76,9 @@ class MMD(Discrepancy):
         # Of mu and - 2 nu: what is left of the integrals against (mu - nu) twice.
         rest = self._sum(integrate_kernel, mu.points, mu, nu, 2.0)
         return 0.5 * (integrate(rest, mu) + of_target)
+
+    def evaluate_all(self, measures: Sequence[DiscreteMeasure]) -> list[Tensor]:
+        return self._stacked(measures)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         return self._sum(integrate_kernel, places(mu, x), mu, self._target_for(mu))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.variations import places
 from ddeq.measures import DiscreteMeasure
+from ddeq.ranks import is_sharded
 from ddeq.reductions import integrate
 
 __all__ = ["PotentialEnergy"]
@@ -53,6 +55,13 @@ class PotentialEnergy(Functional):
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
         return integrate(self.first_variation(mu), mu)
+
+    def evaluate_all(self, measures: Sequence[DiscreteMeasure]) -> list[Tensor]:
+        if len(measures) == 1 or is_sharded(measures[0].points):
+            return [self(mu) for mu in measures]
+        points = torch.cat([mu.points for mu in measures], -2)  # as more atoms: the potential sees points of the same shape
+        energies = self.first_variation(measures[0], points).unflatten(-1, (len(measures), -1)).movedim(-2, 0)
+        return list(integrate(energies, DiscreteMeasure.stack([mu.with_marks(None) for mu in measures])).unbind(0))
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         x = places(mu, x)

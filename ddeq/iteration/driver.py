@@ -276,7 +276,8 @@ class _Run(Generic[E]):
         if self._callback is not None and self._told is not None and self._told(at.step):
             with torch.no_grad():
                 norm = self._asked.sizes(value.detach(), residual.detach(), None).norm
-            self._callback(Report(at.step, value, norm, samples.running, norm, self._problem))
+            full = scatter(self._full, samples._replace(norm=norm, seen=norm), at.index, self._rows)
+            self._callback(Report(at.step, full.value, full.seen, full.running, full.norm, self._problem))
         return "step"
 
     def _look(self, residual: Tensor, made: Any) -> Literal["step", "again", "end"]:

@@ -16,7 +16,7 @@ from ddeq.kernels import Kernel
 from ddeq.kernels.distances import FEW_COORDINATES, differences
 from ddeq.reductions.settings import rows_per_block
 
-__all__ = ["Slopes", "are_summed_by_coordinates", "gradient_sums", "sums_and_gradients"]
+__all__ = ["Slopes", "are_summed_by_coordinates", "gradient_sums", "sums_and_gradients", "sums_of_values_and_gradients"]
 
 NEAR = 2**17
 """Pairs in a block, for each thread."""
@@ -39,11 +39,17 @@ def gradient_sums(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | N
 
 def sums_and_gradients(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """``sum_j b_j k(x_i - y_j)``, ``(*batch, n)``, and its gradients in ``x``, ``(*batch, n, d)``, in one pass."""
+    sums, gradients = sums_of_values_and_gradients(kernel, x, y, b.unsqueeze(-1), b)
+    return sums.squeeze(-1), gradients
+
+
+def sums_of_values_and_gradients(kernel: Kernel, x: Tensor, y: Tensor, values: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum_j k(x_i - y_j) values_j``, ``(*batch, n, c)``, and ``sum_j b_j grad k(x_i - y_j)``, ``(*batch, n, d)``."""
     sums, gradients = [], []
     for block in _blocks(kernel, x, y):
-        sums.append(_times(block.values, b))
-        gradients.append(_gradients(block.differences, block.slopes, 2.0 * block.factor * b))
-    return _joined(sums, -1), _joined(gradients, -2)
+        sums.append(block.values @ values)
+        gradients.append(_gradients(block.differences, block.slopes, (2.0 * block.factor) * b))
+    return _joined(sums, -2), _joined(gradients, -2)
 
 
 @dataclass(frozen=True)

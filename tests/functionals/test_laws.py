@@ -90,3 +90,14 @@ def test_inside_function_transforms(functional):
     if not isinstance(functional, FixedPointDiscrepancy):
         gradient = torch.vmap(functional.wasserstein_gradient)(mu)
         assert_close(gradient, functional.wasserstein_gradient(mu))
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_several_measures_at_once_have_the_values_that_they_have_alone(functional, batch):
+    generator = torch.Generator().manual_seed(4)
+    points = torch.randn(3, *batch, 4, 2, dtype=torch.float64, generator=generator)
+    weights = torch.rand(3, *batch, 4, dtype=torch.float64, generator=generator)
+    measures = [DiscreteMeasure(x, w / w.sum(-1, keepdim=True)) for x, w in zip(points, weights, strict=True)]
+    with torch.no_grad():
+        for at_once, mu in zip(functional.evaluate_all(measures), measures, strict=True):
+            assert_close(at_once, functional(mu), scale=1.0)
