@@ -176,12 +176,14 @@ class SlicedDiscrepancy(Discrepancy):
             together = 1 if directions.device.type != "cpu" else min(torch.get_num_threads(), SIDE_BY_SIDE)
             groups = directions.split(max(together, GROUP // max(1, numbers)))
             keep = len(groups) == 1 or under_transforms()
-            total = torch.zeros((), dtype=directions.dtype, device=directions.device)
+            total = None
             for group in groups:
-                if keep:
-                    total = total + integrand(group, *tensors)
+                more = integrand(group, *tensors) if keep else recompute(lambda *t: (integrand(*t),), group, *tensors)[0]
+                if total is None:
+                    total = more
                 else:
-                    total = total + recompute(lambda *t: (integrand(*t),), group, *tensors)[0]
+                    total = total.add_(more) if is_plain(total, more) else total + more
+            assert total is not None  # there is a direction at least
             return total
 
         return sum_over_items(added, self.directions, *tensors) / len(self.directions)

@@ -44,7 +44,7 @@ class LineTransport(ABC):
     ) -> LineTransport:
         """Transport from probabilities ``a`` at ``s`` to probabilities ``b`` at ``t``."""
         plain = is_plain(s.detach(), a, t.detach(), b)
-        equal = plain and s.shape == t.shape and all(bool((m == m[..., :1]).all()) for m in (a, b))
+        equal = plain and s.shape == t.shape and all(map(_are_equal, (a, b)))
         return _Matched(p, s, a, t, b) if equal else _Coupled.between(s, a, t, b, p)
 
     @abstractmethod
@@ -202,6 +202,11 @@ class _Atoms:
     def in_place(self, values: Tensor) -> Tensor:
         """Values of the sorted atoms in the order in which the atoms came."""
         return put_back(values, self.order)
+
+
+def _are_equal(masses: Tensor) -> bool:
+    low, high = masses.aminmax(dim=-1)
+    return torch.equal(low, high)
 
 
 def _in_order(points: Tensor) -> tuple[Tensor, bool]:

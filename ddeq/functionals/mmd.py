@@ -10,7 +10,8 @@ from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.variations import places
 from ddeq.kernels import Kernel, Riesz
 from ddeq.measures import DiscreteMeasure
-from ddeq.reductions import integrate, integrate_kernel, integrate_kernel_gradient
+from ddeq.reductions import integrate_kernel, integrate_kernel_gradient
+from ddeq.reductions.integrals import energy_of_difference, gradient_of_difference
 
 __all__ = ["MMD"]
 
@@ -64,12 +65,8 @@ class MMD(Discrepancy):
         self.smoothness = Smoothness.SMOOTH if self.kernel.smooth_on_the_diagonal else Smoothness.OFF_DIAGONAL
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        nu = self._target_for(mu)
-        with_itself = integrate(integrate_kernel(self.kernel, mu.points, mu), mu)
-        with_target = integrate(integrate_kernel(self.kernel, mu.points, nu), mu)
-        own = self.target
-        of_target = integrate(integrate_kernel(self.kernel, own.points, own), own)
-        return 0.5 * (with_itself + of_target) - with_target
+        self._target_for(mu)  # checks that they fit
+        return energy_of_difference(self.kernel, mu, self.target)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
         x = places(mu, x)
@@ -79,6 +76,8 @@ class MMD(Discrepancy):
     def wasserstein_gradient(
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
-        x = places(mu, x)
         nu = self._target_for(mu)
+        if x is None:
+            return gradient_of_difference(self.kernel, mu, nu)
+        x = places(mu, x)
         return integrate_kernel_gradient(self.kernel, x, mu) - integrate_kernel_gradient(self.kernel, x, nu)

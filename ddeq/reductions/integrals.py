@@ -16,6 +16,8 @@ from ddeq.reductions.exponential import Exponential
 from ddeq.reductions.placement import sum_function
 
 __all__ = [
+    "energy_of_difference",
+    "gradient_of_difference",
     "integrate",
     "integrate_kernel",
     "integrate_kernel_gradient",
@@ -90,6 +92,55 @@ def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu
     """
     mu = against(x, mu)
     return backend_for(kernel, x, mu.points, mu.weights).sum_gradients(kernel, x, mu.points, mu.weights)
+
+
+def energy_of_difference(kernel: Kernel, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
+    r"""Energy :math:`\tfrac12 \iint k \,\mathrm d(\mu - \nu)\,\mathrm d(\mu - \nu)`: half of the squared MMD.
+
+    Parameters
+    ----------
+    kernel
+        The kernel :math:`k`.
+    mu
+        Measure of any batch shape.
+    nu
+        Measure; a single one serves every measure of the batch.
+
+    Raises
+    ------
+    ValueError
+        If ``mu`` and ``nu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
+    """
+    other = against(mu.points, nu)
+    backend = backend_for(kernel, mu.points, other.points, other.weights)
+    energy = backend.energy_of_difference(kernel, mu.points, mu.weights, other.points, other.weights)
+    if energy is not None:
+        return energy
+    with_itself = integrate(integrate_kernel(kernel, mu.points, mu), mu)
+    with_other = integrate(integrate_kernel(kernel, mu.points, other), mu)
+    of_other = integrate(integrate_kernel(kernel, nu.points, nu), nu)
+    return 0.5 * (with_itself + of_other) - with_other
+
+
+def gradient_of_difference(kernel: Kernel, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch n d"]:
+    r"""Integral :math:`\int \nabla_1 k(x_i, y) \,\mathrm d(\mu - \nu)(y)` at the atoms :math:`x_i` of :math:`\mu`.
+
+    Parameters
+    ----------
+    kernel, mu, nu
+        As of `energy_of_difference`, whose Wasserstein gradient this is.
+
+    Raises
+    ------
+    ValueError
+        As `energy_of_difference`.
+    """
+    other = against(mu.points, nu)
+    backend = backend_for(kernel, mu.points, other.points, other.weights)
+    gradient = backend.gradients_of_difference(kernel, mu.points, mu.weights, other.points, other.weights)
+    if gradient is not None:
+        return gradient
+    return integrate_kernel_gradient(kernel, mu.points, mu) - integrate_kernel_gradient(kernel, mu.points, other)
 
 
 def log_integrate_kernel(

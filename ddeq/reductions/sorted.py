@@ -50,6 +50,26 @@ class Sorted(Backend):
         z, masses = _together(x, y, b.unsqueeze(-1))
         return -sum_signs(z, masses, first=x.shape[-2]).mT.to(x.dtype)
 
+    def energy_of_difference(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n 1"],
+        a: Float[Tensor, "*batch n"],
+        y: Float[Tensor, "*batch m 1"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch"]:
+        return self_energy(*_difference(x, a, y, b)).squeeze(-1).to(x.dtype)
+
+    def gradients_of_difference(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n 1"],
+        a: Float[Tensor, "*batch n"],
+        y: Float[Tensor, "*batch m 1"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n 1"]:
+        return -sum_signs(*_difference(x, a, y, b), first=x.shape[-2]).mT.to(x.dtype)
+
     def max_pairs(
         self,
         kernel: Kernel,
@@ -64,6 +84,12 @@ def _together(x: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """All points together, ``(*batch, n + m)``, and their masses, zero for those of ``x``, ``(*batch, c, n + m)``."""
     z = torch.cat([in_sum_precision(x), in_sum_precision(y)], -2).squeeze(-1)
     return z, torch.cat([z.new_zeros(*b.shape[:-2], x.shape[-2], b.shape[-1]), in_sum_precision(b)], -2).mT
+
+
+def _difference(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """All points together, ``(*batch, n + m)``, and the weights of ``x`` less those of ``y``, ``(*batch, 1, n + m)``."""
+    z = torch.cat([in_sum_precision(x), in_sum_precision(y)], -2).squeeze(-1)
+    return z, torch.cat([in_sum_precision(a), -in_sum_precision(b)], -1).unsqueeze(-2)
 
 
 def sum_distances(
