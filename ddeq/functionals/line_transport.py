@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.reductions.sorted import first_in_place
-from ddeq.reductions.sorting import arrange, ascending_and_distinct, is_plain, put_back, sort, sorted_values
+from ddeq.reductions.sorting import arrange, ascending_with_ties, is_plain, members, put_back, runs, sort, sorted_values
 
 __all__ = ["LineTransport"]
 
@@ -68,7 +69,7 @@ class LineTransport(ABC):
 class _Matched(LineTransport):
     """Between equally many atoms of equal mass: each goes to the one with its rank, and little but the sorting is left to do.
 
-    Atoms in one place share their derivatives, which `_Coupled` knows how to do.
+    How derivatives depend on atoms that coincide is left to `_Coupled`.
     """
 
     p: int
@@ -81,23 +82,48 @@ class _Matched(LineTransport):
         return _Matched(self.p, self.t, self.b, self.s, self.a)
 
     def cost(self) -> Tensor:
-        (x, x_apart), (y, y_apart) = _in_order(self.s), _in_order(self.t)
-        return _cost(x - y, self.p).mean(-1) if x_apart and y_apart else self._coupled().cost()
+        if self._shares_derivatives():
+            return self._coupled().cost()
+        return _cost(self._sorted_source() - self._sorted_target(), self.p).mean(-1)
 
     def slopes(self) -> Tensor:
-        order, x_apart = ascending_and_distinct(self.s)
-        y, y_apart = _in_order(self.t)
-        if not (x_apart and y_apart):
+        if self._shares_derivatives():
             return self._coupled().slopes()
-        return put_back(_slope(arrange(self.s, order) - y, self.p), order)
+        order, ties = self._of_source
+        slopes = _slope(arrange(self.s, order) - self._sorted_target(), self.p)
+        if ties is not None and len(ties):
+            first, last = runs(ties)
+            places, run = members(first, last)
+            sums = slopes.new_zeros(len(first)).index_add(0, run, slopes.view(-1)[places])
+            slopes.view(-1)[places] = (sums / (last - first + 1))[run]
+        return put_back(slopes, order)
 
     def potentials(self) -> Tensor:
-        order, x_apart = ascending_and_distinct(self.s)
-        y, y_apart = _in_order(self.t)
-        if not (x_apart and y_apart):
+        if self._shares_derivatives():
             return self._coupled().potentials()
+        order, _ = self._of_source
+        y = self._sorted_target()
         potentials = _potentials(arrange(self.s, order), (y[..., :-1], y[..., 1:]), self.p)
         return put_back(potentials - potentials.mean(-1, keepdim=True), order)
+
+    @cached_property
+    def _of_source(self) -> tuple[Tensor, Tensor | None]:
+        return ascending_with_ties(self.s)
+
+    @cached_property
+    def _of_target(self) -> tuple[Tensor, Tensor | None]:
+        return ascending_with_ties(self.t)
+
+    def _sorted_source(self) -> Tensor:
+        return sorted_values(self.s) if is_plain(self.s) else arrange(self.s, self._of_source[0])
+
+    def _sorted_target(self) -> Tensor:
+        return sorted_values(self.t) if is_plain(self.t) else arrange(self.t, self._of_target[0])
+
+    def _shares_derivatives(self) -> bool:
+        recorded = [not is_plain(points) for points in (self.s, self.t)]
+        known = ([self._of_source[1]] if recorded[0] else []) + ([self._of_target[1]] if recorded[1] else [])
+        return any(ties is None or bool(len(ties)) for ties in known)
 
     def _coupled(self) -> LineTransport:
         return _Coupled.between(self.s, self.a, self.t, self.b, self.p)
@@ -184,11 +210,11 @@ class _Atoms:
 
     @classmethod
     def sort(cls, points: Tensor, masses: Tensor) -> _Atoms:
-        order, distinct = ascending_and_distinct(points)
+        order, ties = ascending_with_ties(points)
         points, masses = arrange(points, order), arrange(masses, order)
         levels = masses.cumsum(-1)
         levels = levels / levels[..., -1:]
-        if distinct:
+        if ties is not None and not len(ties):
             return cls(points, masses, order, torch.arange(points.shape[-1]).expand(points.shape), points, levels)
         where = points.detach()
         first = first_in_place(where)
@@ -207,14 +233,6 @@ class _Atoms:
 def _are_equal(masses: Tensor) -> bool:
     low, high = masses.aminmax(dim=-1)
     return torch.equal(low, high)
-
-
-def _in_order(points: Tensor) -> tuple[Tensor, bool]:
-    """The points in ascending order, and whether derivatives in them are taken only where no two coincide."""
-    if is_plain(points):
-        return sorted_values(points), True
-    order, distinct = ascending_and_distinct(points)
-    return arrange(points, order), distinct
 
 
 def _cost(away: Tensor, p: int) -> Tensor:

@@ -15,9 +15,13 @@ from torch import Tensor
 from ddeq.autodiff import forward_levels
 from ddeq.kernels import Kernel, Riesz
 from ddeq.reductions.backends import Backend
-from ddeq.reductions.sorting import arrange, ascending, ascending_and_distinct, put_back
+from ddeq.reductions.sorting import arrange, ascending, ascending_with_ties, members, put_back, runs
 
 __all__ = ["Sorted", "first_in_place", "in_sum_precision", "self_energy", "sum_distances", "sum_signs"]
+
+
+FEW_TIES = 1 / 16
+"""Share of the points up to which those that coincide are looked at by themselves."""
 
 
 class Sorted(Backend):
@@ -139,18 +143,30 @@ def sum_signs(
     all). :math:`-A_i` is the gradient of its kernel sum. Constant in ``z``.
     """
     z = z.detach()
-    order, distinct = ascending_and_distinct(z) if order is None else (order, False)
+    order, ties = ascending_with_ties(z) if order is None else (order, None)
     back = order.unsqueeze(-2)
     b = arrange(b, back)
     upto = b.cumsum(-1)
     # Mass strictly to the left plus mass weakly to the left minus all mass: coincident atoms contribute 0 to each other.
-    if distinct:
-        total = upto[..., -1:].clone()
-        signs = upto.mul_(2.0).sub_(b).sub_(total)
-    else:
+    if ties is None or len(ties) > FEW_TIES * z.numel():
         left, right = (t.unsqueeze(-2).expand(b.shape) for t in _places(arrange(z, order)))
         signs = (upto - b).gather(-1, left) + upto.gather(-1, right) - upto[..., -1:]
+    else:
+        signs = 2.0 * upto - b - upto[..., -1:]
+        if len(ties):
+            _share(signs, upto, b, ties)
     return put_back(signs, back, first)
+
+
+def _share(signs: Tensor, upto: Tensor, b: Tensor, ties: Tensor) -> None:
+    """Writes into ``signs`` what the points of each run of ``ties`` have in common."""
+    signs, upto, b = (t.flatten(0, -3) if t.ndim > 2 else t.unsqueeze(0) for t in (signs, upto, b))
+    n = b.shape[-1]
+    left, right = runs(ties)
+    places, run = members(left, right)
+    row = left // n
+    common = upto[row, :, left % n] - b[row, :, left % n] + upto[row, :, right % n] - upto[row, :, -1]
+    signs[places // n, :, places % n] = common[run]
 
 
 def _gaps(z: Tensor) -> Tensor:

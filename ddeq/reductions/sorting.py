@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddeq.autodiff import under_transforms
 
-__all__ = ["arrange", "ascending", "ascending_and_distinct", "chunks", "in_threads", "is_plain", "put_back", "sort", "sorted_values"]
+__all__ = ["arrange", "ascending", "ascending_with_ties", "chunks", "in_threads", "is_plain", "members", "put_back", "runs", "sort", "sorted_values"]
 
 FEW = 2**11
 """Below so many numbers PyTorch sorts as fast."""
@@ -57,18 +57,36 @@ def sort(values: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
 
 def ascending(values: Tensor) -> Tensor:
     """The indices that sort ``values`` along the last dimension, as `sort` gives them."""
-    return ascending_and_distinct(values)[0]
+    return ascending_with_ties(values)[0]
 
 
-def ascending_and_distinct(values: Tensor) -> tuple[Tensor, bool]:
-    """`ascending`, and whether it is known that in no row two values are equal."""
+def ascending_with_ties(values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`ascending`, and at which places ``row * n + k`` a sorted row has the same number in ``k`` and ``k + 1``, if it is known."""
     values = values.detach()
     if not _sorts_here(values):
-        return values.argsort(dim=-1, stable=True), False
+        return values.argsort(dim=-1, stable=True), None
     rows = values.reshape(-1, values.shape[-1]).numpy()
     order = np.empty(rows.shape, np.int64)
-    distinct = in_threads(lambda block: _sort_rows(rows[block], order[block]), chunks(*rows.shape), rows.size)
-    return torch.from_numpy(order).reshape(values.shape), all(distinct)
+
+    def one(block: slice) -> Any:
+        return _sort_rows(rows[block], order[block]) + block.start * rows.shape[1]
+
+    ties = in_threads(one, chunks(*rows.shape), rows.size)
+    return torch.from_numpy(order).reshape(values.shape), torch.from_numpy(np.concatenate(ties))
+
+
+def runs(ties: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last place of each run of equal numbers, from the ties between them."""
+    apart = ties.diff() > 1
+    border = torch.ones_like(ties[:1], dtype=torch.bool)
+    return ties[torch.cat([border, apart])], ties[torch.cat([apart, border])] + 1
+
+
+def members(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """All places of the runs, and the number of the run to which each belongs."""
+    length = last - first + 1
+    run = torch.repeat_interleave(length)
+    return torch.arange(len(run)) - (length.cumsum(0) - length - first)[run], run
 
 
 def arrange(t: Tensor, order: Tensor) -> Tensor:
@@ -173,8 +191,8 @@ def _moves_here(t: Tensor, order: Tensor) -> bool:
     return t.dtype in (torch.float32, torch.float64) and is_plain(t, order)
 
 
-def _sort_rows(rows: Any, order: Any) -> bool:
-    """Writes into ``order`` what sorts each of the ``rows``; whether it is known that no two values in a row are equal."""
+def _sort_rows(rows: Any, order: Any) -> Any:
+    """Writes into ``order`` what sorts each of the ``rows``; the places of ties."""
     n = rows.shape[1]
     low = (1 << max(1, (n - 1).bit_length())) - 1
     keys = order  # the order takes the place of the keys, which are sorted in place
@@ -187,14 +205,14 @@ def _sort_rows(rows: Any, order: Any) -> bool:
             for part in chunks(n):
                 _pack(rows[:, part], low, part.start, keys[:, part])
             keys.sort(axis=-1)
-    near: list[tuple[Any, Any]] = []
+    near = [np.empty(0, np.int64)]
     for part in chunks(n):
         agree = (keys[:, part.start : min(part.stop, n - 1)] ^ keys[:, part.start + 1 : part.stop + 1]) <= low
         if agree.any():
             row, place = agree.nonzero()
-            near.append((row, place + part.start))
+            near.append(row * n + place + part.start)
         keys[:, part] &= low
-    return not near or _put_right(rows, order, *(np.concatenate(a) for a in zip(*near, strict=True)))
+    return _put_right(rows, order, np.concatenate(near))
 
 
 def _pack(values: Any, low: int, start: int, keys: Any) -> None:
@@ -205,19 +223,23 @@ def _pack(values: Any, low: int, start: int, keys: Any) -> None:
     np.bitwise_or(bits, np.arange(start, start + bits.shape[1]), out=keys)
 
 
-def _put_right(rows: Any, order: Any, row: Any, place: Any) -> bool:
-    """Orders what agrees in its high bits with the next one, which is at these places; whether all is different then."""
-    first, second = (rows[row, order[row, k]] for k in (place, place + 1))
-    distinct = bool(((first < second) | (first > second)).all())  # false where both are NaN
-    for k in np.unique(row[first > second]):
+def _put_right(rows: Any, order: Any, near: Any) -> Any:
+    """Orders what agrees in its high bits with the next one, which is at the places ``near``; those of ties."""
+    row, place = np.divmod(near, max(1, rows.shape[1]))
+
+    def neighbours() -> tuple[Any, Any]:
+        return rows[row, order[row, place]], rows[row, order[row, place + 1]]
+
+    first, second = neighbours()
+    wrong = np.unique(row[first > second])
+    for k in wrong:
         here = place[row == k]
         here = np.union1d(here, here + 1)
         numbers = order[k, here]
-        values = rows[k, numbers]
-        by_value = values.argsort(kind="stable")  # what agrees in its high bits was in the order of the indices
-        order[k, here], values = numbers[by_value], values[by_value]
-        distinct = distinct and bool((values[1:] > values[:-1]).all())
-    return distinct
+        order[k, here] = numbers[rows[k, numbers].argsort(kind="stable")]  # equal ones were in the order of the indices
+    if len(wrong):
+        first, second = neighbours()
+    return near[~(first < second)]  # NaN and NaN are a tie
 
 
 def _steps(row: Any) -> tuple[Any, Any] | None:
