@@ -6,8 +6,10 @@ added up, never products of coordinates, so that nothing cancels far from the or
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -15,7 +17,19 @@ from torch import Tensor
 from ddeq.autodiff import forward_levels
 from ddeq.kernels import Kernel, Riesz
 from ddeq.reductions.backends import Backend
-from ddeq.reductions.sorting import arrange, ascending, ascending_with_ties, members, put_back, runs
+from ddeq.reductions.sorting import (
+    MANY,
+    arrange,
+    ascending,
+    ascending_with_ties,
+    chunks,
+    in_threads,
+    is_plain,
+    members,
+    put_back,
+    runs,
+    steps_of,
+)
 
 __all__ = ["Sorted", "first_in_place", "in_sum_precision", "self_energy", "sum_distances", "sum_signs"]
 
@@ -127,8 +141,56 @@ def self_energy(z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"]) ->
     """
     if forward_levels() > 1:
         return -0.5 * (b.unsqueeze(-1) * b.unsqueeze(-2) * _gaps(z).unsqueeze(-3)).sum((-2, -1))
+    if is_plain(z, b) and z.shape[-1] >= MANY and b.shape[-2] == 1:
+        found = _energy_of_steps(z, b.squeeze(-2))
+        if found is not None:
+            return found.unsqueeze(-1)
     energy: Tensor = _SelfEnergy.apply(z, b, ascending(z))  # type: ignore[no-untyped-call]
     return energy
+
+
+def _energy_of_steps(z: Tensor, b: Tensor) -> Tensor | None:
+    """`self_energy` of masses that take one value and then another, as of a measure less another one; None if it does not apply.
+
+    Which of both a point has is put into the last bit of its place, so that a sort of numbers alone carries the masses along.
+    The places are rounded to even last bits by this, as if the input had been.
+    """
+    shape = torch.broadcast_shapes(z.shape, b.shape)
+    lines, masses = (t.detach().expand(shape).numpy() for t in (z, b))
+    rows = list(product(*map(range, shape[:-1])))
+    same = not any(b.stride()[:-1])
+    steps = {row: steps_of(masses[row]) for row in (rows[:1] if same else rows)}
+    if any(step is None or len(step[0]) > 1 for step in steps.values()):
+        return None
+
+    def one(row: tuple[int, ...]) -> float:
+        ends, values = steps[rows[0] if same else row]
+        return _energy_of_row(lines[row], int(ends[0]) if len(ends) else shape[-1], values)
+
+    found = torch.tensor(in_threads(one, rows, lines.size), dtype=z.dtype).reshape(shape[:-1])
+    return found if bool(found.isfinite().all()) else None
+
+
+def _energy_of_row(z: Any, end: int, values: Any) -> float:
+    """The energy of points of which those before ``end`` have the first mass and the others the last."""
+    n, total = len(z), end * values[0] + (len(z) - end) * values[-1]
+    keys = z.copy()
+    bits = keys.view(np.int64)
+    bits &= -2
+    bits[end:] |= 1
+    keys.sort()
+    energy, left = 0.0, 0.0
+    for part in chunks(n - 1):
+        here = bits[part.start : part.stop + 1]
+        upto = torch.from_numpy(np.take(values, here[:-1] & 1, mode="clip")).cumsum_(0).numpy()  # faster than NumPy's
+        upto += left
+        left = upto[-1]
+        gaps = np.diff((here & -2).view(np.float64))
+        gaps *= upto
+        upto -= total
+        gaps *= upto
+        energy += gaps.sum()
+    return float(energy)
 
 
 def sum_signs(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddeq.autodiff import under_transforms
 
-__all__ = ["arrange", "ascending", "ascending_with_ties", "chunks", "in_threads", "is_plain", "members", "put_back", "runs", "sort", "sorted_values"]
+__all__ = ["MANY", "arrange", "ascending", "ascending_with_ties", "chunks", "in_threads", "is_plain", "members", "put_back", "runs", "sort", "sorted_values", "steps_of"]
 
 FEW = 2**11
 """Below so many numbers PyTorch sorts as fast."""
@@ -99,7 +99,7 @@ def arrange(t: Tensor, order: Tensor) -> Tensor:
     found = np.empty(orders.shape, rows.dtype)
     places = list(product(*map(range, shape)))
     addresses = [rows[place].__array_interface__["data"][0] for place in places]
-    steps = {address: _steps(rows[place]) for address, place in dict(zip(addresses, places, strict=True)).items()}
+    steps = {address: steps_of(rows[place]) for address, place in dict(zip(addresses, places, strict=True)).items()}
 
     def one(k: int) -> None:
         row, place = steps[addresses[k]], places[k]
@@ -242,7 +242,7 @@ def _put_right(rows: Any, order: Any, near: Any) -> Any:
     return near[~(first < second)]  # NaN and NaN are a tie
 
 
-def _steps(row: Any) -> tuple[Any, Any] | None:
+def steps_of(row: Any) -> tuple[Any, Any] | None:
     """Where a row that is constant but for a few steps, as weights of measures often are, has them, and its values."""
     bits = row.view(f"i{row.itemsize}")  # of which -0.0 and 0.0 have different ones
     if len(row) < MANY or np.count_nonzero(np.diff(bits[:: 1 + len(row) // SAMPLE])) > MOST_STEPS:
