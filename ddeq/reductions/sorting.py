@@ -22,12 +22,12 @@ from torch import Tensor
 
 from ddeq.autodiff import under_transforms
 
-__all__ = ["MANY", "arrange", "ascending", "ascending_with_ties", "chunks", "in_threads", "is_plain", "members", "put_back", "runs", "sort", "sorted_values", "steps_of"]
+__all__ = ["MANY", "arrange", "ascending", "ascending_with_ties", "chunks", "in_threads", "is_plain", "members", "put_back", "runs", "sort", "sorted_values", "steps_of", "values_of_steps"]
 
 FEW = 2**11
 """Below so many numbers PyTorch sorts as fast."""
-MANY = 2**15
-"""From so many numbers on they are moved by NumPy."""
+MANY = 2**13
+"""From so many numbers on NumPy moves them, and rows are worked on in chunks."""
 CHUNK = 2**15
 """Numbers at a time, so that what is between two steps stays in the caches."""
 PARALLEL = 2**16
@@ -106,7 +106,8 @@ def arrange(t: Tensor, order: Tensor) -> Tensor:
         if row is None:
             np.take(rows[place], orders[place], out=found[place], mode="clip")
         else:
-            _choose(*row, orders[place], found[place])
+            for part in chunks(order.shape[-1]):
+                found[place][part] = values_of_steps(*row, orders[place][part])
 
     in_threads(one, list(range(len(places))), orders.size)
     return torch.from_numpy(found)
@@ -207,7 +208,8 @@ def _sort_rows(rows: Any, order: Any) -> Any:
             keys.sort(axis=-1)
     near = [np.empty(0, np.int64)]
     for part in chunks(n):
-        agree = (keys[:, part.start : min(part.stop, n - 1)] ^ keys[:, part.start + 1 : part.stop + 1]) <= low
+        differ = keys[:, part.start : min(part.stop, n - 1)] ^ keys[:, part.start + 1 : part.stop + 1]
+        agree = differ.view(np.uint64) <= low
         if agree.any():
             row, place = agree.nonzero()
             near.append(row * n + place + part.start)
@@ -251,10 +253,9 @@ def steps_of(row: Any) -> tuple[Any, Any] | None:
     return None if len(ends) > MOST_STEPS else (ends, row[np.append(0, ends)])
 
 
-def _choose(ends: Any, values: Any, order: Any, found: Any) -> None:
-    """``row[order]`` of a row with such steps, by comparisons: random reads from all of it are slower."""
-    for part in chunks(len(order)):
-        step = np.zeros(part.stop - part.start, np.int8)
-        for begin in ends:
-            step += order[part] >= begin
-        np.take(values, step, out=found[part], mode="clip")
+def values_of_steps(ends: Any, values: Any, index: Any) -> Any:
+    """``row[index]`` of a row with such steps, by comparisons: random reads from all of it are slower."""
+    step = np.zeros(len(index), np.int8)
+    for end in ends:
+        step += index >= end
+    return np.take(values, step, mode="clip")
