@@ -179,10 +179,8 @@ class SlicedDiscrepancy(Discrepancy):
             total = None
             for group in groups:
                 more = integrand(group, *tensors) if keep else recompute(lambda *t: (integrand(*t),), group, *tensors)[0]
-                if total is None:
-                    total = more
-                else:
-                    total = total.add_(more) if is_plain(total, more) else total + more
+                add = torch.Tensor.add_ if total is not None and is_plain(total, more) else torch.add
+                total = more if total is None else add(total, more)
             assert total is not None  # there is a direction at least
             return total
 

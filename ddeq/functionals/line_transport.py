@@ -215,7 +215,8 @@ class _Atoms:
         levels = masses.cumsum(-1)
         levels = levels / levels[..., -1:]
         if ties is not None and not len(ties):
-            return cls(points, masses, order, torch.arange(points.shape[-1]).expand(points.shape), points, levels)
+            alone = torch.arange(points.shape[-1], device=points.device).expand(points.shape)
+            return cls(points, masses, order, alone, points, levels)
         where = points.detach()
         first = first_in_place(where)
         sums = torch.stack([masses.detach(), torch.ones_like(where)], -2)

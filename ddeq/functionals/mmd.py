@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,11 +12,14 @@ from ddeq.functionals.base import Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.variations import places
 from ddeq.kernels import Kernel, Riesz
-from ddeq.measures import DiscreteMeasure
-from ddeq.reductions import integrate_kernel, integrate_kernel_gradient
+from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.ranks import is_sharded
+from ddeq.reductions import integrate, integrate_kernel, integrate_kernel_gradient
 from ddeq.reductions.integrals import energy_of_difference, gradient_of_difference
 
 __all__ = ["MMD"]
+
+Integral = Callable[[Kernel, Tensor, DiscreteMeasure], Tensor]
 
 
 class MMD(Discrepancy):
@@ -54,6 +60,7 @@ class MMD(Discrepancy):
     """
 
     removable = True
+    stackable = True
 
     def __init__(self, target: DiscreteMeasure, kernel: Kernel | None = None) -> None:
         super().__init__(target)
@@ -65,19 +72,30 @@ class MMD(Discrepancy):
         self.smoothness = Smoothness.SMOOTH if self.kernel.smooth_on_the_diagonal else Smoothness.OFF_DIAGONAL
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        self._target_for(mu)  # checks that they fit
-        return energy_of_difference(self.kernel, mu, self.target)
+        energy = energy_of_difference(self.kernel, mu, self._target_for(mu)) if mu.dim == 1 else None
+        if energy is not None:
+            return energy
+        own = self.target
+        of_target = integrate(integrate_kernel(self.kernel, own.points, own), own)
+        nu = self._target_for(mu)
+        # Of mu and - 2 nu: what is left of the integrals against (mu - nu) twice.
+        rest = self._sum(integrate_kernel, mu.points, mu, nu, 2.0)
+        return 0.5 * (integrate(rest, mu) + of_target)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        x = places(mu, x)
-        nu = self._target_for(mu)
-        return integrate_kernel(self.kernel, x, mu) - integrate_kernel(self.kernel, x, nu)
+        return self._sum(integrate_kernel, places(mu, x), mu, self._target_for(mu))
 
     def wasserstein_gradient(
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
         nu = self._target_for(mu)
-        if x is None:
-            return gradient_of_difference(self.kernel, mu, nu)
-        x = places(mu, x)
-        return integrate_kernel_gradient(self.kernel, x, mu) - integrate_kernel_gradient(self.kernel, x, nu)
+        gradient = gradient_of_difference(self.kernel, mu, nu) if mu.dim == 1 and x is None else None
+        return self._sum(integrate_kernel_gradient, places(mu, x), mu, nu) if gradient is None else gradient
+
+    def _sum(self, integral: Integral, x: Tensor, mu: DiscreteMeasure, nu: DiscreteMeasure, factor: float = 1.0) -> Tensor:
+        """The ``integral`` against ``mu - factor * nu`` at ``x``: in one sum where it is not differentiated."""
+        parts = (mu.points, mu.weights, nu.points, nu.weights)
+        if is_sharded(*parts) or (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parts))):
+            return integral(self.kernel, x, mu) - factor * integral(self.kernel, x, nu)
+        weights = torch.cat([mu.weights, nu.weights.neg() if factor == 1.0 else -factor * nu.weights], -1)
+        return integral(self.kernel, x, unchecked(torch.cat([mu.points, nu.points], -2), weights))

@@ -126,7 +126,16 @@ class Backend(ABC):
     ) -> Float[Tensor, "*batch"] | None:
         r"""Energy :math:`\tfrac12 \iint k \,\mathrm d(\mu - \nu)^2` of weights ``a`` at ``x`` less weights ``b`` at ``y``.
 
-        For a backend that has it at less than the cost of three sums over pairs, which are taken where this is None.
+        For a backend that has it at less than the cost of sums over pairs, which are taken where this is None.
+
+        Parameters
+        ----------
+        kernel
+            The kernel :math:`k`.
+        x, a
+            Points ``(*batch, n, d)`` and weights ``(*batch, n)`` of :math:`\mu`.
+        y, b
+            Points ``(*batch, m, d)`` and weights ``(*batch, m)`` of :math:`\nu`.
         """
         return None
 
@@ -140,7 +149,12 @@ class Backend(ABC):
     ) -> Float[Tensor, "*batch n d"] | None:
         r"""Integrals :math:`\int \nabla_1 k(x_i, \cdot) \,\mathrm d(\mu - \nu)` at the points ``x`` of :math:`\mu` itself.
 
-        For a backend that has them at less than the cost of two of `sum_gradients`, which are taken where this is None.
+        For a backend that has them at less than the cost of `sum_gradients`, which is taken where this is None.
+
+        Parameters
+        ----------
+        kernel, x, a, y, b
+            As in `energy_of_difference`.
         """
         return None
 

@@ -94,53 +94,38 @@ def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu
     return backend_for(kernel, x, mu.points, mu.weights).sum_gradients(kernel, x, mu.points, mu.weights)
 
 
-def energy_of_difference(kernel: Kernel, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-    r"""Energy :math:`\tfrac12 \iint k \,\mathrm d(\mu - \nu)\,\mathrm d(\mu - \nu)`: half of the squared MMD.
+def energy_of_difference(kernel: Kernel, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch"] | None:
+    r"""Energy :math:`\tfrac12 \iint k \,\mathrm d(\mu - \nu)\,\mathrm d(\mu - \nu)`, half of the squared MMD.
+
+    None if the backend has it by sums over pairs only: by `integrate_kernel`.
 
     Parameters
     ----------
     kernel
         The kernel :math:`k`.
-    mu
-        Measure of any batch shape.
-    nu
-        Measure; a single one serves every measure of the batch.
-
-    Raises
-    ------
-    ValueError
-        If ``mu`` and ``nu`` differ in dimension, dtype or device, or their batch shapes do not broadcast.
+    mu, nu
+        Measures of one dimension and batch shape.
     """
-    other = against(mu.points, nu)
-    backend = backend_for(kernel, mu.points, other.points, other.weights)
-    energy = backend.energy_of_difference(kernel, mu.points, mu.weights, other.points, other.weights)
-    if energy is not None:
-        return energy
-    with_itself = integrate(integrate_kernel(kernel, mu.points, mu), mu)
-    with_other = integrate(integrate_kernel(kernel, mu.points, other), mu)
-    of_other = integrate(integrate_kernel(kernel, nu.points, nu), nu)
-    return 0.5 * (with_itself + of_other) - with_other
+    return backend_for(kernel, mu.points, nu.points, nu.weights).energy_of_difference(kernel, *_parts(mu), *_parts(nu))
 
 
-def gradient_of_difference(kernel: Kernel, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch n d"]:
+def gradient_of_difference(kernel: Kernel, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch n d"] | None:
     r"""Integral :math:`\int \nabla_1 k(x_i, y) \,\mathrm d(\mu - \nu)(y)` at the atoms :math:`x_i` of :math:`\mu`.
+
+    None if the backend has it by sums over pairs only: by `integrate_kernel_gradient`.
 
     Parameters
     ----------
-    kernel, mu, nu
-        As of `energy_of_difference`, whose Wasserstein gradient this is.
-
-    Raises
-    ------
-    ValueError
-        As `energy_of_difference`.
+    kernel
+        The kernel :math:`k`.
+    mu, nu
+        Measures of one dimension and batch shape.
     """
-    other = against(mu.points, nu)
-    backend = backend_for(kernel, mu.points, other.points, other.weights)
-    gradient = backend.gradients_of_difference(kernel, mu.points, mu.weights, other.points, other.weights)
-    if gradient is not None:
-        return gradient
-    return integrate_kernel_gradient(kernel, mu.points, mu) - integrate_kernel_gradient(kernel, mu.points, other)
+    return backend_for(kernel, mu.points, nu.points, nu.weights).gradients_of_difference(kernel, *_parts(mu), *_parts(nu))
+
+
+def _parts(mu: DiscreteMeasure) -> tuple[Tensor, Tensor]:
+    return mu.points, mu.weights
 
 
 def log_integrate_kernel(

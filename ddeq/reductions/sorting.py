@@ -22,7 +22,22 @@ from torch import Tensor
 
 from ddeq.autodiff import under_transforms
 
-__all__ = ["MANY", "arrange", "ascending", "ascending_with_ties", "chunks", "in_threads", "is_plain", "members", "put_back", "runs", "sort", "sorted_values", "steps_of", "values_of_steps"]
+__all__ = [
+    "MANY",
+    "arrange",
+    "ascending",
+    "ascending_with_ties",
+    "chunks",
+    "in_threads",
+    "is_plain",
+    "members",
+    "put_back",
+    "runs",
+    "sort",
+    "sorted_values",
+    "steps_of",
+    "values_of_steps",
+]
 
 FEW = 2**11
 """Below so many numbers PyTorch sorts as fast."""
@@ -61,7 +76,7 @@ def ascending(values: Tensor) -> Tensor:
 
 
 def ascending_with_ties(values: Tensor) -> tuple[Tensor, Tensor | None]:
-    """`ascending`, and at which places ``row * n + k`` a sorted row has the same number in ``k`` and ``k + 1``, if it is known."""
+    """`ascending`, and at which places ``row * n + k`` a sorted row has one number in ``k`` and ``k + 1``, if that is known."""
     values = values.detach()
     if not _sorts_here(values):
         return values.argsort(dim=-1, stable=True), None
@@ -86,7 +101,7 @@ def members(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     """All places of the runs, and the number of the run to which each belongs."""
     length = last - first + 1
     run = torch.repeat_interleave(length)
-    return torch.arange(len(run)) - (length.cumsum(0) - length - first)[run], run
+    return torch.arange(len(run), device=run.device) - (length.cumsum(0) - length - first)[run], run
 
 
 def arrange(t: Tensor, order: Tensor) -> Tensor:
@@ -129,7 +144,7 @@ def sorted_values(values: Tensor) -> Tensor:
 
 
 def put_back(t: Tensor, order: Tensor, first: int | None = None) -> Tensor:
-    """The inverse of `arrange`: entry ``order[k]`` of the result is ``t[k]``. With ``first`` only so many entries, the first ones."""
+    """The inverse of `arrange`: entry ``order[k]`` of the result is ``t[k]``; with ``first`` only the first so many entries."""
     order = order.expand(t.shape)
     first = t.shape[-1] if first is None else first
     if t.numel() < MANY or not _moves_here(t, order):
@@ -153,7 +168,10 @@ def is_plain(*tensors: Tensor) -> bool:
     if under_transforms() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     records = torch.is_grad_enabled()
-    return all(type(t.detach()) is Tensor and not t.is_neg() and t.device.type == "cpu" and not (records and t.requires_grad) for t in tensors)
+    return all(
+        type(t.detach()) is Tensor and not t.is_neg() and t.device.type == "cpu" and not (records and t.requires_grad)
+        for t in tensors
+    )
 
 
 def in_threads(work: Callable[[Any], Any], pieces: list[Any], numbers: int = PARALLEL) -> list[Any]:

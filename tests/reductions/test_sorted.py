@@ -138,7 +138,9 @@ def test_many_points_without_pairs():
 def of_a_difference(n, batch=()):
     """Many points, some of which coincide, and masses of three values, the first zero."""
     z = torch.randn(*batch, n, dtype=torch.float64)
-    ends = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64).repeat_interleave(torch.tensor([n // 5, n // 2, n - n // 5 - n // 2]))
+    ends = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64).repeat_interleave(
+        torch.tensor([n // 5, n // 2, n - n // 5 - n // 2])
+    )
     return z, (ends / n).expand(*batch, 1, n)
 
 

@@ -10,7 +10,21 @@ from hypothesis import strategies as st
 
 from ddeq.reductions import sorting
 
-SPECIAL = [0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan, -torch.nan, 1e-310, -1e-310, 1e-40, 1.0 + 2.0**-52, 1.0 - 2.0**-53]
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    torch.inf,
+    -torch.inf,
+    torch.nan,
+    -torch.nan,
+    1e-310,
+    -1e-310,
+    1e-40,
+    1.0 + 2.0**-52,
+    1.0 - 2.0**-53,
+]
 
 
 @pytest.fixture
@@ -89,7 +103,8 @@ def test_any_layout_and_dimension(shape):
     for dim in range(-len(shape), len(shape)):
         values, order = sorting.sort(x, dim)
         expected = x.sort(dim=dim, stable=True)
-        assert torch.equal(values, expected.values) and torch.equal(order, expected.indices)
+        assert torch.equal(values, expected.values)
+        assert torch.equal(order, expected.indices)
     spread = torch.randn(*shape[:-1], 3 * shape[-1])[..., ::3]
     if shape[-1]:
         check(spread)
@@ -126,7 +141,8 @@ def test_derivatives_and_transforms():
     expected = x.sort(dim=-1, stable=True)
     for function in (sorting.sort, torch.vmap(sorting.sort)):
         values, order = function(x)
-        assert torch.equal(values, expected.values) and torch.equal(order, expected.indices)
+        assert torch.equal(values, expected.values)
+        assert torch.equal(order, expected.indices)
     slopes = torch.func.grad(lambda x: (sorting.sort(x)[0] * weights).sum())(x)
     assert torch.equal(slopes, rank.double())
     tangent = torch.func.jvp(lambda x: sorting.sort(x)[0], (x,), (torch.ones_like(x),))[1]
