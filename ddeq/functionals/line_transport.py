@@ -87,11 +87,11 @@ class _Matched(LineTransport):
         return _cost(self._sorted_source() - self._sorted_target(), self.p).mean(-1)
 
     def slopes(self) -> Tensor:
-        if self._shares_derivatives():
-            return self._coupled().slopes()
         order, ties = self._of_source
+        if ties is None or self._shares_derivatives():
+            return self._coupled().slopes()
         slopes = _slope(arrange(self.s, order) - self._sorted_target(), self.p)
-        if ties is not None and len(ties):
+        if len(ties):
             first, last = runs(ties)
             places, run = members(first, last)
             sums = slopes.new_zeros(len(first)).index_add(0, run, slopes.view(-1)[places])
