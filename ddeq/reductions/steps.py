@@ -44,6 +44,9 @@ def signs_of_steps(order: Tensor, steps: list[tuple[Any, Any]], first: int) -> T
 
     def one(work: tuple[tuple[int, ...], tuple[Any, Any]]) -> None:
         row, (ends, values) = work
+        if first < order.shape[-1] and ends.tolist() == [first]:
+            _signs_of_first(orders[row], first, values, found[row])
+            return
         total = (np.diff(ends, prepend=0, append=order.shape[-1]) * values).sum()
         left = 0.0
         for part in chunks(order.shape[-1]):
@@ -62,6 +65,28 @@ def signs_of_steps(order: Tensor, steps: list[tuple[Any, Any]], first: int) -> T
 
     in_threads(one, list(zip(_rows(order), steps, strict=True)), order.numel())
     return torch.from_numpy(found)
+
+
+def _signs_of_first(order: Any, first: int, values: Any, found: Any) -> None:
+    """Writes into ``found`` the sums of signs at the points before ``first``, which have the first mass, and all others the last.
+
+    The mass up to such a point follows from its place among all and its place among its own.
+    """
+    own, other = (float(value) for value in values)
+    constant = own * (1 - first) - other * (len(order) - first)
+    before = 0
+    for part in chunks(len(order)):
+        here = order[part]
+        place = np.flatnonzero(here < first)
+        index = here.take(place)
+        rank = np.arange(before, before + len(place))
+        place += part.start
+        place -= rank  # how many of the others are before
+        signs = np.multiply(rank, 2.0 * own)
+        signs += constant
+        signs += place * (2.0 * other)
+        found[index] = signs
+        before += len(rank)
 
 
 def energy_of_steps(z: Tensor, b: Tensor) -> Tensor | None:

@@ -151,6 +151,9 @@ def test_masses_of_few_values_are_summed_as_others_are(batch):
         other = b + torch.linspace(0, 1e-300, z.shape[-1], dtype=torch.float64)  # the same numbers, in as many values
         assert_close(sum_signs(points, b), sum_signs(points, other.clone().requires_grad_()).detach())
         assert torch.equal(sum_signs(points, b, first=100), sum_signs(points, b)[..., :100])
+        two = b[..., 2000:] + 1.0
+        half = int((two == two[..., :1]).sum() // two[..., 0].numel())
+        assert_close(sum_signs(points[..., 2000:], two, first=half), sum_signs(points[..., 2000:], two)[..., :half], rtol=1e-11)
         for masses in (b[..., 2000:], b[..., -3000:], b[..., :4000]):
             here = points[..., : masses.shape[-1]].repeat_interleave(3, -1)
             masses = masses.repeat_interleave(3, -1)
