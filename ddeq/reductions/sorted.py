@@ -148,32 +148,40 @@ def sum_signs(
     """
     z = z.detach()
     order, ties = ascending_with_ties(z) if order is None else (order, None)
-    steps = steps_of_rows(z, b) if ties is not None and not len(ties) and is_plain(b) else None
-    if steps is not None:
-        return signs_of_steps(order, steps, z.shape[-1] if first is None else first).unsqueeze(-2)
     back = order.unsqueeze(-2)
-    b = arrange(b, back)
-    upto = b.cumsum(-1)
     # Mass strictly to the left plus mass weakly to the left minus all mass: coincident atoms contribute 0 to each other.
     if ties is None or len(ties) > FEW_TIES * z.numel():
+        masses = arrange(b, back)
+        upto = masses.cumsum(-1)
         left, right = (t.unsqueeze(-2).expand(b.shape) for t in _places(arrange(z, order)))
-        signs = (upto - b).gather(-1, left) + upto.gather(-1, right) - upto[..., -1:]
+        return put_back((upto - masses).gather(-1, left) + upto.gather(-1, right) - upto[..., -1:], back, first)
+    steps = steps_of_rows(z, b) if is_plain(b) else None
+    if steps is not None:
+        signs = signs_of_steps(order, steps, z.shape[-1] if first is None else first).unsqueeze(-2)
     else:
-        signs = 2.0 * upto - b - upto[..., -1:]
-        if len(ties):
-            _share(signs, upto, b, ties)
-    return put_back(signs, back, first)
+        masses = arrange(b, back)
+        upto = masses.cumsum(-1)
+        signs = put_back(2.0 * upto - masses - upto[..., -1:], back, first)
+    if len(ties):
+        _share(signs, b, order, ties)
+    return signs
 
 
-def _share(signs: Tensor, upto: Tensor, b: Tensor, ties: Tensor) -> None:
-    """Writes into ``signs`` what the points of each run of ``ties`` have in common."""
-    signs, upto, b = (t.flatten(0, -3) if t.ndim > 2 else t.unsqueeze(0) for t in (signs, upto, b))
-    n = b.shape[-1]
-    left, right = runs(ties)
-    places, run = members(left, right)
-    row = left // n
-    common = upto[row, :, left % n] - b[row, :, left % n] + upto[row, :, right % n] - upto[row, :, -1]
-    signs[places // n, :, places % n] = common[run]
+def _share(signs: Tensor, b: Tensor, order: Tensor, ties: Tensor) -> None:
+    """Gives the points of each run of ``ties``, so far taken to be apart and in the order of their indices, one sum of signs."""
+    places, run = members(*runs(ties))
+    *batch, k = torch.unravel_index(places, order.shape)
+    index = order[(*batch, k)]
+    masses = b.mT[(*batch, index)]
+    upto = masses.cumsum(0)
+    ends = torch.cat([run.diff() > 0, torch.ones_like(run[:1], dtype=torch.bool)])
+    whole = torch.cat([torch.zeros_like(upto[:1]), upto[ends]])  # the mass of all runs before each
+    more = whole[run + 1] + whole[run] - 2.0 * upto + masses  # what is after it in its run, less what is before
+    kept = index < signs.shape[-1]
+    where, more, run = tuple(t[kept] for t in (*batch, index)), more[kept], run[kept]
+    begins = torch.cat([torch.ones_like(run[:1], dtype=torch.bool), run.diff() > 0])
+    common = (signs.mT[where] + more)[begins]
+    signs.mT[where] = common[begins.cumsum(0) - 1]
 
 
 def _gaps(z: Tensor) -> Tensor:
