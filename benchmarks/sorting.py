@@ -7,7 +7,8 @@ sort, add up, and for the gradient write back where the atoms were.
     python benchmarks/sorting.py [--sizes 10000 100000 1000000] [--threads 1 2] [--repeats 3] [--block 8] [--blocks 8]
 
 Both sides take turns, in blocks of directions where there are many atoms, of which ``--blocks`` are measured; times are medians
-over these and repeats, times the number of all blocks. The last column is the largest difference of the two results, relative to the largest entry.
+over these and repeats, times the number of all blocks. The last column is the largest difference of the two results, relative to
+the largest entry.
 """
 
 from __future__ import annotations
