@@ -33,6 +33,7 @@ SHORT = {
     "limits": [],
     "reductions": ["--sizes", "1000", "10000", "30000", "--dims", "3", "--repeats", "3", "--seconds", "3"],
     "sliced": ["--sizes", "1000", "10000", "100000", "1000000", "--repeats", "2"],
+    "sorting": ["--sizes", "10000", "100000", "--threads", "1", "--repeats", "1"],
     "functionals": ["--sizes", "300", "--sliced", "10000", "--repeats", "2", "--limit", "1"],
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
     "spaces": ["--sizes", "200", "--steps", "20", "--repeats", "2"],

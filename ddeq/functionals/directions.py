@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,11 +19,14 @@ from ddeq.integers import whole
 from ddeq.measures import DiscreteMeasure, middle, values_are_known
 from ddeq.reductions.placement import sum_over_items
 from ddeq.reductions.sorted import in_sum_precision
+from ddeq.reductions.sorting import chunks, in_threads, is_plain
 
-__all__ = ["SlicedDiscrepancy", "lift", "project", "unit_directions"]
+__all__ = ["SlicedDiscrepancy", "by_coordinate", "lift", "project", "unit_directions"]
 
 GROUP = 2**21
 """Numbers that projections on a group of directions hold at a time."""
+SIDE_BY_SIDE = 4
+"""Directions in a group at least, if there are so many threads, each of which sorts along another one."""
 GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
 SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
 
@@ -58,6 +62,8 @@ def project(points: Float[Tensor, "*batch n d"], directions: Float[Tensor, "g d"
 
     Added up one after the other: a matrix product may round equal rows differently, and coincident atoms would part.
     """
+    if is_plain(points, directions):
+        return _project(points, directions)
     shape = (-1, *(1 for _ in points.shape[:-1]))
     terms = (a * b.reshape(shape) for a, b in zip(points.unbind(-1), directions.unbind(-1), strict=True))
     total: Tensor = next(terms)
@@ -68,11 +74,46 @@ def project(points: Float[Tensor, "*batch n d"], directions: Float[Tensor, "g d"
 
 def lift(slopes: Float[Tensor, "g *batch n"], directions: Float[Tensor, "g d"]) -> Float[Tensor, "*batch n d"]:
     """Sum of the directions, each times its slope: the transpose of `project`, likewise one after the other."""
+    if is_plain(slopes, directions):
+        return _lift(slopes, directions)
     terms = (s.unsqueeze(-1) * direction for s, direction in zip(slopes, directions, strict=True))
     total: Tensor = next(terms)
     for term in terms:
         total = total + term
     return total
+
+
+def _project(points: Tensor, directions: Tensor) -> Tensor:
+    """`project` in chunks that stay in the caches, and in threads."""
+    columns = [x.reshape(-1).numpy() for x in points.detach().unbind(-1)]
+    steps, found = directions.detach().numpy(), np.empty((len(directions), len(columns[0])), columns[0].dtype)
+    n = len(columns[0])
+    pieces = [(some, part) for part in chunks(n) for some in chunks(len(directions), n)]
+
+    def one(piece: tuple[slice, slice]) -> None:
+        some, part = piece
+        total = found[some, part]
+        np.multiply(columns[0][part], steps[some, :1], out=total)
+        for x, step in zip(columns[1:], steps[some, 1:].T, strict=True):
+            total += x[part] * step[:, None]
+
+    in_threads(one, pieces, found.size)
+    return torch.from_numpy(found).reshape(len(directions), *points.shape[:-1])
+
+
+def _lift(slopes: Tensor, directions: Tensor) -> Tensor:
+    """`lift` in chunks that stay in the caches, and in threads."""
+    lines, steps = slopes.detach().reshape(len(slopes), -1).numpy(), directions.detach().numpy()
+    found = np.empty((steps.shape[1], lines.shape[1]), lines.dtype)
+
+    def one(part: slice) -> None:
+        total = found[:, part]
+        np.multiply(lines[0, part], steps[0, :, None], out=total)
+        for line, step in zip(lines[1:, part], steps[1:, :, None], strict=True):
+            total += line * step
+
+    in_threads(one, chunks(lines.shape[1], steps.shape[1]), lines.size)
+    return torch.from_numpy(found).reshape(-1, *slopes.shape[1:]).movedim(0, -1)
 
 
 class SlicedDiscrepancy(Discrepancy):
@@ -132,14 +173,15 @@ class SlicedDiscrepancy(Discrepancy):
 
         def added(directions: Tensor, *tensors: Tensor) -> Tensor:
             directions = directions.to(tensors[0])
-            groups = directions.split(max(1, GROUP // max(1, numbers)))
+            together = 1 if directions.device.type != "cpu" else min(torch.get_num_threads(), SIDE_BY_SIDE)
+            groups = directions.split(max(together, GROUP // max(1, numbers)))
             keep = len(groups) == 1 or under_transforms()
-            total = torch.zeros((), dtype=directions.dtype, device=directions.device)
+            total = None
             for group in groups:
-                if keep:
-                    total = total + integrand(group, *tensors)
-                else:
-                    total = total + recompute(lambda *t: (integrand(*t),), group, *tensors)[0]
+                more = integrand(group, *tensors) if keep else recompute(lambda *t: (integrand(*t),), group, *tensors)[0]
+                add = torch.Tensor.add_ if total is not None and is_plain(total, more) else torch.add
+                total = more if total is None else add(total, more)
+            assert total is not None  # there is a direction at least
             return total
 
         return sum_over_items(added, self.directions, *tensors) / len(self.directions)
@@ -147,6 +189,11 @@ class SlicedDiscrepancy(Discrepancy):
     def extra_repr(self) -> str:
         text = f"{super().extra_repr()}, n_projections={len(self.directions)}"
         return f"{text}, resample=True" if self.resample else text
+
+
+def by_coordinate(points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+    """The ``points`` with each coordinate in one piece of memory, as projections read them."""
+    return points.mT.contiguous().mT
 
 
 def around(origin: DiscreteMeasure, points: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.functionals.base import Smoothness
-from ddeq.functionals.directions import SlicedDiscrepancy, around, lift, project
+from ddeq.functionals.directions import SlicedDiscrepancy, around, by_coordinate, lift, project
 from ddeq.functionals.variations import places
 from ddeq.kernels import Riesz
 from ddeq.measures import DiscreteMeasure, unchecked
@@ -148,7 +148,7 @@ class SlicedMMD(SlicedDiscrepancy):
         """Derivatives of `_witness` in the places."""
         b = b.expand(s.shape)
         if self.r == 1.0:
-            return -sum_signs(s, b.unsqueeze(-2)).squeeze(-2)[..., :m]
+            return -sum_signs(s, b.unsqueeze(-2), first=m).squeeze(-2)
         return integrate_kernel_gradient(self.kernel, s[..., :m].unsqueeze(-1), unchecked(s.unsqueeze(-1), b)).squeeze(-1)
 
 
@@ -159,4 +159,4 @@ def _difference(mu: DiscreteMeasure, nu: DiscreteMeasure, x: Tensor | None = Non
     if x is not None:
         x = places(mu, x)
         points, masses = [around(nu, x), *points], [masses[0].new_zeros(x.shape[:-1]), *masses]
-    return torch.cat(points, -2), torch.cat(masses, -1)
+    return by_coordinate(torch.cat(points, -2)), torch.cat(masses, -1)

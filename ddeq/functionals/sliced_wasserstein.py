@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddeq.functionals.base import Smoothness
-from ddeq.functionals.directions import SlicedDiscrepancy, around, lift, project
+from ddeq.functionals.directions import SlicedDiscrepancy, around, by_coordinate, lift, project
 from ddeq.functionals.line_transport import LineTransport
 from ddeq.functionals.masses import changes, mass_ratio, probabilities
 from ddeq.functionals.variations import places
@@ -138,4 +138,5 @@ class SlicedWasserstein(SlicedDiscrepancy):
         if x is not None:
             x = places(mu, x)
             points, a = torch.cat([around(nu, x), points], -2), torch.cat([a.new_zeros(x.shape[:-1]), a], -1)
-        return self._mean(integrand, a.numel() + b.numel(), points, a, around(nu, nu.points), b)
+        x, y = by_coordinate(points), by_coordinate(around(nu, nu.points))
+        return self._mean(integrand, a.numel() + b.numel(), x, a, y, b)

@@ -116,6 +116,48 @@ class Backend(ABC):
             Mask ``(*batch, m)`` of the points of ``y`` that count.
         """
 
+    def energy_of_difference(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        a: Float[Tensor, "*batch n"],
+        y: Float[Tensor, "*batch m d"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch"] | None:
+        r"""Energy :math:`\tfrac12 \iint k \,\mathrm d(\mu - \nu)^2` of weights ``a`` at ``x`` less weights ``b`` at ``y``.
+
+        For a backend that has it at less than the cost of sums over pairs, which are taken where this is None.
+
+        Parameters
+        ----------
+        kernel
+            The kernel :math:`k`.
+        x, a
+            Points ``(*batch, n, d)`` and weights ``(*batch, n)`` of :math:`\mu`.
+        y, b
+            Points ``(*batch, m, d)`` and weights ``(*batch, m)`` of :math:`\nu`.
+        """
+        return None
+
+    def gradients_of_difference(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n d"],
+        a: Float[Tensor, "*batch n"],
+        y: Float[Tensor, "*batch m d"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n d"] | None:
+        r"""Integrals :math:`\int \nabla_1 k(x_i, \cdot) \,\mathrm d(\mu - \nu)` at the points ``x`` of :math:`\mu` itself.
+
+        For a backend that has them at less than the cost of `sum_gradients`, which is taken where this is None.
+
+        Parameters
+        ----------
+        kernel, x, a, y, b
+            As in `energy_of_difference`.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 

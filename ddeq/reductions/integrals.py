@@ -16,6 +16,8 @@ from ddeq.reductions.exponential import Exponential
 from ddeq.reductions.placement import sum_function
 
 __all__ = [
+    "energy_of_difference",
+    "gradient_of_difference",
     "integrate",
     "integrate_kernel",
     "integrate_kernel_gradient",
@@ -90,6 +92,40 @@ def integrate_kernel_gradient(kernel: Kernel, x: Float[Tensor, "*batch n d"], mu
     """
     mu = against(x, mu)
     return backend_for(kernel, x, mu.points, mu.weights).sum_gradients(kernel, x, mu.points, mu.weights)
+
+
+def energy_of_difference(kernel: Kernel, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch"] | None:
+    r"""Energy :math:`\tfrac12 \iint k \,\mathrm d(\mu - \nu)\,\mathrm d(\mu - \nu)`, half of the squared MMD.
+
+    None if the backend has it by sums over pairs only: by `integrate_kernel`.
+
+    Parameters
+    ----------
+    kernel
+        The kernel :math:`k`.
+    mu, nu
+        Measures of one dimension and batch shape.
+    """
+    return backend_for(kernel, mu.points, nu.points, nu.weights).energy_of_difference(kernel, *_parts(mu), *_parts(nu))
+
+
+def gradient_of_difference(kernel: Kernel, mu: DiscreteMeasure, nu: DiscreteMeasure) -> Float[Tensor, "*batch n d"] | None:
+    r"""Integral :math:`\int \nabla_1 k(x_i, y) \,\mathrm d(\mu - \nu)(y)` at the atoms :math:`x_i` of :math:`\mu`.
+
+    None if the backend has it by sums over pairs only: by `integrate_kernel_gradient`.
+
+    Parameters
+    ----------
+    kernel
+        The kernel :math:`k`.
+    mu, nu
+        Measures of one dimension and batch shape.
+    """
+    return backend_for(kernel, mu.points, nu.points, nu.weights).gradients_of_difference(kernel, *_parts(mu), *_parts(nu))
+
+
+def _parts(mu: DiscreteMeasure) -> tuple[Tensor, Tensor]:
+    return mu.points, mu.weights
 
 
 def log_integrate_kernel(

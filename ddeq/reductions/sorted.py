@@ -6,22 +6,23 @@ added up, never products of coordinates, so that nothing cancels far from the or
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ddeq.autodiff import forward_levels, under_transforms
+from ddeq.autodiff import forward_levels
 from ddeq.kernels import Kernel, Riesz
 from ddeq.reductions.backends import Backend
+from ddeq.reductions.sorting import arrange, ascending, ascending_with_ties, is_plain, members, put_back, runs
+from ddeq.reductions.steps import energy_of_steps, signs_of_steps, steps_of_rows
 
-__all__ = ["Sorted", "ascending", "in_sum_precision", "self_energy", "sum_distances", "sum_signs"]
+__all__ = ["Sorted", "first_in_place", "in_sum_precision", "self_energy", "sum_distances", "sum_signs"]
 
-PARALLEL = 2**20
-"""From this many numbers on, rows are sorted in several threads."""
+
+FEW_TIES = 1 / 16
+"""Share of the points up to which those that coincide are looked at by themselves."""
 
 
 class Sorted(Backend):
@@ -52,7 +53,27 @@ class Sorted(Backend):
         b: Float[Tensor, "*batch m"],
     ) -> Float[Tensor, "*batch n 1"]:
         z, masses = _together(x, y, b.unsqueeze(-1))
-        return -sum_signs(z, masses)[..., : x.shape[-2]].mT.to(x.dtype)
+        return -sum_signs(z, masses, first=x.shape[-2]).mT.to(x.dtype)
+
+    def energy_of_difference(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n 1"],
+        a: Float[Tensor, "*batch n"],
+        y: Float[Tensor, "*batch m 1"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch"]:
+        return self_energy(*_difference(x, a, y, b)).squeeze(-1).to(x.dtype)
+
+    def gradients_of_difference(
+        self,
+        kernel: Kernel,
+        x: Float[Tensor, "*batch n 1"],
+        a: Float[Tensor, "*batch n"],
+        y: Float[Tensor, "*batch m 1"],
+        b: Float[Tensor, "*batch m"],
+    ) -> Float[Tensor, "*batch n 1"]:
+        return -sum_signs(*_difference(x, a, y, b), first=x.shape[-2]).mT.to(x.dtype)
 
     def max_pairs(
         self,
@@ -68,6 +89,12 @@ def _together(x: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """All points together, ``(*batch, n + m)``, and their masses, zero for those of ``x``, ``(*batch, c, n + m)``."""
     z = torch.cat([in_sum_precision(x), in_sum_precision(y)], -2).squeeze(-1)
     return z, torch.cat([z.new_zeros(*b.shape[:-2], x.shape[-2], b.shape[-1]), in_sum_precision(b)], -2).mT
+
+
+def _difference(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """All points together, ``(*batch, n + m)``, and the weights of ``x`` less those of ``y``, ``(*batch, 1, n + m)``."""
+    z = torch.cat([in_sum_precision(x), in_sum_precision(y)], -2).squeeze(-1)
+    return z, torch.cat([in_sum_precision(a), -in_sum_precision(b)], -1).unsqueeze(-2)
 
 
 def sum_distances(
@@ -101,53 +128,66 @@ def self_energy(z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"]) ->
     """
     if forward_levels() > 1:
         return -0.5 * (b.unsqueeze(-1) * b.unsqueeze(-2) * _gaps(z).unsqueeze(-3)).sum((-2, -1))
+    found = energy_of_steps(z, b) if is_plain(z, b) else None
+    if found is not None:
+        return found.unsqueeze(-1)
     energy: Tensor = _SelfEnergy.apply(z, b, ascending(z))  # type: ignore[no-untyped-call]
     return energy
 
 
 def sum_signs(
-    z: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch c n"], order: Int[Tensor, "*batch n"] | None = None
-) -> Float[Tensor, "*batch c n"]:
+    z: Float[Tensor, "*batch n"],
+    b: Float[Tensor, "*batch c n"],
+    order: Int[Tensor, "*batch n"] | None = None,
+    first: int | None = None,
+) -> Float[Tensor, "*batch c m"]:
     r"""Sums of signs :math:`A_i = \sum_j \operatorname{sign}(z_i - z_j)\, b_j`, where :math:`\operatorname{sign}(0) = 0`.
 
-    The arguments are those of `sum_distances`; :math:`-A_i` is the gradient of its kernel sum. Constant in ``z``.
+    The arguments are those of `sum_distances`, and how many of the points to give the sums of, the ``first`` ones (default:
+    all). :math:`-A_i` is the gradient of its kernel sum. Constant in ``z``.
     """
     z = z.detach()
-    order = ascending(z) if order is None else order
-    first, last = (t.unsqueeze(-2).expand(b.shape) for t in _places(z.gather(-1, order)))
-    back = order.unsqueeze(-2).expand(b.shape)
-    b = b.gather(-1, back)
-    upto = b.cumsum(-1)
+    order, ties = ascending_with_ties(z) if order is None else (order, None)
+    back = order.unsqueeze(-2)
     # Mass strictly to the left plus mass weakly to the left minus all mass: coincident atoms contribute 0 to each other.
-    signs = (upto - b).gather(-1, first) + upto.gather(-1, last) - upto[..., -1:]
-    return torch.zeros_like(signs).scatter(-1, back, signs)
+    if ties is None or len(ties) > FEW_TIES * z.numel():
+        masses = arrange(b, back)
+        upto = masses.cumsum(-1)
+        left, right = (t.unsqueeze(-2).expand(b.shape) for t in _places(arrange(z, order)))
+        return put_back((upto - masses).gather(-1, left) + upto.gather(-1, right) - upto[..., -1:], back, first)
+    steps = steps_of_rows(z, b) if is_plain(b) else None
+    if steps is not None:
+        signs = signs_of_steps(order, steps, z.shape[-1] if first is None else first).unsqueeze(-2)
+    else:
+        masses = arrange(b, back)
+        upto = masses.cumsum(-1)
+        signs = put_back(2.0 * upto - masses - upto[..., -1:], back, first)
+    if len(ties):
+        _share(signs, b, order, ties)
+    return signs
+
+
+def _share(signs: Tensor, b: Tensor, order: Tensor, ties: Tensor) -> None:
+    """Gives the points of each run of ``ties``, so far taken to be apart and in the order of their indices, one sum of signs."""
+    places, run = members(*runs(ties))
+    *batch, k = torch.unravel_index(places, order.shape)
+    index = order[(*batch, k)]
+    masses = b.mT[(*batch, index)]
+    upto = masses.cumsum(0)
+    ends = torch.cat([run.diff() > 0, torch.ones_like(run[:1], dtype=torch.bool)])
+    whole = torch.cat([torch.zeros_like(upto[:1]), upto[ends]])  # the mass of all runs before each
+    more = whole[run + 1] + whole[run] - 2.0 * upto + masses  # what is after it in its run, less what is before
+    kept = index < signs.shape[-1]
+    where, more, run = tuple(t[kept] for t in (*batch, index)), more[kept], run[kept]
+    begins = torch.cat([torch.ones_like(run[:1], dtype=torch.bool), run.diff() > 0])
+    common = (signs.mT[where] + more)[begins]
+    signs.mT[where] = common[begins.cumsum(0) - 1]
 
 
 def _gaps(z: Tensor) -> Tensor:
     """All distances ``(*batch, n, n)``, for derivatives that the functions below do not implement."""
     differences = z.unsqueeze(-1) - z.unsqueeze(-2)
     return differences * differences.detach().sign()
-
-
-def ascending(z: Float[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
-    """Indices that sort the points in ascending order."""
-    z = z.detach()
-    if type(z) is not Tensor or z.device.type != "cpu" or under_transforms() or torch.compiler.is_compiling():
-        order: Tensor = z.argsort(dim=-1, stable=True)
-        return order
-    array = z.numpy()  # NumPy sorts several times as fast as PyTorch, in one thread
-    if array.size < PARALLEL or torch.get_num_threads() == 1:
-        return torch.from_numpy(np.argsort(array, -1))
-    rows = array.reshape(-1, array.shape[-1])
-    threads = min(torch.get_num_threads(), len(rows))
-    numbers = np.empty(rows.shape, np.int64)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(_sort_into, np.array_split(rows, threads), np.array_split(numbers, threads)))
-    return torch.from_numpy(numbers.reshape(array.shape))
-
-
-def _sort_into(rows: Any, numbers: Any) -> None:
-    numbers[:] = np.argsort(rows, -1)
 
 
 def in_sum_precision(t: Tensor) -> Tensor:
@@ -176,14 +216,14 @@ class _Distances(_OnTheLine):
 
     @staticmethod
     def forward(z: Tensor, b: Tensor, order: Tensor) -> Tensor:
-        gaps = z.gather(-1, order).diff().unsqueeze(-2)
-        back = order.unsqueeze(-2).expand(b.shape)
-        b = b.gather(-1, back)
+        gaps = arrange(z, order).diff().unsqueeze(-2)
+        back = order.unsqueeze(-2)
+        b = arrange(b, back)
         sums = torch.zeros_like(b)
         sums[..., 1:] -= (gaps * b.cumsum(-1)[..., :-1]).cumsum(-1)
         gaps, b = gaps.flip(-1), b.flip(-1)
         sums[..., :-1] -= (gaps * b.cumsum(-1)[..., :-1]).cumsum(-1).flip(-1)
-        return torch.empty_like(sums).scatter_(-1, back, sums)
+        return put_back(sums, back)
 
     @staticmethod
     def backward(ctx: Any, s: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -210,9 +250,9 @@ class _SelfEnergy(_OnTheLine):
 
     @staticmethod
     def forward(z: Tensor, b: Tensor, order: Tensor) -> Tensor:
-        left = b.gather(-1, order.unsqueeze(-2).expand(b.shape)).cumsum(-1)
-        gaps = z.gather(-1, order).diff().unsqueeze(-2)
-        return (gaps * left[..., :-1] * (left[..., :-1] - left[..., -1:])).sum(-1)
+        left = arrange(b, order.unsqueeze(-2)).cumsum(-1)
+        gaps = arrange(z, order).diff().unsqueeze(-2)
+        return ((left[..., :-1] - left[..., -1:]).mul_(left[..., :-1]).mul_(gaps)).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -233,11 +273,14 @@ class _SelfEnergy(_OnTheLine):
         return change.sum(-1)
 
 
-def _places(z: Tensor) -> tuple[Tensor, Tensor]:
-    """For each sorted point, the indices of the first and of the last point that coincide with it."""
+def first_in_place(z: Float[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
+    """For each of the sorted points, the index of the first one that coincides with it."""
     index = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
     border = torch.ones_like(z[..., :1], dtype=torch.bool)
-    differs = z.diff() > 0
-    first = torch.where(torch.cat([border, differs], -1), index, 0).cummax(-1).values
-    last = torch.where(torch.cat([differs, border], -1), index, z.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
-    return first, last
+    return torch.where(torch.cat([border, z.diff() > 0], -1), index, 0).cummax(-1).values
+
+
+def _places(z: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sorted point, the indices of the first and of the last point that coincide with it."""
+    last = z.shape[-1] - 1 - first_in_place(-z.flip(-1)).flip(-1)
+    return first_in_place(z), last

@@ -7,6 +7,8 @@ from generic import generic_measure as measure
 from hypothesis import given
 
 from ddeq import DiscreteMeasure
+from ddeq.functionals import line_transport
+from ddeq.functionals.line_transport import LineTransport
 from ddeq.functionals.sliced_wasserstein import SlicedWasserstein
 from ddeq.testing import assert_close, check_functional
 from ddeq.testing.strategies import measures
@@ -105,3 +107,37 @@ def test_the_users_check_passes_where_potentials_are_not_unique(p):
     axes = torch.eye(2, dtype=torch.float64)
     check_functional(SlicedWasserstein(nu, p, directions=axes), equal)
     check_functional(SlicedWasserstein(grid[0], p, directions=axes), grid)
+
+
+def everything(transport, *points):
+    """Cost, slopes and potentials, and their derivatives in what requires grad."""
+    results = [transport.cost(), transport.slopes(), transport.potentials(), transport.reversed().slopes()]
+    inputs = [t for t in points if t.requires_grad]
+    if inputs:
+        total = sum((r * torch.linspace(1, 2, r.shape[-1] if r.ndim else 1, dtype=r.dtype)).sum() for r in results)
+        results += torch.autograd.grad(total, inputs)
+    return results
+
+
+@pytest.mark.parametrize("size", [7, 3000])  # the many are sorted in another way
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("recorded", [(), (0,), (1,), (0, 1)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_equal_atoms_are_matched_as_any_others_are_coupled(size, p, recorded, ties):
+    s, t = torch.randn(2, size, dtype=torch.float64), torch.randn(2, size, dtype=torch.float64)
+    if ties:
+        s, t = (8 * s).round() / 8, torch.where(t > 0, (8 * t).round() / 8, t)
+    for k in recorded:
+        (s, t)[k].requires_grad_()
+    a = torch.full((size,), 1 / size, dtype=torch.float64)
+    matched, coupled = LineTransport.between(s, a, t, a, p), line_transport._Coupled.between(s, a, t, a, p)
+    assert type(matched) is not type(coupled)
+    for actual, expected in zip(everything(matched, s, t), everything(coupled, s, t), strict=True):
+        assert_close(actual, expected, scale=1.0, rtol=1e-9)
+
+
+def test_unequal_masses_are_not_matched():
+    s, t, a = torch.randn(4).double(), torch.randn(4).double(), torch.full((4,), 0.25).double()
+    others = (torch.tensor([0.1, 0.2, 0.3, 0.4]).double(), a.clone().requires_grad_())
+    assert all(isinstance(LineTransport.between(s, b, t, a, 2), line_transport._Coupled) for b in others)
+    assert isinstance(LineTransport.between(s, a, torch.randn(3).double(), a[:3] * 4 / 3, 2), line_transport._Coupled)

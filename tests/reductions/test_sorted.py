@@ -135,9 +135,35 @@ def test_many_points_without_pairs():
     assert_close(sum_signs(z, b), 2 * z.unsqueeze(0) - 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4), (2, 0), (0, 3), (1, 9), (7,)])
-def test_rows_are_sorted_in_several_threads(monkeypatch, shape):
-    monkeypatch.setattr(sorted, "PARALLEL", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    z = torch.randn(shape, dtype=torch.float64)
-    assert torch.equal(z.gather(-1, sorted.ascending(z)), z.sort(-1).values)
+def of_a_difference(n, batch=()):
+    """Many points, some of which coincide, and masses of three values, the first zero."""
+    z = torch.randn(*batch, n, dtype=torch.float64)
+    ends = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64).repeat_interleave(
+        torch.tensor([n // 5, n // 2, n - n // 5 - n // 2])
+    )
+    return z, (ends / n).expand(*batch, 1, n)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_masses_of_few_values_are_summed_as_others_are(batch):
+    z, b = of_a_difference(9001, batch)
+    for points in (z, z.round(decimals=2), torch.where(z > 1.5, z.round(decimals=1), z)):  # none, most, some coincide
+        other = b + torch.linspace(0, 1e-300, z.shape[-1], dtype=torch.float64)  # the same numbers, in as many values
+        assert_close(sum_signs(points, b), sum_signs(points, other.clone().requires_grad_()).detach())
+        assert torch.equal(sum_signs(points, b, first=100), sum_signs(points, b)[..., :100])
+        two = b[..., 2000:] + 1.0
+        half = int((two == two[..., :1]).sum() // two[..., 0].numel())
+        assert_close(sum_signs(points[..., 2000:], two, first=half), sum_signs(points[..., 2000:], two)[..., :half], rtol=1e-11)
+        for masses in (b[..., 2000:], b[..., -3000:], b[..., :4000]):
+            here = points[..., : masses.shape[-1]].repeat_interleave(3, -1)
+            masses = masses.repeat_interleave(3, -1)
+            assert_close(self_energy(here, masses), self_energy(here, masses.clone().requires_grad_()).detach(), rtol=1e-11)
+
+
+def test_few_values_keep_small_energies_and_distant_places():
+    n = 10_000
+    x = torch.linspace(0, 1, n, dtype=torch.float64)
+    b = torch.tensor([1 / n, -1 / n], dtype=torch.float64).repeat_interleave(n).unsqueeze(0)
+    assert self_energy(torch.cat([x, x.flip(0)]), b).item() == 0.0
+    assert_close(self_energy(torch.cat([x, x + 1e-6]), b), torch.tensor([1e-6 / n], dtype=torch.float64), rtol=1e-6)
+    assert self_energy(torch.cat([x, x + torch.inf]), b).isfinite().logical_not()
