@@ -89,7 +89,7 @@ def kale_flow(x: Tensor, y: Tensor, h: float, regularization: float, tau: float,
 
 
 def svgd(x: Tensor, score: object, tau: float, steps: int, *, autograd: bool = False) -> Tensor:
-    """Liu and Wang (2016), with the bandwidth of the median distance; ``autograd``: ``score`` is a log density."""
+    """Liu and Wang (2016), with the median of the distances as bandwidth; ``autograd``: ``score`` is a log density."""
     for _ in range(steps):
         if autograd:
             z = x.detach().requires_grad_()
@@ -97,9 +97,8 @@ def svgd(x: Tensor, score: object, tau: float, steps: int, *, autograd: bool = F
                 (s,) = torch.autograd.grad(score(z).sum(), z)  # type: ignore[operator]
         else:
             s = score(x)  # type: ignore[operator]
-        d2 = squares(x, x)
-        h2 = d2.median() / (2.0 * math.log(len(x) + 1))
-        k = torch.exp(-d2 / (2.0 * h2))
+        h2 = torch.pdist(x).median().square()
+        k = torch.exp(-squares(x, x) / (2.0 * h2))
         x = x + tau * (k @ s + (x * k.sum(-1, keepdim=True) - k @ x) / h2) / len(x)
     return x
 
@@ -121,13 +120,13 @@ def ksd_descent(x: Tensor, score: object, h: float, tau: float, steps: int) -> T
 
 
 def sliced_wasserstein_flow(x: Tensor, y: Tensor, directions: Tensor, tau: float, steps: int) -> Tensor:
-    """Bonneel et al. (2015): the squared sliced distance, between as many points."""
+    """Bonneel et al. (2015): half the squared sliced distance, between as many points."""
     target = (y @ directions.T).sort(0).values
     for _ in range(steps):
         p = x @ directions.T
         order = p.argsort(0)
         moves = torch.empty_like(p).scatter_(0, order, p.gather(0, order) - target)
-        x = x - tau * 2.0 * moves @ directions / len(directions)
+        x = x - tau * moves @ directions / len(directions)
     return x
 
 
