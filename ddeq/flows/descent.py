@@ -125,6 +125,7 @@ class FunctionalDescent(Descent):
 
     @property
     def keeps_nonfinite(self) -> bool:  # type: ignore[override]
+        """Whether a velocity is added as it is: in Euclidean space, to atoms that all carry mass."""
         return not self.has_metric and self.inner.limit is None
 
     @property

@@ -16,7 +16,7 @@ from ddeq.measures import DiscreteMeasure, values_are_known
 
 __all__ = ["median_bandwidth"]
 
-FEW_PAIRS = 2**12
+FEW_PAIRS = 2**10
 """Up to so many pairs all measures of a batch are sorted together."""
 MOST_PAIRS = 2**24
 """Distances of so many pairs are held at once; those of more are computed in blocks, and the ones near the median kept."""

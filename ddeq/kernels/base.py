@@ -255,7 +255,10 @@ class ScaledKernel(Kernel):
 def positive(name: str, value: float | Tensor) -> float | Tensor:
     """``value``, or a `ValueError` with its ``name`` if it is not positive and finite."""
     if isinstance(value, Tensor):
-        if values_are_known(value) and not bool(((value > 0) & torch.isfinite(value)).all()):
+        if not values_are_known(value):
+            return value
+        right = 0.0 < value.item() < math.inf if value.numel() == 1 else bool(((value > 0) & torch.isfinite(value)).all())
+        if not right:
             raise ValueError(f"{name}: expected positive finite values, got {value.detach().min().item()}")
         return value
     if not (value > 0 and math.isfinite(value)):
