@@ -23,6 +23,12 @@ def _keops() -> Backend:
     return KeOps()
 
 
+def _products() -> Backend:
+    from ddeq.reductions.products import ByProducts
+
+    return ByProducts()
+
+
 def _sorted() -> Backend:
     from ddeq.reductions.sorted import Sorted
 
@@ -30,6 +36,7 @@ def _sorted() -> Backend:
 
 
 register(DENSE)
+register_lazily("products", _products)
 register_lazily("keops", _keops)
 register_lazily("compiled", _compiled)
 register_lazily("sorted", _sorted)

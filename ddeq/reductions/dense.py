@@ -14,6 +14,7 @@ from ddeq.kernels.distances import (
     FEW,
     Distances,
     by_cdist,
+    product,
     squared_distances,
     sums_of_differences,
 )
@@ -152,10 +153,10 @@ def _width(kernel: Kernel, x: Tensor) -> int:
 def _in_blocks(pairs: Pairs, x: Tensor, y: Tensor, b: Tensor, module: nn.Module | None, size: int) -> Tensor:
     """``pairs(x, y) @ b`` in blocks of ``size`` rows. Backward has the blocks of forward: it reads no settings."""
     if size >= x.shape[-2]:
-        return pairs(x, y) @ b
+        return product(pairs(x, y), b)
 
     def rows(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        return pairs(x, y) @ b
+        return product(pairs(x, y), b)
 
     blocks = x.split(size, -2)
     if not torch.is_grad_enabled() and not under_transforms():
