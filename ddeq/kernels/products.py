@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from ddeq.autodiff import without_autocast
-from ddeq.kernels.distances import by_cdist, products_are_reduced, sums_of_differences
+from ddeq.kernels.distances import by_cdist, product, products_are_reduced, sums_of_differences
 
-__all__ = ["Products", "by_products"]
+__all__ = ["Block", "Differences", "Products", "by_products"]
 
 SAFE = {torch.float32: 16.0, torch.float64: 64.0}
-"""The constant ``C``: products of so many digits serve for a pair where ``|x|^2 + |y|^2 <= C |x - y|^2``."""
+"""The constant ``C``: products in this precision serve for a pair where ``|x|^2 + |y|^2 <= C |x - y|^2``."""
 SAFE_IN_DOUBLE = 2.0**20
 """The same for points in single precision whose products are in double precision."""
 MANY = 1 / 16
-"""Fraction of close pairs above which products of more digits take the place of those in single precision."""
+"""Fraction of close pairs above which products in double precision take the place of those in single precision."""
 MOST = 1 / 2
 """Fraction of close pairs above which the whole block is from differences."""
 AT_A_TIME = 2**20
@@ -36,38 +36,65 @@ def by_products(x: Tensor, y: Tensor) -> Tensor:
     if not (x.numel() and y.numel()) or x.shape[:-2] != y.shape[:-2]:
         return by_cdist(x, y)
     with torch.no_grad(), without_autocast(x.device):
-        return Products(x, y).block(0, x.shape[-2]).squares
+        return Products(x, y).block(0, x.shape[-2], 0).squares
 
 
-class Near(NamedTuple):
-    """Pairs whose squared distances are from differences."""
+@dataclass(frozen=True)
+class _Level:
+    """Points for products in one precision: ``left @ right.mT`` are the squared distances.
 
-    row: Tensor
-    """Number of the row, those of all batch entries counted together."""
-    column: Tensor
-    """Number of the column, counted likewise."""
-    place: tuple[Tensor, Tensor, Tensor]
-    """Index into ``(batch, rows, m)``."""
-
-
-class _Level(NamedTuple):
-    """Points for products of a certain number of digits: ``left @ right.mT`` are the squared distances."""
+    The columns of ``left`` are what is lost of the squared norms by rounding, 1, minus twice the points, the squared norms, 1;
+    those of ``right`` correspond. The large terms come last: a partial sum is rounded relative to its size.
+    """
 
     left: Tensor
     right: Tensor
     safe: float
 
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, same: bool, safe: float) -> _Level:
+        centre = y.mean(-2, keepdim=True)
+        far = y - centre
+        near = far if same else x - centre
+        b, b_rest = _norms(far)
+        a, a_rest = (b, b_rest) if same else _norms(near)
+        one, other = torch.ones_like(a), torch.ones_like(b)
+        return cls(torch.cat([a_rest, one, -2.0 * near, a, one], -1), torch.cat([other, b_rest, far, other, b], -1), safe)
+
+    @cached_property
+    def bound(self) -> Tensor:
+        """``|x|^2 + max |y|^2`` for each point of ``x``, ``(batch, n)``."""
+        bound: Tensor = self.left[..., -2] + self.right[..., -1].amax(-1, keepdim=True)
+        return bound
+
+
+class Near(NamedTuple):
+    """Pairs of a block whose squared distances are from differences."""
+
+    entry: Tensor
+    row: Tensor
+    column: Tensor
+
 
 class Block(NamedTuple):
-    """The pairs of some rows of ``x`` with all of ``y``."""
+    """The pairs of some rows of ``x`` with all points of ``y`` from a first one on."""
 
     begin: int
+    first: int
     squares: Tensor
-    """Squared distances ``(*batch, rows, m)``."""
+    """Squared distances ``(*batch, rows, columns)``."""
     level: _Level | None
-    """The products that they are from; None if all are from differences."""
+    """What they are products of; None if all are from differences."""
     near: Near | None
     """The exceptions."""
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.begin, self.begin + self.squares.shape[-2])
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.first, self.first + self.squares.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -84,9 +111,8 @@ class Products:
         return (x.data_ptr(), x.shape, x.stride()) == (y.data_ptr(), y.shape, y.stride())
 
     @cached_property
-    def _first(self) -> _Level:
-        dtype = torch.float64 if products_are_reduced(self.x) else self.x.dtype
-        return self._double if dtype != self.x.dtype else self._level(dtype, SAFE[dtype])
+    def _plain(self) -> _Level:
+        return self._double if products_are_reduced(self.x) else self._level(self.x.dtype, SAFE[self.x.dtype])
 
     @cached_property
     def _double(self) -> _Level:
@@ -94,92 +120,133 @@ class Products:
 
     def _level(self, dtype: torch.dtype, safe: float) -> _Level:
         x, y = (t.reshape(-1, *t.shape[-2:]).to(dtype) for t in (self.x, self.y))
-        centre = y.mean(-2, keepdim=True)
-        far = y - centre
-        near = far if self.same else x - centre
-        of_far = _norms(far)
-        a, a_rest = of_far if self.same else _norms(near)
-        b, b_rest = of_far
-        one = torch.ones_like
-        # Large terms last: the rounding of a partial sum is relative to its size.
-        left = torch.cat([a_rest, one(a), -2.0 * near, a, one(a)], -1)
-        return _Level(left, torch.cat([one(b), b_rest, far, one(b), b], -1), safe)
+        return _Level.of(x, y, self.same, safe)
 
-    def block(self, begin: int, end: int) -> Block:
-        """The rows ``begin`` to ``end``."""
-        level, rows = self._first, slice(begin, end)
-        s = level.left[:, rows] @ level.right.mT
-        near = self._near(s, level, begin)
+    def block(self, begin: int, end: int, first: int) -> Block:
+        """The rows from ``begin`` to before ``end``, the columns from ``first`` on; ``begin`` or 0 if both are `same`."""
+        rows, columns = slice(begin, min(end, self.x.shape[-2])), slice(first, None)
+        level = self._plain
+        s, near = self._squares(level, rows, columns)
         if near is not None and s.dtype != torch.float64 and len(near.row) > MANY * s.numel():
             level = self._double
-            s = level.left[:, rows] @ level.right.mT
-            near = self._near(s, level, begin)
-        shape = (*self.x.shape[:-2], s.shape[-2], s.shape[-1])
+            s, near = self._squares(level, rows, columns)
+        shape = (*self.x.shape[:-2], *s.shape[-2:])
         if near is not None and len(near.row) > MOST * s.numel():
-            return Block(begin, by_cdist(self.x[..., rows, :], self.y), None, None)
+            return Block(begin, first, by_cdist(self.x[..., rows, :], self.y[..., columns, :]), None, None)
         if near is not None:
-            s[near.place] = torch.cat([d.square().sum(-1) for _, d in self._differences(near)]).to(s.dtype)
+            close = [d.square().sum(-1) for _, d in self.differences(near, begin, first)]
+            s[near] = torch.cat(close).to(s.dtype)
         if self.same:
-            _own(s, begin).zero_()
-        return Block(begin, s.to(self.x.dtype).reshape(shape), level, near)
+            own(s, begin - first).zero_()
+        return Block(begin, first, s.to(self.x.dtype).reshape(shape), level, near)
 
-    def gradients(self, block: Block, slopes: Tensor, b: Tensor) -> Tensor:
-        """``sum_j slopes_ij b_j (x_i - y_j)``, ``(*batch, rows, d)``. Overwrites the ``slopes`` ``(*batch, rows, m)``."""
-        rows = slice(block.begin, block.begin + slopes.shape[-2])
-        if block.level is None:
-            return sums_of_differences(slopes * b.unsqueeze(-2), self.x[..., rows, :], self.y, by_cdist, block.squares)
-        dim, level = self.x.shape[-1], block.level
-        c, w = slopes.reshape(-1, *slopes.shape[-2:]).contiguous(), b.reshape(-1, b.shape[-1], 1)
+    def _squares(self, level: _Level, rows: slice, columns: slice) -> tuple[Tensor, Near | None]:
+        """Squared distances by products, and the pairs for which these do not serve. By rows first, which mostly settles it."""
+        s = level.left[:, rows] @ level.right[:, columns].mT
         if self.same:
-            _own(c, block.begin).zero_()
-        close = None
-        if block.near is not None:
-            close = c[block.near.place]
-            c[block.near.place] = 0.0
-        # The columns of `right` are the points and a one: products with it are the sums over j of c_ij y_j and of c_ij.
-        sums = c.to(level.right.dtype) @ (level.right[..., 2:-1] * w)
-        total = (level.left[:, rows, 2:-2] * (-0.5 * sums[..., dim:])).sub_(sums[..., :dim]).to(c.dtype)
-        if block.near is not None and close is not None:
-            close = close * w.flatten()[block.near.column]
-            entry, row, _ = block.near.place
-            row = row + entry * slopes.shape[-2]
-            flat = total.reshape(-1, dim)
-            for some, differences in self._differences(block.near):
-                flat.index_add_(0, row[some], differences.mul_(close[some].unsqueeze(-1)))
-        return total.reshape(*slopes.shape[:-1], dim)
+            own(s, rows.start - columns.start).fill_(torch.inf)
+        lowest = level.safe * s.amin(-1) >= level.bound[:, rows]  # not so for NaN
+        if bool(lowest.all()):
+            return s, None
+        entry, row = (~lowest).nonzero(as_tuple=True)
+        norms = level.left[:, rows, -2][entry, row].unsqueeze(-1) + level.right[:, columns, -1][entry]
+        which, column = (~(level.safe * s[entry, row] >= norms)).nonzero(as_tuple=True)
+        return s, Near(entry[which], row[which], column) if len(which) else None
 
-    def _near(self, s: Tensor, level: _Level, begin: int) -> Near | None:
-        """The pairs for which the products ``s`` do not serve; first by rows, which nearly always settles it."""
-        if self.same:
-            _own(s, begin).fill_(torch.inf)
-        a, b = level.left[:, begin : begin + s.shape[-2], -2], level.right[..., -1]
-        suspects = ~(level.safe * s.amin(-1) >= a + b.amax(-1, keepdim=True))  # true for NaN
-        if not bool(suspects.any()):
-            return None
-        entry, row = suspects.nonzero(as_tuple=True)
-        which, column = (~(level.safe * s[entry, row] >= a[entry, row].unsqueeze(-1) + b[entry])).nonzero(as_tuple=True)
-        if not len(which):
-            return None
-        entry, row = entry[which], row[which]
-        return Near(entry * self.x.shape[-2] + row + begin, entry * self.y.shape[-2] + column, (entry, row, column))
-
-    def _differences(self, near: Near) -> Iterator[tuple[slice, Tensor]]:
+    def differences(self, near: Near, begin: int, first: int) -> Iterator[tuple[slice, Tensor]]:
         """The differences of close pairs, some at a time."""
-        dim = self.x.shape[-1]
+        n, m, dim = self.x.shape[-2], self.y.shape[-2], self.x.shape[-1]
         x, y = self.x.reshape(-1, dim), self.y.reshape(-1, dim)
+        row, column = near.entry * n + near.row + begin, near.entry * m + near.column + first
         size = max(1, AT_A_TIME // dim)
-        for begin in range(0, len(near.row), size):
-            some = slice(begin, begin + size)
-            yield some, x.index_select(0, near.row[some]).sub_(y.index_select(0, near.column[some]))
+        for at in range(0, len(row), size):
+            some = slice(at, at + size)
+            yield some, x.index_select(0, row[some]).sub_(y.index_select(0, column[some]))
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Sums ``sum_j c_ij b_j (x_i - y_j)``, ``(*batch, n, d)``, added to block by block."""
+
+    pairs: Products
+    b: Tensor
+    """``(*batch, m)``"""
+
+    @cached_property
+    def total(self) -> Tensor:
+        """The sums over the blocks that were added."""
+        return torch.zeros_like(self.pairs.x, memory_format=torch.contiguous_format)
+
+    @cached_property
+    def _plain(self) -> Tensor:
+        return self._weighted(self.pairs._plain)
+
+    @cached_property
+    def _double(self) -> Tensor:
+        return self._weighted(self.pairs._double)
+
+    def _weighted(self, level: _Level) -> Tensor:
+        """Points and ones times weights: products with these are the sums over ``j`` of ``c_ij b_j y_j`` and ``c_ij b_j``."""
+        return level.right[..., 2:-1] * self.b.reshape(-1, self.b.shape[-1], 1)
+
+    def add(self, block: Block, c: Tensor) -> None:
+        """Adds a block with the factors ``c`` ``(*batch, rows, columns)``; if the points are the same, its transpose too.
+
+        Overwrites ``c``.
+        """
+        x, y, total = self.pairs.x, self.pairs.y, self.total
+        rows, columns = block.rows, block.columns
+        others = slice(rows.stop, None)  # columns whose pairs with these rows are in no other block
+        mirrored = self.pairs.same and rows.stop < x.shape[-2]
+        if block.level is None:
+            a, b = x[..., rows, :], y[..., columns, :]
+            total[..., rows, :] += sums_of_differences(c * self.b[..., None, columns], a, b, by_cdist, block.squares)
+            if mirrored:
+                c, s = c[..., c.shape[-2] :].mT, block.squares[..., c.shape[-2] :].mT
+                total[..., others, :] += sums_of_differences(c * self.b[..., None, rows], y[..., others, :], a, by_cdist, s)
+            return
+        dim, level = x.shape[-1], block.level
+        weighted = self._double if level is self.pairs._double else self._plain
+        c, flat = c.reshape(-1, *c.shape[-2:]).contiguous(), total.view(-1, *total.shape[-2:])
+        if self.pairs.same:
+            own(c, block.begin - block.first).zero_()
+        if block.near is not None:
+            self._add_near(block, block.near, c, mirrored)
+        for mine, theirs, factors in ((rows, columns, c), (others, rows, c[..., c.shape[-2] :].mT))[: 1 + mirrored]:
+            sums = factors.to(weighted.dtype) @ weighted[:, theirs]
+            flat[:, mine] += (level.left[:, mine, 2:-2] * (-0.5 * sums[..., dim:])).sub_(sums[..., :dim]).to(flat.dtype)
+
+    def _add_near(self, block: Block, near: Near, c: Tensor, mirrored: bool) -> None:
+        """Adds close pairs by their differences, and sets their factors to zero."""
+        x, y, b = self.pairs.x, self.pairs.y, self.b.reshape(-1)
+        flat = self.total.view(-1, x.shape[-1])
+        close = c[near]
+        c[near] = 0.0
+        row = near.entry * x.shape[-2] + near.row + block.begin
+        column = near.entry * y.shape[-2] + near.column + block.first
+        for_rows = close * b[column]
+        for_columns = torch.where(near.column < c.shape[-2], 0.0, -close * b[row]) if mirrored else None
+        for some, d in self.pairs.differences(near, block.begin, block.first):
+            flat.index_add_(0, row[some], d * for_rows[some].unsqueeze(-1))
+            if for_columns is not None:
+                flat.index_add_(0, column[some], d * for_columns[some].unsqueeze(-1))
+
+
+def add_sums(total: Tensor, pairs: Products, block: Block, values: Tensor, b: Tensor) -> None:
+    """Adds ``sum_j values_ij b_j`` over a block to ``total``, ``(*batch, n, c)``; if the points are the same, its transpose too."""
+    rows = block.rows
+    total[..., rows, :] += product(values, b[..., block.columns, :])
+    if pairs.same and rows.stop < total.shape[-2]:
+        total[..., rows.stop :, :] += product(values[..., values.shape[-2] :].mT, b[..., rows, :])
+
+
+def own(s: Tensor, offset: int) -> Tensor:
+    """The pairs of points with themselves, a view of ``(batch, rows, columns)``."""
+    return s[..., offset : offset + s.shape[-2]].diagonal(dim1=-2, dim2=-1)
 
 
 def _norms(x: Tensor) -> tuple[Tensor, Tensor]:
     """Squared norms ``(*batch, n, 1)``, and what their rounding leaves."""
-    exact = x.double().square().sum(-1, keepdim=True)
+    exact = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).square_()
     rounded = exact.to(x.dtype)
     return rounded, (exact - rounded).to(x.dtype)
-
-
-def _own(s: Tensor, begin: int) -> Tensor:
-    """The pairs of points with themselves, a view of ``(batch, rows, m)``."""
-    return s[..., begin : begin + s.shape[-2]].diagonal(dim1=-2, dim2=-1)
