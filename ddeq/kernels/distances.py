@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -144,7 +143,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` in the precision of the two, whatever autocast and PyTorch's settings of matrix products are."""
     if torch.compiler.is_compiling():
         return a @ b
-    with without_autocast(a.device) if torch.is_autocast_enabled(a.device.type) else nullcontext():
+    with without_autocast(a.device):
         return (a.double() @ b.double()).to(a.dtype) if products_are_reduced(a) else a @ b
 
 

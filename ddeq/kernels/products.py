@@ -39,33 +39,28 @@ def by_products(x: Tensor, y: Tensor) -> Tensor:
         return Products(x, y).block(0, x.shape[-2], 0).squares
 
 
-@dataclass(frozen=True)
-class _Level:
-    """Points for products in one precision: ``left @ right.mT`` are the squared distances.
+class _Level(NamedTuple):
+    """Centred points in one precision: products of ``left`` and ``right`` are the squared distances."""
 
-    The columns of ``left`` are what is lost of the squared norms by rounding, 1, minus twice the points, the squared norms, 1;
-    those of ``right`` correspond. The large terms come last: a partial sum is rounded relative to its size.
-    """
-
+    near: Tensor
+    """``(batch, n, d)``"""
     left: Tensor
+    """-2 times the points, then their squared norms and 1, ``(batch, n, d + 2)``. Large terms last: a partial sum is rounded."""
     right: Tensor
+    """The points, then 1 and the squared norms, ``(batch, m, d + 2)``."""
     safe: float
+    largest: float
+    """The largest ``|x|^2 + |y|^2``."""
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, same: bool, safe: float) -> _Level:
-        centre = y.mean(-2, keepdim=True)
-        far = y - centre
-        near = far if same else x - centre
-        b, b_rest = _norms(far)
-        a, a_rest = (b, b_rest) if same else _norms(near)
-        one, other = torch.ones_like(a), torch.ones_like(b)
-        return cls(torch.cat([a_rest, one, -2.0 * near, a, one], -1), torch.cat([other, b_rest, far, other, b], -1), safe)
-
-    @cached_property
-    def bound(self) -> Tensor:
-        """``|x|^2 + max |y|^2`` for each point of ``x``, ``(batch, n)``."""
-        bound: Tensor = self.left[..., -2] + self.right[..., -1].amax(-1, keepdim=True)
-        return bound
+        centre, n = y.mean(-2, keepdim=True), x.shape[-2]
+        z = (x if same else torch.cat([x, y], -2)) - centre
+        norms = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=torch.float64).square_().to(z.dtype)
+        one = torch.ones_like(norms)
+        right = torch.cat([z, one, norms], -1)
+        left = torch.cat([-2.0 * z[..., :n, :], norms[..., :n, :], one[..., :n, :]], -1)
+        return cls(z[..., :n, :], left, right if same else right[..., n:, :], safe, 2.0 * float(norms.amax()))
 
 
 class Near(NamedTuple):
@@ -141,15 +136,16 @@ class Products:
         return Block(begin, first, s.to(self.x.dtype).reshape(shape), level, near)
 
     def _squares(self, level: _Level, rows: slice, columns: slice) -> tuple[Tensor, Near | None]:
-        """Squared distances by products, and the pairs for which these do not serve. By rows first, which mostly settles it."""
-        s = level.left[:, rows] @ level.right[:, columns].mT
+        """Squared distances by products, and the pairs for which these do not serve."""
+        s = torch.bmm(level.left[:, rows], level.right[:, columns].mT)
         if self.same:
             own(s, rows.start - columns.start).fill_(torch.inf)
-        lowest = level.safe * s.amin(-1) >= level.bound[:, rows]  # not so for NaN
-        if bool(lowest.all()):
+        if float(s.amin()) * level.safe >= level.largest:  # mostly; not so for NaN
             return s, None
-        entry, row = (~lowest).nonzero(as_tuple=True)
-        norms = level.left[:, rows, -2][entry, row].unsqueeze(-1) + level.right[:, columns, -1][entry]
+        a, b = level.left[:, rows, -2], level.right[:, columns, -1]
+        suspects = ~(level.safe * s.amin(-1) >= a + b.amax(-1, keepdim=True))
+        entry, row = suspects.nonzero(as_tuple=True)
+        norms = a[entry, row].unsqueeze(-1) + b[entry]
         which, column = (~(level.safe * s[entry, row] >= norms)).nonzero(as_tuple=True)
         return s, Near(entry[which], row[which], column) if len(which) else None
 
@@ -187,7 +183,7 @@ class Differences:
 
     def _weighted(self, level: _Level) -> Tensor:
         """Points and ones times weights: products with these are the sums over ``j`` of ``c_ij b_j y_j`` and ``c_ij b_j``."""
-        return level.right[..., 2:-1] * self.b.reshape(-1, self.b.shape[-1], 1)
+        return level.right[..., :-1] * self.b.reshape(-1, self.b.shape[-1], 1)
 
     def add(self, block: Block, c: Tensor) -> None:
         """Adds a block with the factors ``c`` ``(*batch, rows, columns)``; if the points are the same, its transpose too.
@@ -213,8 +209,8 @@ class Differences:
         if block.near is not None:
             self._add_near(block, block.near, c, mirrored)
         for mine, theirs, factors in ((rows, columns, c), (others, rows, c[..., c.shape[-2] :].mT))[: 1 + mirrored]:
-            sums = factors.to(weighted.dtype) @ weighted[:, theirs]
-            flat[:, mine] += (level.left[:, mine, 2:-2] * (-0.5 * sums[..., dim:])).sub_(sums[..., :dim]).to(flat.dtype)
+            sums = torch.bmm(factors.to(weighted.dtype), weighted[:, theirs])
+            flat[:, mine] += (level.near[:, mine] * sums[..., dim:]).sub_(sums[..., :dim]).to(flat.dtype)
 
     def _add_near(self, block: Block, near: Near, c: Tensor, mirrored: bool) -> None:
         """Adds close pairs by their differences, and sets their factors to zero."""
@@ -243,10 +239,3 @@ def add_sums(total: Tensor, pairs: Products, block: Block, values: Tensor, b: Te
 def own(s: Tensor, offset: int) -> Tensor:
     """The pairs of points with themselves, a view of ``(batch, rows, columns)``."""
     return s[..., offset : offset + s.shape[-2]].diagonal(dim1=-2, dim2=-1)
-
-
-def _norms(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared norms ``(*batch, n, 1)``, and what their rounding leaves."""
-    exact = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).square_()
-    rounded = exact.to(x.dtype)
-    return rounded, (exact - rounded).to(x.dtype)
