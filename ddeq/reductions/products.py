@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ddeq.autodiff import under_transforms, without_autocast
 from ddeq.kernels import Kernel
+from ddeq.kernels.distances import product
 from ddeq.kernels.products import Block, Differences, Products, add_sums, by_products
 from ddeq.reductions.dense import Dense
 from ddeq.reductions.pairs import NEAR
-from ddeq.reductions.settings import rows_per_block
+from ddeq.reductions.settings import numbers_per_block
 
 __all__ = ["ByProducts"]
 
@@ -69,12 +70,15 @@ def _are_pairs(x: Tensor, y: Tensor) -> bool:
 
 def _sums(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:
     """``sum_j k(x_i, y_j) b_j``; None if the kernel holds a tensor that requires grad."""
-    pairs, total = Products(x, y), b.new_zeros(*x.shape[:-1], b.shape[-1])
+    pairs, total = Products(x, y), None
     with without_autocast(x.device):
         for block in _blocks(pairs):
             values = kernel.profile(block.squares)
             if values.requires_grad:
                 return None
+            if values.shape[-2:] == (x.shape[-2], y.shape[-2]):
+                return product(values, b)
+            total = b.new_zeros(*x.shape[:-1], b.shape[-1]) if total is None else total
             add_sums(total, pairs, block, values, b)
     return total
 
@@ -82,12 +86,12 @@ def _sums(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:
 def _blocks(pairs: Products) -> Iterator[Block]:
     """All pairs, those of points of one set once."""
     x, y = pairs.x, pairs.y
-    begin, n, m = 0, x.shape[-2], y.shape[-2]
+    begin, n, m, batch = 0, x.shape[-2], y.shape[-2], x.shape[:-2].numel()
+    numbers = numbers_per_block()
+    if x.device.type == "cpu":
+        numbers = min(numbers, NEAR * torch.get_num_threads())
     while begin < n:
         first = begin if pairs.same else 0
-        rest = y[..., first:, :]
-        size = rows_per_block(x, rest, 1)
-        if x.device.type == "cpu":
-            size = min(size, max(1, NEAR * torch.get_num_threads() // (x.shape[:-2].numel() * (m - first))))
+        size = max(1, numbers // (batch * (m - first)))
         yield pairs.block(begin, begin + size, first)
         begin += size
