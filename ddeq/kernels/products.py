@@ -40,27 +40,29 @@ def by_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _Level(NamedTuple):
-    """Centred points in one precision: products of ``left`` and ``right`` are the squared distances."""
+    """Centred points in one precision."""
 
-    near: Tensor
+    x: Tensor
     """``(batch, n, d)``"""
-    left: Tensor
-    """-2 times the points, then their squared norms and 1, ``(batch, n, d + 2)``. Large terms last: a partial sum is rounded."""
-    right: Tensor
-    """The points, then 1 and the squared norms, ``(batch, m, d + 2)``."""
+    y: Tensor
+    """``(batch, m, d)``"""
+    a: Tensor
+    """Squared norms ``(batch, n, 1)``."""
+    b: Tensor
+    """Squared norms ``(batch, 1, m)``."""
     safe: float
     largest: float
     """The largest ``|x|^2 + |y|^2``."""
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, same: bool, safe: float) -> _Level:
-        centre, n = y.mean(-2, keepdim=True), x.shape[-2]
-        z = (x if same else torch.cat([x, y], -2)) - centre
-        norms = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=torch.float64).square_().to(z.dtype)
-        one = torch.ones_like(norms)
-        right = torch.cat([z, one, norms], -1)
-        left = torch.cat([-2.0 * z[..., :n, :], norms[..., :n, :], one[..., :n, :]], -1)
-        return cls(z[..., :n, :], left, right if same else right[..., n:, :], safe, 2.0 * float(norms.amax()))
+        centre = y.mean(-2, keepdim=True)
+        far = y - centre
+        near = far if same else x - centre
+        b = _squared_norms(far)
+        a = b if same else _squared_norms(near)
+        largest = float(a.amax()) + (0.0 if same else float(b.amax()))
+        return cls(near, far, a, b.mT, safe, 2.0 * largest if same else largest)
 
 
 class Near(NamedTuple):
@@ -137,15 +139,15 @@ class Products:
 
     def _squares(self, level: _Level, rows: slice, columns: slice) -> tuple[Tensor, Near | None]:
         """Squared distances by products, and the pairs for which these do not serve."""
-        s = torch.bmm(level.left[:, rows], level.right[:, columns].mT)
+        a, b = level.a[:, rows], level.b[..., columns]
+        s = (a + b).baddbmm_(level.x[:, rows], level.y[:, columns].mT, alpha=-2.0)
         if self.same:
             own(s, rows.start - columns.start).fill_(torch.inf)
         if float(s.amin()) * level.safe >= level.largest:  # mostly; not so for NaN
             return s, None
-        a, b = level.left[:, rows, -2], level.right[:, columns, -1]
-        suspects = ~(level.safe * s.amin(-1) >= a + b.amax(-1, keepdim=True))
+        suspects = ~(level.safe * s.amin(-1) >= a.squeeze(-1) + b.amax(-1))
         entry, row = suspects.nonzero(as_tuple=True)
-        norms = a[entry, row].unsqueeze(-1) + b[entry]
+        norms = a[entry, row] + b[entry, 0]
         which, column = (~(level.safe * s[entry, row] >= norms)).nonzero(as_tuple=True)
         return s, Near(entry[which], row[which], column) if len(which) else None
 
@@ -175,15 +177,15 @@ class Differences:
 
     @cached_property
     def _plain(self) -> Tensor:
-        return self._weighted(self.pairs._plain)
+        return self.pairs._plain.y * self._weights
 
     @cached_property
     def _double(self) -> Tensor:
-        return self._weighted(self.pairs._double)
+        return self.pairs._double.y * self._weights
 
-    def _weighted(self, level: _Level) -> Tensor:
-        """Points and ones times weights: products with these are the sums over ``j`` of ``c_ij b_j y_j`` and ``c_ij b_j``."""
-        return level.right[..., :-1] * self.b.reshape(-1, self.b.shape[-1], 1)
+    @cached_property
+    def _weights(self) -> Tensor:
+        return self.b.reshape(-1, self.b.shape[-1], 1)
 
     def add(self, block: Block, c: Tensor) -> None:
         """Adds a block with the factors ``c`` ``(*batch, rows, columns)``; if the points are the same, its transpose too.
@@ -201,16 +203,17 @@ class Differences:
                 c, s = c[..., c.shape[-2] :].mT, block.squares[..., c.shape[-2] :].mT
                 total[..., others, :] += sums_of_differences(c * self.b[..., None, rows], y[..., others, :], a, by_cdist, s)
             return
-        dim, level = x.shape[-1], block.level
-        weighted = self._double if level is self.pairs._double else self._plain
+        level = block.level
+        weighted = self._plain if level is self.pairs._plain else self._double
         c, flat = c.reshape(-1, *c.shape[-2:]).contiguous(), total.view(-1, *total.shape[-2:])
         if self.pairs.same:
             own(c, block.begin - block.first).zero_()
         if block.near is not None:
             self._add_near(block, block.near, c, mirrored)
         for mine, theirs, factors in ((rows, columns, c), (others, rows, c[..., c.shape[-2] :].mT))[: 1 + mirrored]:
-            sums = torch.bmm(factors.to(weighted.dtype), weighted[:, theirs])
-            flat[:, mine] += (level.near[:, mine] * sums[..., dim:]).sub_(sums[..., :dim]).to(flat.dtype)
+            exact = factors.to(weighted.dtype)
+            sums = level.x[:, mine] * torch.bmm(exact, self._weights[:, theirs].to(weighted.dtype))
+            flat[:, mine] += sums.baddbmm_(exact, weighted[:, theirs], alpha=-1.0).to(flat.dtype)
 
     def _add_near(self, block: Block, near: Near, c: Tensor, mirrored: bool) -> None:
         """Adds close pairs by their differences, and sets their factors to zero."""
@@ -239,3 +242,8 @@ def add_sums(total: Tensor, pairs: Products, block: Block, values: Tensor, b: Te
 def own(s: Tensor, offset: int) -> Tensor:
     """The pairs of points with themselves, a view of ``(batch, rows, columns)``."""
     return s[..., offset : offset + s.shape[-2]].diagonal(dim1=-2, dim2=-1)
+
+
+def _squared_norms(x: Tensor) -> Tensor:
+    """``(*batch, n, 1)``, rounded once."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).square_().to(x.dtype)
