@@ -12,6 +12,8 @@ from jaxtyping import install_import_hook
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ["KEOPS_CACHE_FOLDER"] = str(Path.home() / ".cache" / "ddeq-tests" / WORKER)
 
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # Lightning calls what jsonargparse has renamed
+
 # Before the first import of ddeq: the hook rewrites modules as they load.
 _hook = install_import_hook("ddeq", "shape_checks.typecheck")
 

@@ -47,6 +47,13 @@ class _Module(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return list(HALF)
 
+    # torch.random.fork_rng asks every device; this one draws on the CPU.
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        pass
+
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 DEVICE = torch.device(NAME, 0)
