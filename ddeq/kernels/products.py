@@ -232,7 +232,7 @@ class Differences:
 
 
 def add_sums(total: Tensor, pairs: Products, block: Block, values: Tensor, b: Tensor) -> None:
-    """Adds ``sum_j values_ij b_j`` over a block to ``total``, ``(*batch, n, c)``; if the points are the same, its transpose too."""
+    """Adds ``sum_j values_ij b_j`` over a block to ``total`` ``(*batch, n, c)``; if points are the same, its transpose too."""
     rows = block.rows
     total[..., rows, :] += product(values, b[..., block.columns, :])
     if pairs.same and rows.stop < total.shape[-2]:

@@ -147,7 +147,7 @@ class Laplace(_Bandwidths):
 
     def profile_and_derivative(self, s: Tensor) -> tuple[Tensor, Tensor, float]:
         root = s.sqrt()
-        inverse = root.reciprocal().masked_fill_(s == 0, 0.0)
+        inverse = root / s.clamp_min(torch.finfo(s.dtype).tiny)  # zero where the distance is
         rates = [-1.0 / h for h in (shaped_like(s, h) for h in self.bandwidths)]
         values = [(root * rate).exp() for rate in rates]
         slopes = functools.reduce(torch.add, (k * rate for k, rate in zip(values, rates, strict=True)))
@@ -295,8 +295,8 @@ class Riesz(RadialKernel):
 
     def profile_and_derivative(self, s: Tensor) -> tuple[Tensor, Tensor, float]:
         k = s.sqrt() if self.r == 1.0 else s.pow(0.5 * self.r)
-        slopes = k.reciprocal() if self.r == 1.0 else k / s
-        return k.neg_(), slopes.masked_fill_(s == 0, 0.0), -0.5 * self.r
+        slopes = k / s.clamp_min(torch.finfo(s.dtype).tiny)  # zero where the distance is
+        return k.neg_(), slopes, -0.5 * self.r
 
     def extra_repr(self) -> str:
         return f"r={self.r}"

@@ -23,20 +23,20 @@ def _keops() -> Backend:
     return KeOps()
 
 
-def _products() -> Backend:
-    from ddeq.reductions.products import ByProducts
-
-    return ByProducts()
-
-
 def _sorted() -> Backend:
     from ddeq.reductions.sorted import Sorted
 
     return Sorted()
 
 
+def _products() -> Backend:
+    from ddeq.reductions.products import ByProducts
+
+    return ByProducts()
+
+
 register(DENSE)
-register_lazily("products", _products)
 register_lazily("keops", _keops)
 register_lazily("compiled", _compiled)
 register_lazily("sorted", _sorted)
+register_lazily("products", _products)

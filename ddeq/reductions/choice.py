@@ -17,14 +17,16 @@ from ddeq.reductions.settings import wanted_backend
 __all__ = ["BackendWarning", "Choice", "choose", "chosen"]
 
 CROSSOVERS = {
-    "cpu": {"sorted": 2**12, "compiled": 2**18, "keops": 2**18},
-    "cuda": {"sorted": 2**24, "compiled": 2**24, "keops": 2**22},
+    "cpu": {"sorted": 2**12, "products": 2**12, "compiled": 2**18, "keops": 2**18},
+    "cuda": {"sorted": 2**24, "products": 2**20, "compiled": 2**24, "keops": 2**22},
 }
 """Numbers of pairs from which ``auto`` prefers a backend to the dense one.
 
 On CPU ``benchmarks/reductions.py --crossovers`` finds compiled sums faster from 2**14 pairs on; ``auto`` waits until they save
 milliseconds, since the first one takes seconds to compile. The numbers for GPU are not measured yet.
 """
+MANY_COORDINATES = 16
+"""Dimension from which ``auto`` prefers matrix products for radial kernels."""
 ORDER = {"cpu": ("compiled", "keops"), "cuda": ("keops", "compiled")}
 """Backends that ``auto`` tries for many pairs, the preferred one first."""
 TRANSFORMS = "transforms of torch.func and forward-mode differentiation run on the dense backend only"
@@ -106,6 +108,8 @@ def _automatic(pairs: int, device: torch.device, dim: int, kernel: Kernel | None
     limits, order = CROSSOVERS[kind], ORDER[kind]
     if dim == 1 and pairs >= limits["sorted"] and named("sorted").obstacle(device, kernel) is None:
         return Choice("sorted", f"{pairs} pairs on the line")
+    if dim >= MANY_COORDINATES and pairs >= limits["products"] and named("products").obstacle(device, kernel) is None:
+        return Choice("products", f"{pairs} pairs in dimension {dim}")
     first = min(order, key=lambda name: limits[name])
     if pairs < limits[first]:
         return Choice(DENSE.name, f"{pairs} pairs are below the {limits[first]} from which a {first} sum is faster")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ddeq.autodiff import check_recordable, gradient, graph_leaves, recompute, under_transforms
+from ddeq.autodiff import check_recordable, gradient, graph_leaves, recompute, under_transforms, without_autocast
 from ddeq.kernels import Kernel
 from ddeq.kernels.distances import (
     FEW,
@@ -75,7 +75,8 @@ class Dense(Backend):
                 total = self._gradients(kernel, x, y, b)
                 if total is not None:
                     return total
-        return gradient(lambda p: self.sum_pairs(kernel, p, y, b.unsqueeze(-1)), x)
+        with without_autocast(x.device):  # its backward pass runs in here
+            return gradient(lambda p: self.sum_pairs(kernel, p, y, b.unsqueeze(-1)), x)
 
     def _gradients(self, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:
         """`sum_gradients` without a graph; None if the kernel holds a tensor that requires grad, in whatever way."""

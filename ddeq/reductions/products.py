@@ -18,6 +18,9 @@ from ddeq.reductions.settings import numbers_per_block
 
 __all__ = ["ByProducts"]
 
+FEWEST = 64
+"""Rows of a block that are not given up for the caches: products of a few rows read all points for little."""
+
 
 class ByProducts(Dense):
     """Sums of radial kernels over pairs by matrix products, as exact as from differences.
@@ -87,11 +90,12 @@ def _blocks(pairs: Products) -> Iterator[Block]:
     """All pairs, those of points of one set once."""
     x, y = pairs.x, pairs.y
     begin, n, m, batch = 0, x.shape[-2], y.shape[-2], x.shape[:-2].numel()
-    numbers = numbers_per_block()
-    if x.device.type == "cpu":
-        numbers = min(numbers, NEAR * torch.get_num_threads())
+    numbers, near = numbers_per_block(), NEAR * torch.get_num_threads()
     while begin < n:
         first = begin if pairs.same else 0
-        size = max(1, numbers // (batch * (m - first)))
+        row = batch * (m - first)
+        size = max(1, numbers // row)
+        if x.device.type == "cpu":
+            size = min(size, max(FEWEST, near // row))
         yield pairs.block(begin, begin + size, first)
         begin += size
