@@ -1,6 +1,6 @@
 """Squared distances by matrix products of centred points; pairs that are close relative to their norms, by differences.
 
-For centred points with ``|x|^2 + |y|^2 <= C |x - y|^2`` the rounding of ``|x|^2 + |y|^2 - 2 x y`` is at most about ``4 C`` times
+For centred points with ``|x|^2 + |y|^2 <= C |x - y|^2`` the rounding of ``|x|^2 + |y|^2 - 2 x y`` is at most ``5 C`` times
 that of a distance from differences (distances by matrix products, T18). All other pairs are computed anew.
 """
 
@@ -246,4 +246,5 @@ def own(s: Tensor, offset: int) -> Tensor:
 
 def _squared_norms(x: Tensor) -> Tensor:
     """``(*batch, n, 1)``, rounded once."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).square_().to(x.dtype)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+    return norms.square_().to(x.dtype)

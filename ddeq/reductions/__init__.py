@@ -5,7 +5,7 @@ measure in blocks of at most `block_size` numbers, `integrate_kernel_gradient` a
 logarithm; `kernel_average` averages values with a kernel as weights. `local_moments` and `local_operators` describe a measure
 around a point, `nearest_squared_distance` is the distance to its support. A `Backend` computes the sums, and `backend` sets
 which: ``dense`` (PyTorch, in blocks), ``compiled`` (loops fused by ``torch.compile``), ``keops`` (symbolic formulas), ``sorted``
-(by sorting, on the line), ``auto``, or one of your own after `register`. All give the same numbers and the
+(by sorting, on the line), ``products`` (matrix products, in many dimensions), ``auto``, or one of your own after `register`. All give the same numbers and the
 same derivatives of every order.
 
 `shard` spreads the atoms of a measure over several processes, `join_shards` makes one measure of the parts that they have, and

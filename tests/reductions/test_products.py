@@ -58,7 +58,7 @@ def test_sums_are_as_exact_as_from_differences(cloud, which, block):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ratio", [1.0, 10.0, 1e3, 1e6])
 def test_rounding_of_squared_distances(dtype, ratio):
-    """Within the bound of the statement, 4 C + 2 rounding errors of d + 3 terms, for pairs on both sides of the threshold."""
+    """Within 5 C gamma_(d+3), the bound of the statement, for pairs on both sides of the threshold."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(60, 20, generator=g, dtype=torch.float64) / ratio + torch.randn(2, 20, generator=g).double().repeat(30, 1)
     x = x.to(dtype)
@@ -66,7 +66,7 @@ def test_rounding_of_squared_distances(dtype, ratio):
     expected = (x.double().unsqueeze(1) - y.double()).square().sum(-1)
     error = (by_products(x, y).double() - expected).abs()
     unit = 0.5 * torch.finfo(dtype).eps
-    assert (error <= (4 * SAFE[dtype] + 2) * 23 * unit * expected).all()
+    assert (error <= 5 * SAFE[dtype] * 23 * unit * expected).all()
     assert (by_products(x, x).diagonal() == 0).all()
 
 
@@ -100,7 +100,7 @@ def clustered(n, dtype=torch.float64, batch=()):
     return (x + 100.0 * (torch.arange(n) % 9 == 0).double()[:, None] + 1e3).to(dtype)
 
 
-@pytest.mark.parametrize("kernel", [Gaussian(5.0), Riesz(1.0), Gaussian([2.0, 9.0]) + 0.5 * Laplace(3.0)], ids=repr)
+@pytest.mark.parametrize("kernel", [Riesz(1.0), Gaussian([2.0, 9.0]) + 0.5 * Laplace(3.0)], ids=repr)
 @pytest.mark.parametrize("same", [False, True])
 def test_derivatives_of_many_points(kernel, same):
     """First and second derivatives where distances are not stored differences."""
@@ -108,7 +108,7 @@ def test_derivatives_of_many_points(kernel, same):
     results = []
     for name in ("dense", "products"):
         p, q, w = x.clone().requires_grad_(), y.clone().requires_grad_(), torch.linspace(0, 1, 50).double().requires_grad_()
-        with backend(name), block_size(600):
+        with backend(name), block_size(1500):
             total = integrate_kernel(kernel, p, DiscreteMeasure(p if same else q, w))
             slope = integrate_kernel_gradient(kernel, p, DiscreteMeasure(q, w))
         inputs = (p, w) if same else (p, q, w)
