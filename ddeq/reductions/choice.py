@@ -25,8 +25,8 @@ CROSSOVERS = {
 On CPU ``benchmarks/reductions.py --crossovers`` finds compiled sums faster from 2**14 pairs on; ``auto`` waits until they save
 milliseconds, since the first one takes seconds to compile. The numbers for GPU are not measured yet.
 """
-MANY_COORDINATES = 16
-"""Dimension from which ``auto`` prefers matrix products for radial kernels."""
+MANY_COORDINATES, MORE_COORDINATES = 16, 32
+"""Dimensions from which ``auto`` prefers matrix products for radial kernels to the dense backend, and to fused loops."""
 ORDER = {"cpu": ("compiled", "keops"), "cuda": ("keops", "compiled")}
 """Backends that ``auto`` tries for many pairs, the preferred one first."""
 TRANSFORMS = "transforms of torch.func and forward-mode differentiation run on the dense backend only"
@@ -108,7 +108,7 @@ def _automatic(pairs: int, device: torch.device, dim: int, kernel: Kernel | None
     limits, order = CROSSOVERS[kind], ORDER[kind]
     if dim == 1 and pairs >= limits["sorted"] and named("sorted").obstacle(device, kernel) is None:
         return Choice("sorted", f"{pairs} pairs on the line")
-    if dim >= MANY_COORDINATES and pairs >= limits["products"] and named("products").obstacle(device, kernel) is None:
+    if _are_for_products(pairs, device, dim, kernel, limits):
         return Choice("products", f"{pairs} pairs in dimension {dim}")
     first = min(order, key=lambda name: limits[name])
     if pairs < limits[first]:
@@ -120,6 +120,13 @@ def _automatic(pairs: int, device: torch.device, dim: int, kernel: Kernel | None
             return Choice(name, "; ".join([f"{pairs} pairs in dimension {dim} on {device.type}", *obstacles]))
         obstacles.append(obstacle or f"{pairs} pairs are below the {limits[name]} from which {name} is faster")
     return Choice(DENSE.name, "; ".join(obstacles))
+
+
+def _are_for_products(pairs: int, device: torch.device, dim: int, kernel: Kernel | None, limits: dict[str, int]) -> bool:
+    if dim < MANY_COORDINATES or pairs < limits["products"] or named("products").obstacle(device, kernel) is not None:
+        return False
+    fused = limits["compiled"]
+    return dim >= MORE_COORDINATES or pairs < fused or named("compiled").obstacle(device, kernel) is not None
 
 
 def _obstacle(backend: Backend, device: torch.device, dim: int, kernel: Kernel | None) -> str | None:
