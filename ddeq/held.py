@@ -93,4 +93,10 @@ class HeldMeasure(Holder):
             store(self, name, getattr(measure, name))
 
     def forward(self) -> DiscreteMeasure:
-        return unchecked(self.points, self.weights, self.marks)
+        return self.measure
+
+    @property
+    def measure(self) -> DiscreteMeasure:
+        """The measure as it is now."""
+        parts = {**self._buffers, **self._parameters}
+        return unchecked(parts["points"], parts["weights"], parts.get("marks"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+import shape_checks
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 # Processes that compile at the same time read each other's unfinished files: a folder for each worker.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
@@ -15,7 +15,7 @@ os.environ["KEOPS_CACHE_FOLDER"] = str(Path.home() / ".cache" / "ddeq-tests" / W
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # Lightning calls what jsonargparse has renamed
 
 # Before the first import of ddeq: the hook rewrites modules as they load.
-_hook = install_import_hook("ddeq", "shape_checks.typecheck")
+shape_checks.install()
 
 import torch  # noqa: E402
 
@@ -24,8 +24,8 @@ torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
 collect_ignore = ["support"]  # helpers without tests or examples; the pretend device is registered once in a process
 
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("dev", max_examples=25, **common)
-settings.register_profile("ci", max_examples=25, derandomize=True, **common)
+settings.register_profile("dev", max_examples=10, **common)
+settings.register_profile("ci", max_examples=10, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=300, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 

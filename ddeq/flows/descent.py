@@ -102,7 +102,11 @@ class FunctionalDescent(Descent):
                 marks = None if self.like.marks is None else rest.pop(0)
                 velocity: Tensor = self._open(rest, unchecked(z, weights, marks), x)
             else:
-                velocity = _velocity(self._driving, self.geometry, self.like.with_points(z), x)
+                mu, driving = unchecked(z, self.like.weights, self.like.marks), self._driving
+                if self.geometry.is_wasserstein and isinstance(driving, Functional):
+                    velocity = -driving.wasserstein_gradient(mu, x)
+                else:
+                    velocity = _velocity(driving, self.geometry, mu, x)
         if self.constrained and not (self.geometry.is_wasserstein and self.dynamics.has_energy):
             on_space = self.space.velocity if self.dynamics.is_force else self.space.tangent
             velocity = on_space(there, velocity)
@@ -118,6 +122,10 @@ class FunctionalDescent(Descent):
     def energy(self, z: Tensor) -> Tensor:
         with self._autocast():
             return self.functional(self.measure(z))
+
+    @property
+    def keeps_nonfinite(self) -> bool:  # type: ignore[override]
+        return not self.has_metric and self.inner.limit is None
 
     @property
     def has_metric(self) -> bool:

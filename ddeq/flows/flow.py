@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -156,49 +156,27 @@ def flow(
     >>> trajectory.measures.points.flatten(), trajectory.times
     (tensor([1.0000, 0.5000, 0.2500]), tensor([0.0000, 0.5000, 1.0000]))
     """
-    rest: dict[str, Any] = {"stop": stop, "adjoint": adjoint, "record": record, "generator": generator, "progress": progress}
+    given: Any = (functional, mu0, stepper, geometry, noise, reaction, space)
     system = System.of(functional, mu0)
-    if system is None:
-        parts: Any = (functional, mu0, stepper, steps, geometry, noise, reaction)
-        return _flow(*parts, space=space, callback=callback, **rest)  # type: ignore[arg-type]
-    options = system.options(stepper, geometry, noise, reaction, space)
-    callback = system.callback(callback)
-    return system.unpacked(_flow(system.dynamics, system.start, steps=steps, **options, callback=callback, **rest))
-
-
-def _flow(
-    functional: Dynamics,
-    mu0: DiscreteMeasure | Trajectory,
-    stepper: Stepper,
-    steps: int | None,
-    geometry: Geometry,
-    noise: Noise | None,
-    reaction: Reaction | None,
-    *,
-    space: Space,
-    stop: Stop | None,
-    adjoint: Adjoint,
-    record: int | Iterable[int] | None,
-    generator: torch.Generator | None,
-    callback: Callable[[Report], object] | None,
-    progress: bool,
-) -> Trajectory:
-    """The flow of one measure."""
-    before, mu0 = (mu0, mu0.measure) if isinstance(mu0, Trajectory) else (None, mu0)
-    _check_options(functional, mu0, stepper, steps, geometry, noise, reaction, space, stop, adjoint, generator)
-    mu0 = check_combination(functional, mu0, stepper, geometry, noise, reaction, space, stop)
+    if system is not None:  # several measures flow as one
+        options = system.options(stepper, geometry, noise, reaction, space)
+        given, callback = (system.dynamics, system.start, *options.values()), system.callback(callback)
+    of = _Parts(*given)
+    before, mu0 = (of.mu0, of.mu0.measure) if isinstance(of.mu0, Trajectory) else (None, of.mu0)
+    _check_options(of, mu0, steps, stop, adjoint, generator)
+    mu0 = check_combination(of.functional, mu0, of.stepper, of.geometry, of.noise, of.reaction, of.space, stop)
     check_recordable("a flow")
-    if stop is not None or reaction is not None:
+    if stop is not None or of.reaction is not None:
         check_mass("mu0", mu0)
-    remains = remains_of(before, functional)
+    remains = remains_of(before, of.functional)
     first = remains.taken
     limits = stop if stop is not None else Stop(max_steps=STEPS if steps is None else whole("steps", steps, 0))
-    equation = _descent(functional, mu0, geometry, reaction, space, stop)
-    method = FlowMethod(stepper, noise, reaction, draws=functional.draws, varies=functional.varies)
+    equation = _descent(of, mu0, stop)
+    method = FlowMethod(of.stepper, of.noise, of.reaction, draws=of.functional.draws, varies=of.functional.varies)
     watches_energy = stop is not None and stop.metric == "energy"
     recorder = Recorder(steps_to_record(record, first, first + limits.max_steps), before)
     observer = Observer(equation, method, recorder, first)
-    told = None if callback is None else watched_callback(callback, functional)
+    told = None if callback is None else watched_callback(callback, of.functional)
 
     def observe(report: Report) -> None:
         observer.see(report)
@@ -208,12 +186,13 @@ def _flow(
     run = partial(
         iterate,
         z=equation.pack(mu0),
-        method=method if method.is_random or method.varies or reaction is not None else stepper,
+        method=method if method.is_random or method.varies or of.reaction is not None else of.stepper,
         converging=stop is not None,
         patient=True,
         best=False,
         metric=partial(by_energy, limits) if watches_energy else None,
         callback=observe,
+        told=observer.wants if told is None else None,
         progress=progress,
         draw=draws_of(method, generator, remains, mu0),
         first=first,
@@ -231,17 +210,24 @@ def _flow(
         generator_state=outcome.generator_state,
         of_functional=saved_memory(outcome.memory),
     )
-    return recorder.trajectory(clock, first, outcome.status, outcome.steps, left)
+    trajectory = recorder.trajectory(clock, first, outcome.status, outcome.steps, left)
+    return trajectory if system is None else system.unpacked(trajectory)
 
 
-def _descent(
-    functional: Dynamics,
-    mu0: DiscreteMeasure,
-    geometry: Geometry,
-    reaction: Reaction | None,
-    space: Space,
-    stop: Stop | None,
-) -> FunctionalDescent:
+class _Parts(NamedTuple):
+    """The parts of the flow of one measure, as which several flow too."""
+
+    functional: Dynamics
+    mu0: DiscreteMeasure | Trajectory
+    stepper: Stepper
+    geometry: Geometry
+    noise: Noise | None
+    reaction: Reaction | None
+    space: Space
+
+
+def _descent(of: _Parts, mu0: DiscreteMeasure, stop: Stop | None) -> FunctionalDescent:
+    functional, geometry, space, reaction = of.functional, of.geometry, of.space, of.reaction
     if reaction is None:
         return FunctionalDescent(functional, mu0, geometry, space=space, shardable=True)
     if reaction.jumps:
@@ -263,35 +249,23 @@ def by_energy(stop: Stop, equation: FunctionalDescent, at: Iterate) -> Measured:
         return Measured(change / (energy.abs() + stop.atol / stop.rtol), change, energy)
 
 
-def _check_options(
-    functional: object,
-    mu0: object,
-    stepper: object,
-    steps: int | None,
-    geometry: object,
-    noise: object,
-    reaction: object,
-    space: object,
-    stop: Stop | None,
-    adjoint: object,
-    generator: object,
-) -> None:
+def _check_options(of: _Parts, mu0: object, steps: int | None, stop: Stop | None, adjoint: object, generator: object) -> None:
     if steps is not None and stop is not None:
         raise ValueError(f"steps, stop: expected one of the two, got steps={steps}, stop={stop}")
     check_kinds(
         (
             "functional",
-            functional,
+            of.functional,
             Dynamics,
             "a ddeq.Functional, or Functional.of(function), VelocityField(v), Varying(function)",
         ),
         ("mu0", mu0, DiscreteMeasure, "a DiscreteMeasure, or the Trajectory of a flow that is to go on"),
         ("stop", stop, Stop | None, "a Stop such as Stop(rtol=1e-4)"),
-        ("stepper", stepper, Stepper, "a ddeq.flows.Stepper such as Euler(step_size=0.1)"),
-        ("geometry", geometry, Geometry, "a ddeq.flows.Geometry such as Wasserstein()"),
-        ("noise", noise, Noise | None, "a ddeq.flows.Noise such as Langevin(temperature), or None"),
-        ("reaction", reaction, Reaction | None, "a ddeq.flows.Reaction such as FisherRao(rate), or None"),
-        ("space", space, Space, "a ddeq.spaces.Space such as Sphere()"),
+        ("stepper", of.stepper, Stepper, "a ddeq.flows.Stepper such as Euler(step_size=0.1)"),
+        ("geometry", of.geometry, Geometry, "a ddeq.flows.Geometry such as Wasserstein()"),
+        ("noise", of.noise, Noise | None, "a ddeq.flows.Noise such as Langevin(temperature), or None"),
+        ("reaction", of.reaction, Reaction | None, "a ddeq.flows.Reaction such as FisherRao(rate), or None"),
+        ("space", of.space, Space, "a ddeq.spaces.Space such as Sphere()"),
         ("adjoint", adjoint, Adjoint, "Unrolled() or Unrolled(checkpoint=True)"),
         ("generator", generator, torch.Generator | None, "a torch.Generator or None"),
     )

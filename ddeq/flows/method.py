@@ -53,6 +53,10 @@ class FlowMethod(Method[FunctionalDescent]):
     def removable(self) -> bool:  # type: ignore[override]
         return self.stepper.removable
 
+    @property
+    def unwatched(self) -> bool:  # type: ignore[override]
+        return self.stepper.unwatched and self.reaction is None and not self.varies
+
     def unrecorded(self) -> str:
         return self.stepper.unrecorded()
 

@@ -62,6 +62,7 @@ class Nesterov(Stepper):
     has_momentum: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = True
     in_spaces: ClassVar[bool] = True
+    unwatched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ddeq.iteration import Outcome, Report
 from ddeq.measures import DiscreteMeasure
 
 __all__ = ["Observer"]
+
+ATOMS_AT_ONCE = 2**13
+"""Energies of records are evaluated together for so many atoms: for more of them the calls cost little."""
 
 
 class _Seen(NamedTuple):
@@ -49,6 +52,10 @@ class Observer:
         self._ended: tuple[Tensor, Tensor] | None = None
         """Of varying energies: that of each sample, and its dissipation, in the last step that was looked at or its last one."""
 
+    def wants(self, step: int) -> bool:
+        """Whether there is something to see in a step, counted from the start of this flow."""
+        return self._varies or self._recorder.wants(self._first + step)
+
     def see(self, report: Report) -> None:
         """Look at a step."""
         step = self._first + report.step
@@ -76,9 +83,34 @@ class Observer:
         finite = (
             torch.stack([seen.norm for seen in records.values()]).isfinite().reshape(len(records), -1).all(-1).tolist()
         )  # one look for all
-        for (step, seen), known in zip(records.items(), finite, strict=True):
-            self._recorder.record(step, self._record(step, seen, known))
+        measures = [self._equation.measure(seen.value) for seen in records.values()]
+        energies = self._energies(measures, [seen.energy for seen in records.values()])
+        for (step, seen), known, mu, energy in zip(records.items(), finite, measures, energies, strict=True):
+            self._recorder.record(step, self._record(step, seen, known, mu, energy))
         return end
+
+    def _energies(self, measures: list[DiscreteMeasure], known: list[Tensor | None]) -> list[Any]:
+        """The energies of the records, those that are not ``known`` at once where that is possible."""
+        dynamics = self._equation.dynamics
+        if not dynamics.has_energy:
+            return [dynamics.energies(mu) for mu in measures]
+        found, unknown = list(known), [i for i, energy in enumerate(known) if energy is None]
+        if not unknown:
+            return found
+        functional = self._equation.functional
+        at_once = (
+            max(1, ATOMS_AT_ONCE // max(1, measures[0].weights.numel()))
+            if functional.stackable and not self._equation.inner.is_sharded
+            else 1
+        )
+        for begin in range(0, len(unknown), at_once):
+            some = unknown[begin : begin + at_once]
+            if len(some) == 1:
+                found[some[0]] = functional(measures[some[0]])
+                continue
+            for i, energy in zip(some, functional(DiscreteMeasure.stack([measures[i] for i in some])), strict=True):
+                found[i] = energy
+        return found
 
     def _known(self, report: Report) -> tuple[Tensor | None, Tensor | None]:
         """Energy and dissipation, where they are best found now."""
@@ -98,13 +130,11 @@ class Observer:
             energy, dissipation = (torch.where(running, a, b) for a, b in zip((energy, dissipation), self._ended, strict=True))
         return energy, dissipation
 
-    def _record(self, step: int, seen: _Seen, finite: bool) -> Record:
-        equation = self._equation
-        mu, everywhere = equation.measure(seen.value), equation.inner.everywhere
+    def _record(self, step: int, seen: _Seen, finite: bool, mu: DiscreteMeasure, energy: Any) -> Record:
+        equation, dissipation = self._equation, seen.dissipation
+        everywhere = equation.inner.everywhere
         if not equation.dynamics.has_energy:
-            return Record(mu, equation.dynamics.energies(mu), None)
-        energy, dissipation = seen.energy, seen.dissipation
-        energy = equation.functional(mu) if energy is None else energy
+            return Record(mu, energy, None)
         if dissipation is None:
             dissipation = _dissipation(equation, self._method, mu, step, seen.norm, finite)
         return Record(mu, everywhere(energy), everywhere(dissipation))

@@ -62,6 +62,7 @@ class _Explicit(Stepper):
     step_size: Schedule = 0.1
 
     in_spaces: ClassVar[bool] = True
+    unwatched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_schedule("step_size", self.step_size)

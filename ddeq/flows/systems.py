@@ -135,7 +135,7 @@ class System:
     def options(
         self, stepper: Any, geometry: Any, noise: Any = None, reaction: Any = None, space: Any = Euclidean()
     ) -> dict[str, Any]:
-        """The parts of a flow, one for all species or a dict of one for each, as those of the packed measure."""
+        """The parts of a flow, in this order, one for all species or a dict of one for each, as those of the packed measure."""
         if isinstance(self.packing, Outer):
             return self._of_outer(stepper, geometry, noise, reaction, space)
         assert isinstance(self.packing, Species)

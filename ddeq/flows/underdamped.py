@@ -60,6 +60,7 @@ class Underdamped(Stepper):
     has_momentum: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = True
     in_spaces: ClassVar[bool] = True
+    unwatched: ClassVar[bool] = True
     draws: ClassVar[bool] = True
     adds_entropy: ClassVar[bool] = True
 

@@ -63,6 +63,9 @@ class Functional(Dynamics):
     """Whether the constant of `first_variation` is right too, so that mass can grow by it. Who overrides that declares it."""
     reads_marks: bool = False
     """Whether the value depends on the marks of the atoms; then there is no first variation at points without marks."""
+    stackable: bool = False
+    """Whether `forward` takes measures stacked along further first dimensions of the batch, too, and gives the numbers of each:
+    a flow then evaluates the energies of many records at once."""
     tolerance: float = 0.0
     """Relative error that the solve of an inner problem may leave in the value and its derivatives."""
     couples_batch: bool = False
@@ -237,6 +240,7 @@ class _Combination(Functional):
         self.tolerance = max(part.tolerance for part in parts)
         self.exact_variation = all(part.exact_variation for part in parts)
         self.reads_marks = any(part.reads_marks for part in parts)
+        self.stackable = all(part.stackable for part in parts)
         self.remembers, self.draws = any(part.remembers for part in parts), any(part.draws for part in parts)
         self.varies = any(part.varies for part in parts)
         if len({part.couples_batch for part in parts}) > 1:

@@ -31,8 +31,9 @@ class Discrepancy(Functional):
     @property
     def target(self) -> DiscreteMeasure:
         """The measure with which others are compared."""
-        target: DiscreteMeasure = self._target()
-        return target
+        held = self._modules["_target"]
+        assert isinstance(held, HeldMeasure)
+        return held.measure
 
     def with_target(self, target: DiscreteMeasure) -> Discrepancy:
         """The same discrepancy, settings and parameters shared, from another ``target``."""

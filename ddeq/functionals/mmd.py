@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,10 +12,13 @@ from ddeq.functionals.base import Smoothness
 from ddeq.functionals.discrepancy import Discrepancy
 from ddeq.functionals.variations import places
 from ddeq.kernels import Kernel, Riesz
-from ddeq.measures import DiscreteMeasure
+from ddeq.measures import DiscreteMeasure, unchecked
+from ddeq.ranks import is_sharded
 from ddeq.reductions import integrate, integrate_kernel, integrate_kernel_gradient
 
 __all__ = ["MMD"]
+
+Integral = Callable[[Kernel, Tensor, DiscreteMeasure], Tensor]
 
 
 class MMD(Discrepancy):
@@ -53,6 +59,7 @@ class MMD(Discrepancy):
     """
 
     removable = True
+    stackable = True
 
     def __init__(self, target: DiscreteMeasure, kernel: Kernel | None = None) -> None:
         super().__init__(target)
@@ -64,21 +71,25 @@ class MMD(Discrepancy):
         self.smoothness = Smoothness.SMOOTH if self.kernel.smooth_on_the_diagonal else Smoothness.OFF_DIAGONAL
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        nu = self._target_for(mu)
-        with_itself = integrate(integrate_kernel(self.kernel, mu.points, mu), mu)
-        with_target = integrate(integrate_kernel(self.kernel, mu.points, nu), mu)
         own = self.target
         of_target = integrate(integrate_kernel(self.kernel, own.points, own), own)
-        return 0.5 * (with_itself + of_target) - with_target
+        nu = self._target_for(mu)
+        # Of mu and - 2 nu: what is left of the integrals against (mu - nu) twice.
+        rest = self._sum(integrate_kernel, mu.points, mu, nu, 2.0)
+        return 0.5 * (integrate(rest, mu) + of_target)
 
     def first_variation(self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None) -> Float[Tensor, "*batch m"]:
-        x = places(mu, x)
-        nu = self._target_for(mu)
-        return integrate_kernel(self.kernel, x, mu) - integrate_kernel(self.kernel, x, nu)
+        return self._sum(integrate_kernel, places(mu, x), mu, self._target_for(mu))
 
     def wasserstein_gradient(
         self, mu: DiscreteMeasure, x: Float[Tensor, "*points m d"] | None = None
     ) -> Float[Tensor, "*batch m d"]:
-        x = places(mu, x)
-        nu = self._target_for(mu)
-        return integrate_kernel_gradient(self.kernel, x, mu) - integrate_kernel_gradient(self.kernel, x, nu)
+        return self._sum(integrate_kernel_gradient, places(mu, x), mu, self._target_for(mu))
+
+    def _sum(self, integral: Integral, x: Tensor, mu: DiscreteMeasure, nu: DiscreteMeasure, factor: float = 1.0) -> Tensor:
+        """The ``integral`` against ``mu - factor * nu`` at ``x``: in one sum where it is not differentiated."""
+        parts = (mu.points, mu.weights, nu.points, nu.weights)
+        if is_sharded(*parts) or (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parts))):
+            return integral(self.kernel, x, mu) - factor * integral(self.kernel, x, nu)
+        weights = torch.cat([mu.weights, nu.weights.neg() if factor == 1.0 else -factor * nu.weights], -1)
+        return integral(self.kernel, x, unchecked(torch.cat([mu.points, nu.points], -2), weights))

@@ -63,6 +63,8 @@ class Equation(ABC):
     """Whether its measures may be spread over ranks (`ddeq.reductions.shard`)."""
     varies: bool = False
     """Whether `prepared` gives another equation in each step."""
+    keeps_nonfinite: bool = False
+    """Whether an iterate that is not finite stays so whatever finite step is added to it: no projection makes it finite."""
     recomputes: bool = False
     """Whether `residual` keeps its inputs alone for backward, and is evaluated again there."""
 

@@ -32,6 +32,9 @@ class Method(Declared, ABC, Generic[E]):
     """Whether its options hold nothing for single samples, so that finished ones can leave the computation."""
     differentiable: ClassVar[bool] = True
     """Whether autograd can record its steps."""
+    unwatched: ClassVar[bool] = False
+    """Whether its steps may go unwatched where nothing is to converge: they read the iterate, the residual and the state alone,
+    end no sample, and what is not finite makes all later iterates so."""
     parts: ClassVar[tuple[str, ...]] = ()
     """Names of the methods that it consists of; `Step.note` counts the steps of each."""
 

@@ -178,6 +178,10 @@ class Samples(NamedTuple):
             changed_extent=torch.where(changed, extent, self.changed_extent),
         )
 
+    def moved(self, z: Tensor) -> Samples:
+        """To the iterates ``z``, all of them; whether they are finite is seen later."""
+        return self._replace(value=z, steps=self.steps + 1)
+
     def move(self, z: Tensor, taken: Step, ends_when_still: bool) -> Samples:
         """To the proposed iterates ``z``, where they are finite; the others stay where they were, and have diverged."""
         total = z.detach().flatten(self.running.ndim).sum(-1)  # one pass; what overflows has diverged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -77,49 +78,59 @@ def choose(n: int, m: int, device: torch.device, *, dim: int = 3, batch: int = 1
     >>> choose(100, 100, torch.device("cpu"))
     Choice(name='dense', reason='10000 pairs are below the 262144 from which a compiled sum is faster')
     """
+    name, reason = _choice(batch * n * m, device, dim, kernel)
+    return Choice(name, reason())
+
+
+def chosen(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Backend:
+    """The backend that sums ``kernel`` over the pairs of ``x`` and ``y`` with the weights ``b``."""
+    batch = x.shape[:-2].numel()
+    backend = named(_choice(batch * x.shape[-2] * y.shape[-2], x.device, x.shape[-1], kernel)[0])
+    if not backend.differentiable and torch.is_grad_enabled():
+        held = (*kernel.parameters(), *kernel.buffers())
+        if any(t.requires_grad for t in (x, y, b, *held)):
+            backend = named(_instead(backend.name, "its sums are not differentiable")[0])
+    return backend
+
+
+_Reason = Callable[[], str]
+"""A reason, written out only where it is read: the choice is made for every sum."""
+
+
+def _choice(pairs: int, device: torch.device, dim: int, kernel: Kernel | None) -> tuple[str, _Reason]:
+    """The name of a backend, and the reason."""
     wanted, transformed = wanted_backend(), under_transforms()
     if wanted == DENSE.name:
-        return Choice(DENSE.name, "asked for")
+        return DENSE.name, lambda: "asked for"
     if wanted != "auto":
         backend = named(wanted)
         if transformed and not backend.transforms:
             return _instead(wanted, TRANSFORMS)
         obstacle = _obstacle(backend, device, dim, kernel)
         if obstacle is None:
-            return Choice(wanted, "asked for")
+            return wanted, lambda: "asked for"
         if not backend.specialised:
             return _instead(wanted, obstacle)
-    return Choice(DENSE.name, TRANSFORMS) if transformed else _automatic(batch * n * m, device, dim, kernel)
+    return (DENSE.name, lambda: TRANSFORMS) if transformed else _automatic(pairs, device, dim, kernel)
 
 
-def chosen(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Backend:
-    """The backend that sums ``kernel`` over the pairs of ``x`` and ``y`` with the weights ``b``."""
-    batch = x.shape[:-2].numel()
-    backend = named(choose(x.shape[-2], y.shape[-2], x.device, dim=x.shape[-1], batch=batch, kernel=kernel).name)
-    if not backend.differentiable and torch.is_grad_enabled():
-        held = (*kernel.parameters(), *kernel.buffers())
-        if any(t.requires_grad for t in (x, y, b, *held)):
-            backend = named(_instead(backend.name, "its sums are not differentiable").name)
-    return backend
-
-
-def _automatic(pairs: int, device: torch.device, dim: int, kernel: Kernel | None) -> Choice:
+def _automatic(pairs: int, device: torch.device, dim: int, kernel: Kernel | None) -> tuple[str, _Reason]:
     kind = device.type if device.type in CROSSOVERS else "cpu"
     limits, order = CROSSOVERS[kind], ORDER[kind]
     if dim == 1 and pairs >= limits["sorted"] and named("sorted").obstacle(device, kernel) is None:
-        return Choice("sorted", f"{pairs} pairs on the line")
+        return "sorted", lambda: f"{pairs} pairs on the line"
     if _are_for_products(pairs, device, dim, kernel, limits):
-        return Choice("products", f"{pairs} pairs in dimension {dim}")
-    first = min(order, key=lambda name: limits[name])
+        return "products", lambda: f"{pairs} pairs in dimension {dim}"
+    first = min(order, key=limits.__getitem__)
     if pairs < limits[first]:
-        return Choice(DENSE.name, f"{pairs} pairs are below the {limits[first]} from which a {first} sum is faster")
+        return DENSE.name, lambda: f"{pairs} pairs are below the {limits[first]} from which a {first} sum is faster"
     obstacles: list[str] = []
     for name in order:
         obstacle = _obstacle(named(name), device, dim, kernel)
         if obstacle is None and pairs >= limits[name]:
-            return Choice(name, "; ".join([f"{pairs} pairs in dimension {dim} on {device.type}", *obstacles]))
+            return name, lambda: "; ".join([f"{pairs} pairs in dimension {dim} on {device.type}", *obstacles])
         obstacles.append(obstacle or f"{pairs} pairs are below the {limits[name]} from which {name} is faster")
-    return Choice(DENSE.name, "; ".join(obstacles))
+    return DENSE.name, lambda: "; ".join(obstacles)
 
 
 def _are_for_products(pairs: int, device: torch.device, dim: int, kernel: Kernel | None, limits: dict[str, int]) -> bool:
@@ -135,6 +146,6 @@ def _obstacle(backend: Backend, device: torch.device, dim: int, kernel: Kernel |
     return backend.obstacle(device, kernel)
 
 
-def _instead(wanted: str, obstacle: str) -> Choice:
+def _instead(wanted: str, obstacle: str) -> tuple[str, _Reason]:
     warn(BackendWarning(wanted, DENSE.name, obstacle))
-    return Choice(DENSE.name, obstacle)
+    return DENSE.name, lambda: obstacle

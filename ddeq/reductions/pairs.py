@@ -33,7 +33,7 @@ def gradient_sums(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | N
     for block in _blocks(kernel, x, y):
         if block.slopes.requires_grad:
             return None
-        found.append(_gradients(block.differences, block.slopes, 2.0 * block.factor * b))
+        found.append(_gradients(block.differences, block.slopes, (2.0 * block.factor) * b))
     return _joined(found, -2)
 
 
@@ -91,8 +91,9 @@ class _Block(NamedTuple):
 
 
 def _blocks(kernel: Kernel, x: Tensor, y: Tensor) -> Iterator[_Block]:
-    near = NEAR * torch.get_num_threads() // max(1, x.shape[:-2].numel() * y.shape[-2])
-    for rows in x.split(max(1, min(rows_per_block(x, y, x.shape[-1]), near)), -2):
+    pairs_of_row = x.shape[:-2].numel() * y.shape[-2]
+    size = min(rows_per_block(x, y, x.shape[-1]), NEAR * torch.get_num_threads() // max(1, pairs_of_row))
+    for rows in (x,) if size >= x.shape[-2] else x.split(max(1, size), -2):
         first, *others = coordinates = tuple(differences(rows, y))
         s = first.square()
         for difference in others:

@@ -317,7 +317,7 @@ def test_a_step_leaves_the_velocity_of_a_resting_atom():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: LBFGS(0), "memory: expected a number of pairs >= 1, got 0"),
+        (lambda: LBFGS(0), "memory: expected a whole number >= 1, got 0"),
         (lambda: LBFGS(2.5), "memory: "),
         (lambda: LBFGS(True), "memory: "),
         (lambda: flow(quadratic(), cloud(2), LBFGS(), geometry=Stein()), "geometry: LBFGS learns the curvature from gradients"),
