@@ -206,7 +206,6 @@ def crossovers() -> None:
         for n in (64, 128, 256, 512, 1024, 2048):
             x, y, w = torch.randn(n, dim, dtype=dtype), torch.randn(n, dim, dtype=dtype), torch.full((n,), 1.0 / n, dtype=dtype)
             shown = []
-            # KeOps compiles formulas of many coordinates for minutes.
             for name in ("dense", "compiled", "keops") if dim <= 3 else ("dense", "compiled", "products"):
                 run = ours(name, kernel)
                 run(x, y, w)
@@ -216,8 +215,7 @@ def crossovers() -> None:
                     run(x, y, w)
                     laps.append(time.perf_counter() - start)
                 shown.append(f"{name} {statistics.median(laps) * 1e3:8.3f} ms")
-            digits = str(dtype).removeprefix("torch.")
-            print(f"{digits} {kernel} d={dim} pairs={n * n:8} " + "  ".join(shown), flush=True)
+            print(f"{dtype} {kernel} d={dim} pairs={n * n:8} " + "  ".join(shown), flush=True)
     for n in (64, 128, 256, 512, 1024):
         x, y, w = torch.randn(n, 1), torch.randn(n, 1), torch.full((n,), 1.0 / n)
         shown = []
