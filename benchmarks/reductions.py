@@ -199,20 +199,23 @@ def peak_memory(kernel: str, n: int, dim: int, way: str) -> float:
 
 def crossovers() -> None:
     """The number of pairs from which another backend is faster than the dense one, by doubling."""
-    for kernel, dim in (("energy", 3), ("gaussian", 3), ("energy", 16)):
+    many = [
+        (kernel, dim, dtype) for dtype in (torch.float32, torch.float64) for dim in (8, 16, 32, 64, 256) for kernel in KERNELS
+    ]
+    for kernel, dim, dtype in [("energy", 3, torch.float32), ("gaussian", 3, torch.float32), *many]:
         for n in (64, 128, 256, 512, 1024, 2048):
-            x, y, w = torch.randn(n, dim), torch.randn(n, dim), torch.full((n,), 1.0 / n)
+            x, y, w = torch.randn(n, dim, dtype=dtype), torch.randn(n, dim, dtype=dtype), torch.full((n,), 1.0 / n, dtype=dtype)
             shown = []
-            for name in ("dense", "compiled", "keops"):
+            for name in ("dense", "compiled", "keops") if dim <= 3 else ("dense", "compiled", "products"):
                 run = ours(name, kernel)
                 run(x, y, w)
-                laps = []
-                for _ in range(15):
+                laps: list[float] = []
+                while len(laps) < 3 or (len(laps) < 15 and sum(laps) < 0.5):
                     start = time.perf_counter()
                     run(x, y, w)
                     laps.append(time.perf_counter() - start)
                 shown.append(f"{name} {statistics.median(laps) * 1e3:8.3f} ms")
-            print(f"{kernel} d={dim} pairs={n * n:8} " + "  ".join(shown), flush=True)
+            print(f"{dtype} {kernel} d={dim} pairs={n * n:8} " + "  ".join(shown), flush=True)
     for n in (64, 128, 256, 512, 1024):
         x, y, w = torch.randn(n, 1), torch.randn(n, 1), torch.full((n,), 1.0 / n)
         shown = []

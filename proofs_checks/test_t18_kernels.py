@@ -1,8 +1,10 @@
-"""T18 Kernels: derivatives of Matérn profiles, and integrals of kernels over R^d.
+"""T18 Kernels: derivatives of Matérn profiles, integrals of kernels over R^d, rounding of distances by matrix products.
 
 Verified: the rules g_1' = -g_0/2 and g_2' = -g_1/6 in u = t^2 and the Hessians at coincident points that follow; the
 integrals for symbolic dimension d, from their radial integrals.
-Assumed: polar coordinates, that is the area S_d = 2 pi^(d/2) / Gamma(d/2) of the unit sphere.
+For distances by matrix products: that they do not depend on the centre; the bounds of the terms; the constants that are left.
+Assumed: the error of a sum whose terms pass through k roundings, at most gamma_k times the sum of their absolute values;
+polar coordinates, that is the area S_d = 2 pi^(d/2) / Gamma(d/2) of the unit sphere.
 """
 
 import sympy as sp
@@ -80,3 +82,48 @@ def test_wrong_variants_are_rejected():
     wrong = (1 + t + t**2 / 2) * sp.exp(-t)
     assert sp.simplify(derivative_in_the_square(wrong) + PROFILES[1] / 6) != 0
     assert sp.simplify(derivative_in_the_square(PROFILES[1]) + PROFILES[0]) != 0
+
+
+def expanded(x, y):
+    """|x|^2 + |y|^2 - 2 x.y"""
+    return x.dot(x) + y.dot(y) - 2 * x.dot(y)
+
+
+def condition(x, y):
+    """The factor between the sum of the absolute terms and the squared distance."""
+    return (sum(a**2 + b**2 + 2 * abs(a * b) for a, b in zip(x, y, strict=True))) / expanded(x, y)
+
+
+def test_any_centre_gives_the_same_distance():
+    x, y, c = (sp.Matrix(sp.symbols(f"{name}1:4", real=True)) for name in "xyc")
+    assert sp.expand(expanded(x - c, y - c) - (x - y).dot(x - y)) == 0
+
+
+def test_absolute_terms_are_at_most_twice_the_norms():
+    """So is (|x| + |y|)^2: the difference is a square."""
+    p, q = sp.symbols("p q", nonnegative=True)
+    assert sp.factor(2 * (p**2 + q**2) - (p**2 + q**2 + 2 * p * q)) == (p - q) ** 2
+
+
+def test_constants_of_the_bound():
+    """With gamma >= 4 u and C >= 1: 2 C gamma + 4 sqrt(C) u <= 3 C gamma, which is at most 3/8; and 3 / (1 - 3/8) < 5."""
+    u, root, more = sp.symbols("u root more", nonnegative=True)
+    gamma, c = 4 * u + more, (1 + root) ** 2
+    slack = sp.expand(3 * c * gamma - 2 * c * gamma - 4 * (1 + root) * u)
+    assert all(coefficient >= 0 for coefficient in sp.Poly(slack, u, root, more).coeffs())
+    assert 3 / (1 - sp.Rational(3, 8)) < 5
+
+
+def test_without_a_centre_there_is_no_bound():
+    """Two points at a fixed distance, far away: the condition grows without bound, and with a centre it does not."""
+    t = sp.Symbol("t", positive=True)
+    x, y = sp.Matrix([t + 1, t]), sp.Matrix([t, t + 1])
+    assert sp.limit(condition(x, y), t, sp.oo) == sp.oo
+    centre = (x + y) / 2
+    assert sp.simplify(condition(x - centre, y - centre)) == 1
+
+
+def test_with_a_centre_close_pairs_have_no_bound():
+    """Hence the exceptions."""
+    t = sp.Symbol("t", positive=True)
+    assert sp.limit(condition(sp.Matrix([1, t]), sp.Matrix([1, -t])), t, 0) == sp.oo

@@ -37,9 +37,9 @@ def autocast_now(device: torch.device) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
-def without_autocast(device: torch.device) -> torch.autocast:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """For sums and small linear systems, whose digits matter, between evaluations of a function under autocast."""
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 class _Recompute(torch.autograd.Function):

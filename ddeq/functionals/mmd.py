@@ -15,6 +15,7 @@ from ddeq.kernels import Kernel, Riesz
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.ranks import is_sharded
 from ddeq.reductions import integrate, integrate_kernel, integrate_kernel_gradient
+from ddeq.reductions.choice import MANY_COORDINATES
 from ddeq.reductions.integrals import energy_of_difference, gradient_of_difference
 
 __all__ = ["MMD"]
@@ -95,9 +96,16 @@ class MMD(Discrepancy):
         return self._sum(integrate_kernel_gradient, places(mu, x), mu, nu) if gradient is None else gradient
 
     def _sum(self, integral: Integral, x: Tensor, mu: DiscreteMeasure, nu: DiscreteMeasure, factor: float = 1.0) -> Tensor:
-        """The ``integral`` against ``mu - factor * nu`` at ``x``: in one sum where it is not differentiated."""
+        """The ``integral`` against ``mu - factor * nu`` at ``x``: in one sum where it is not differentiated.
+
+        In many dimensions in two: matrix products save half of the pairs of one measure with itself.
+        """
         parts = (mu.points, mu.weights, nu.points, nu.weights)
-        if is_sharded(*parts) or (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parts))):
+        if (
+            x.shape[-1] >= MANY_COORDINATES
+            or is_sharded(*parts)
+            or (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parts)))
+        ):
             return integral(self.kernel, x, mu) - factor * integral(self.kernel, x, nu)
         weights = torch.cat([mu.weights, nu.weights.neg() if factor == 1.0 else -factor * nu.weights], -1)
         return integral(self.kernel, x, unchecked(torch.cat([mu.points, nu.points], -2), weights))

@@ -9,9 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddeq.autodiff import under_transforms
+from ddeq.autodiff import under_transforms, without_autocast
 
-__all__ = ["FEW_COORDINATES", "Distances", "by_cdist", "differences", "squared_distances", "sums_of_differences"]
+__all__ = [
+    "FEW_COORDINATES",
+    "Distances",
+    "by_cdist",
+    "differences",
+    "product",
+    "products_are_reduced",
+    "squared_distances",
+    "sums_of_differences",
+]
 
 FEW = 2**15
 """Differences of so few numbers are simply stored: the calls cost more than the memory."""
@@ -86,7 +95,7 @@ def _sums(c: Tensor, x: Tensor, y: Tensor, by: Distances = by_cdist, known: Tens
     c = torch.where(s > 0, c, 0.0)  # a point and itself add nothing, but for what a product would round
     weight = c.abs()
     if bool((weight.sum(-1) * size <= SAFE * (weight * s.sqrt()).sum(-1)).all()):
-        return near * c.sum(-1, keepdim=True) - c @ far
+        return near * c.sum(-1, keepdim=True) - product(c, far)
     return torch.stack([(c * difference).sum(-1) for difference in differences(x, y)], -1)
 
 
@@ -108,7 +117,7 @@ class _Sums(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         c, x, y = ctx.saved_tensors
         of_c = _Products.apply(g, x, y, ctx.by) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
-        return of_c, g * c.sum(-1, keepdim=True), -c.mT @ g, None
+        return of_c, g * c.sum(-1, keepdim=True), -product(c.mT, g), None
 
 
 class _Products(torch.autograd.Function):
@@ -127,4 +136,22 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, c: Tensor) -> Any:
         g, x, y = ctx.saved_tensors
         of_g = _Sums.apply(c, x, y, ctx.by) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
-        return of_g, g * c.sum(-1, keepdim=True), -c.mT @ g, None
+        return of_g, g * c.sum(-1, keepdim=True), -product(c.mT, g), None
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in the precision of the two, whatever autocast and PyTorch's settings of matrix products are."""
+    if torch.compiler.is_compiling():
+        return a @ b
+    with without_autocast(a.device):
+        return (a.double() @ b.double()).to(a.dtype) if products_are_reduced(a) else a @ b
+
+
+def products_are_reduced(t: Tensor) -> bool:
+    """Whether PyTorch's settings allow matrix products of such tensors with fewer digits than their precision has."""
+    if t.dtype != torch.float32:
+        return False
+    try:
+        return torch.get_float32_matmul_precision() != "highest" or (t.is_cuda and torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:  # set by PyTorch's newer interface, to what this one cannot express
+        return True

@@ -145,6 +145,14 @@ class Laplace(_Bandwidths):
 
     smooth_on_the_diagonal = False
 
+    def profile_and_derivative(self, s: Tensor) -> tuple[Tensor, Tensor, float]:
+        root = s.sqrt()
+        inverse = root / s.clamp_min(torch.finfo(s.dtype).tiny)  # zero where the distance is
+        rates = [-1.0 / h for h in (shaped_like(s, h) for h in self.bandwidths)]
+        values = [(root * rate).exp() for rate in rates]
+        slopes = functools.reduce(torch.add, (k * rate for k, rate in zip(values, rates, strict=True)))
+        return functools.reduce(torch.add, values), slopes * inverse, 0.5
+
     def unit_profile(self, s: Symbolic) -> Symbolic:
         return (-power(s, 0.5)).exp()
 
@@ -228,6 +236,13 @@ class IMQ(_Bandwidths):
         super().__init__(bandwidth)
         self.exponent = float(positive("exponent", exponent))
 
+    def profile_and_derivative(self, s: Tensor) -> tuple[Tensor, Tensor, float]:
+        rates = [1.0 / (h * h) for h in (shaped_like(s, h) for h in self.bandwidths)]
+        bases = [s * rate + 1.0 for rate in rates]
+        values = [base.rsqrt() if self.exponent == 0.5 else base.pow(-self.exponent) for base in bases]
+        slopes = (k / base * rate for k, base, rate in zip(values, bases, rates, strict=True))
+        return functools.reduce(torch.add, values), functools.reduce(torch.add, slopes), -self.exponent
+
     def unit_profile(self, s: Symbolic) -> Symbolic:
         return self.unit_log_profile(s).exp()
 
@@ -277,6 +292,11 @@ class Riesz(RadialKernel):
 
     def profile(self, s: Symbolic) -> Symbolic:
         return -power(s, 0.5 * self.r)
+
+    def profile_and_derivative(self, s: Tensor) -> tuple[Tensor, Tensor, float]:
+        k = s.sqrt() if self.r == 1.0 else s.pow(0.5 * self.r)
+        slopes = k / s.clamp_min(torch.finfo(s.dtype).tiny)  # zero where the distance is
+        return k.neg_(), slopes, -0.5 * self.r
 
     def extra_repr(self) -> str:
         return f"r={self.r}"

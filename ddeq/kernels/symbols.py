@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddeq.autodiff import under_transforms
+
 __all__ = ["Symbolic", "at_most", "leading", "logaddexp", "power", "shaped_like", "trailing"]
 
 Symbolic = Any
@@ -16,6 +18,9 @@ Symbolic = Any
 def power(s: Symbolic, p: float) -> Symbolic:
     """``s ** p`` for ``s >= 0`` whose derivatives at ``s = 0`` are all zero instead of infinite or NaN."""
     if isinstance(s, Tensor):
+        recorded = torch.is_grad_enabled() and s.requires_grad
+        if p > 0 and not (recorded or under_transforms() or torch.compiler.is_compiling()):
+            return s.sqrt() if p == 0.5 else s**p
         positive = s > 0
         powers = torch.where(positive, s, 1.0)
         return torch.where(positive, powers.sqrt() if p == 0.5 else powers**p, 0.0)

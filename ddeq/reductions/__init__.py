@@ -5,8 +5,8 @@ measure in blocks of at most `block_size` numbers, `integrate_kernel_gradient` a
 logarithm; `kernel_average` averages values with a kernel as weights. `local_moments` and `local_operators` describe a measure
 around a point, `nearest_squared_distance` is the distance to its support. A `Backend` computes the sums, and `backend` sets
 which: ``dense`` (PyTorch, in blocks), ``compiled`` (loops fused by ``torch.compile``), ``keops`` (symbolic formulas), ``sorted``
-(by sorting, on the line), ``auto``, or one of your own after `register`. All give the same numbers and the
-same derivatives of every order.
+(by sorting, on the line), ``products`` (matrix products, in many dimensions), ``auto``, or one of your own after `register`.
+All give the same numbers and the same derivatives of every order.
 
 `shard` spreads the atoms of a measure over several processes, `join_shards` makes one measure of the parts that they have, and
 `gather` collects it again. In sums over such measures each process computes its rows with one of these backends.

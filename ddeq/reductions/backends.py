@@ -25,9 +25,9 @@ class Backend(ABC):
     `ddeq.testing.check_backend` tests it.
 
     The sums are differentiable by autograd, at every order, in the points, the weights and the tensors of the kernel, unless
-    `differentiable` is False. The gradient of a function of :math:`|x - y|` at :math:`x = y` is zero. Distances are computed
-    from differences of points: :math:`|x|^2 - 2 x \cdot y + |y|^2` cancels far from the origin. What a backward pass needs it
-    keeps from the forward pass, settings such as `block_size` included. Arguments are never modified.
+    `differentiable` is False. The gradient of a function of :math:`|x - y|` at :math:`x = y` is zero. Distances are as exact
+    as from differences of points: :math:`|x|^2 - 2 x \cdot y + |y|^2` alone cancels far from the origin. What a backward pass
+    needs it keeps from the forward pass, settings such as `block_size` included. Arguments are never modified.
     """
 
     name: ClassVar[str] = ""

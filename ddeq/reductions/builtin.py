@@ -29,7 +29,14 @@ def _sorted() -> Backend:
     return Sorted()
 
 
+def _products() -> Backend:
+    from ddeq.reductions.products import ByProducts
+
+    return ByProducts()
+
+
 register(DENSE)
 register_lazily("keops", _keops)
 register_lazily("compiled", _compiled)
 register_lazily("sorted", _sorted)
+register_lazily("products", _products)

@@ -18,14 +18,16 @@ from ddeq.reductions.settings import wanted_backend
 __all__ = ["BackendWarning", "Choice", "choose", "chosen"]
 
 CROSSOVERS = {
-    "cpu": {"sorted": 2**12, "compiled": 2**18, "keops": 2**18},
-    "cuda": {"sorted": 2**24, "compiled": 2**24, "keops": 2**22},
+    "cpu": {"sorted": 2**12, "products": 2**12, "compiled": 2**18, "keops": 2**18},
+    "cuda": {"sorted": 2**24, "products": 2**20, "compiled": 2**24, "keops": 2**22},
 }
 """Numbers of pairs from which ``auto`` prefers a backend to the dense one.
 
 On CPU ``benchmarks/reductions.py --crossovers`` finds compiled sums faster from 2**14 pairs on; ``auto`` waits until they save
 milliseconds, since the first one takes seconds to compile. The numbers for GPU are not measured yet.
 """
+MANY_COORDINATES, MORE_COORDINATES = 16, 32
+"""Dimensions from which ``auto`` prefers matrix products for radial kernels to the dense backend, and to fused loops."""
 ORDER = {"cpu": ("compiled", "keops"), "cuda": ("keops", "compiled")}
 """Backends that ``auto`` tries for many pairs, the preferred one first."""
 TRANSFORMS = "transforms of torch.func and forward-mode differentiation run on the dense backend only"
@@ -117,6 +119,8 @@ def _automatic(pairs: int, device: torch.device, dim: int, kernel: Kernel | None
     limits, order = CROSSOVERS[kind], ORDER[kind]
     if dim == 1 and pairs >= limits["sorted"] and named("sorted").obstacle(device, kernel) is None:
         return "sorted", lambda: f"{pairs} pairs on the line"
+    if _are_for_products(pairs, device, dim, kernel, limits):
+        return "products", lambda: f"{pairs} pairs in dimension {dim}"
     first = min(order, key=limits.__getitem__)
     if pairs < limits[first]:
         return DENSE.name, lambda: f"{pairs} pairs are below the {limits[first]} from which a {first} sum is faster"
@@ -127,6 +131,13 @@ def _automatic(pairs: int, device: torch.device, dim: int, kernel: Kernel | None
             return name, lambda: "; ".join([f"{pairs} pairs in dimension {dim} on {device.type}", *obstacles])
         obstacles.append(obstacle or f"{pairs} pairs are below the {limits[name]} from which {name} is faster")
     return DENSE.name, lambda: "; ".join(obstacles)
+
+
+def _are_for_products(pairs: int, device: torch.device, dim: int, kernel: Kernel | None, limits: dict[str, int]) -> bool:
+    if dim < MANY_COORDINATES or pairs < limits["products"] or named("products").obstacle(device, kernel) is not None:
+        return False
+    fused = limits["compiled"]
+    return dim >= MORE_COORDINATES or pairs < fused or named("compiled").obstacle(device, kernel) is not None
 
 
 def _obstacle(backend: Backend, device: torch.device, dim: int, kernel: Kernel | None) -> str | None:

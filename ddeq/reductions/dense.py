@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ddeq.autodiff import check_recordable, gradient, graph_leaves, recompute, under_transforms
+from ddeq.autodiff import check_recordable, gradient, graph_leaves, recompute, under_transforms, without_autocast
 from ddeq.kernels import Kernel
 from ddeq.kernels.distances import (
     FEW,
     Distances,
     by_cdist,
+    product,
     squared_distances,
     sums_of_differences,
 )
@@ -74,7 +75,8 @@ class Dense(Backend):
                 total = self._gradients(kernel, x, y, b)
                 if total is not None:
                     return total
-        return gradient(lambda p: self.sum_pairs(kernel, p, y, b.unsqueeze(-1)), x)
+        with without_autocast(x.device):  # its backward pass runs in here
+            return gradient(lambda p: self.sum_pairs(kernel, p, y, b.unsqueeze(-1)), x)
 
     def _gradients(self, kernel: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor | None:
         """`sum_gradients` without a graph; None if the kernel holds a tensor that requires grad, in whatever way."""
@@ -152,10 +154,10 @@ def _width(kernel: Kernel, x: Tensor) -> int:
 def _in_blocks(pairs: Pairs, x: Tensor, y: Tensor, b: Tensor, module: nn.Module | None, size: int) -> Tensor:
     """``pairs(x, y) @ b`` in blocks of ``size`` rows. Backward has the blocks of forward: it reads no settings."""
     if size >= x.shape[-2]:
-        return pairs(x, y) @ b
+        return product(pairs(x, y), b)
 
     def rows(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        return pairs(x, y) @ b
+        return product(pairs(x, y), b)
 
     blocks = x.split(size, -2)
     if not torch.is_grad_enabled() and not under_transforms():

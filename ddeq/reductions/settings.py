@@ -105,6 +105,7 @@ def backend(name: str) -> Setting[str]:
         - ``"compiled"``: loops fused by ``torch.compile``; needs a C++ compiler on CPU, Triton on GPU;
         - ``"keops"``: KeOps; needs pykeops and a compiler;
         - ``"sorted"``: by sorting, for ``Riesz(1.0)`` in dimension one; other sums run as with ``"auto"``;
+        - ``"products"``: matrix products, for radial kernels in many dimensions; other sums run as with ``"auto"``;
         - ``"auto"``, the default: by size, dimension, device and what is installed; see `choose`;
         - the name of a `Backend` of your own, once `register` has been given it.
 
