@@ -2,11 +2,12 @@
 
     python benchmarks/scripts.py [--repeats 5] [--threads 1 2] [--parts methods sweep] [--sizes 50 200 ...] [--dims 2 16 ...]
 
-The scripts are those of `plain.py`: loops on tensors with what authors would cache. Both sides do the same number of steps from
-the same points, in single precision without autograd, and end at the same points (the largest difference is in the table; where
-inner problems are solved to a tolerance, it is theirs). Times are medians of runs in turn, ratios medians of the ratios of pairs;
-ddeq records the end alone, as the scripts do, and in a column of their own are ratios of flows with the hundred records that
-are the default, which hold energies and dissipation too. The seconds of the first call, which compiles and imports, are named as well.
+The scripts are those of `plain.py`: loops on tensors with what authors would cache. Both sides do the same number of steps
+from the same points, in single precision without autograd, and end at the same points (the largest difference is in the
+table; where inner problems are solved to a tolerance, it is theirs). Times are medians of runs in turn, ratios medians of the
+ratios of pairs; ddeq records the end alone, as the scripts do, and in a column of their own are ratios of flows with the
+hundred records that are the default, which hold energies and dissipation too. The seconds of the first call, which compiles
+and imports, are named as well.
 """
 
 from __future__ import annotations

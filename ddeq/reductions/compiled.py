@@ -6,7 +6,6 @@ No pair is stored. Compiled code cannot be differentiated twice: each derivative
 from __future__ import annotations
 
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from ddeq.reductions.backends import Backend
 from ddeq.reductions.dense import Dense
 from ddeq.reductions.formulas import Formula, exponent_formula, kernel_formula, numbers_of, structure
 from ddeq.reductions.trials import Trial
+from ddeq.reductions.turns import Turns
 
 __all__ = ["Compiled"]
 
@@ -163,8 +163,8 @@ class _Sums(torch.autograd.Function):
 
 
 _compiled: dict[tuple[object, ...], Run] = {}
-_compiling = threading.RLock()
-"""Held while code is compiled: the compiler's options and Python's warning filters belong to the whole process."""
+_turns = Turns()
+"""Code is compiled by one thread alone: tracing, the compiler's options and Python's warning filters are the whole process's."""
 
 
 def _run(formula: Formula, rows: Sequence[Tensor], columns: Sequence[Tensor], largest: bool = False) -> tuple[Tensor, ...]:
@@ -172,7 +172,7 @@ def _run(formula: Formula, rows: Sequence[Tensor], columns: Sequence[Tensor], la
     key = (formula.key, len(rows), len(columns), first.dtype, first.device.type)
     run = _compiled.get(key)
     if run is None:
-        with _compiling:
+        with _turns.alone():
             run = _compiled.get(key)
             if run is None:
                 run = _compiled[key] = _compile(formula, len(rows), len(columns), first, largest)
@@ -196,7 +196,7 @@ def _compile(formula: Formula, rows: int, columns: int, like: Tensor, largest: b
 @contextmanager
 def _compiler_at_work() -> Iterator[None]:
     """One thread at a time; without the compiler's warnings about itself; sizes that are equal now are not always equal."""
-    with _compiling, shapes.patch(use_duck_shape=False), warnings.catch_warnings():
+    with _turns.alone(), shapes.patch(use_duck_shape=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -214,7 +214,8 @@ class _Code:
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         kind = _relied_on(tensors)
         if kind in self._prepared:
-            return self._run(*tensors)
+            with _turns.shared():
+                return self._run(*tensors)
         with _compiler_at_work():
             result = self._run(*tensors)
         self._prepared.add(kind)

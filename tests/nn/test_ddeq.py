@@ -185,7 +185,7 @@ def test_users_cells_and_encoders():
         (lambda: DDEQ(Plain(), Shift(nn.BatchNorm1d(2)), LearnedReference(3, 2, 2)), "cell: .*BatchNorm1d"),
         (lambda: model()(clouds(), n=7), "n: .*5 marks"),
         (lambda: model()(clouds().with_weights(torch.zeros(3, 7))), "rho: .*positive total mass"),
-        (lambda: LearnedReference(0, 2, 2), "n >= 1"),
+        (lambda: LearnedReference(0, 2, 2), "n: expected a whole number >= 1"),
         (lambda: GaussianReference(2, 0), "mark_dim"),
         (lambda: Dropout(3, 1.0), "p: "),
         (lambda: Classifier(model(), 0), "num_classes: "),
