@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/python -m ddeq demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --durations 15 --durations-min 5
 
 test-slow: $(READY)
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(WORKERS)

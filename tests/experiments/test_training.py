@@ -90,7 +90,9 @@ def test_logs_say_what_training_and_its_solves_did(uninterrupted):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("steps", [5, 7], ids=["at the end of an epoch", "in an epoch"])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(5, id="at the end of an epoch", marks=pytest.mark.slow), pytest.param(7, id="in an epoch")]
+)
 def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(uninterrupted, tmp_path, steps):
     file = configuration(tmp_path)
     schedule = torch.load(uninterrupted / "last.ckpt", weights_only=False)
@@ -120,6 +122,7 @@ def interrupted(file, folder, steps):
         process.wait()
 
 
+@pytest.mark.slow
 def test_evaluation_and_predictions_of_a_checkpoint(uninterrupted, tmp_path):
     file, checkpoint = configuration(tmp_path), str(uninterrupted / "last.ckpt")
     assert "test/accuracy" in run("test", file, "--ckpt_path", checkpoint)

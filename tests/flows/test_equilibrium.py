@@ -493,7 +493,7 @@ def test_atoms_of_mass_zero_have_no_derivative_and_influence_no_other():
 # --- Newton's method at the end ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str)
 def test_an_ill_conditioned_energy(dtype):
     """A condition of 1e4, past a saddle: a flow alone takes more than 2000 steps in double precision."""
     F, mu = MMD(cloud(30, seed=1).to(dtype), Gaussian(1.0)), cloud(20).to(dtype)

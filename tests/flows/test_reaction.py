@@ -103,6 +103,7 @@ def test_births_are_equivariant_under_permuted_noise(mu):
     check_flow(MMD(TARGET, Gaussian(1.0)), mu, stepper=Euler(0.1), steps=3, reaction=reaction)
 
 
+@pytest.mark.slow
 @pytest.mark.theorem("T17")
 def test_births_with_langevin_noise_sample_a_bimodal_density():
     """A barrier of 8 that Langevin noise does not cross in this time; the reaction sees the entropy too."""

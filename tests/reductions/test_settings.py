@@ -170,7 +170,7 @@ class _Forbidden:
         "dense",
         "sorted",
         pytest.param("keops", marks=[KEOPS, pytest.mark.slow]),  # second derivatives compile for minutes
-        pytest.param("compiled", marks=COMPILED),
+        pytest.param("compiled", marks=[COMPILED, pytest.mark.slow]),
     ],
 )
 def test_backward_keeps_what_forward_used(name, monkeypatch):

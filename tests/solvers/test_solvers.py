@@ -241,7 +241,7 @@ class TestNewtonKrylov:
         assert torch.equal(without.steps, with_.steps)
         assert without.evaluations > with_.evaluations  # a preparation for each linear equation
 
-    @pytest.mark.parametrize("memory", [2, 3, 8])
+    @pytest.mark.parametrize("memory", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
     def test_steps_of_a_sample_do_not_depend_on_the_batch(self, memory):
         """Samples that need few products, in a batch with others that need restarts; each builds on its own earlier ones."""
         g = torch.Generator().manual_seed(0)
