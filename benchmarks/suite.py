@@ -36,6 +36,8 @@ SHORT = {
     "sorting": ["--sizes", "10000", "100000", "--threads", "1", "--repeats", "1"],
     "functionals": ["--sizes", "300", "--sliced", "10000", "--repeats", "2", "--limit", "1"],
     "flows": ["--points", "1000", "--steps", "20", "--repeats", "2", "--seconds", "3", "--parts", "few", "overhead"],
+    "products": ["--sizes", "200", "1000", "--repeats", "3"],
+    "scripts": ["--repeats", "1", "--threads", "1", "--parts", "methods"],
     "spaces": ["--sizes", "200", "--steps", "20", "--repeats", "2"],
     "equilibrium": ["--repeats", "2"],
     "lbfgs": ["--repeats", "1"],

@@ -80,7 +80,7 @@ class Observer:
             energy = None if last is None or not torch.equal(last.value, outcome.value) else last.energy
             at_end = _Seen(outcome.value, outcome.norm, energy)
         records = {k: kept for k, kept in self._kept.items() if k < number} | {number: at_end}
-        norms = self._equation.inner.everywhere(torch.stack([seen.norm for seen in records.values()]))
+        norms = torch.stack([self._equation.inner.everywhere(seen.norm) for seen in records.values()])
         finite = norms.isfinite().reshape(len(records), -1).all(-1).tolist()  # one look for all
         measures = [self._equation.measure(seen.value) for seen in records.values()]
         energies = self._energies(measures, [seen.energy for seen in records.values()])
