@@ -181,8 +181,8 @@ def methods() -> Iterator[Case]:
     yield Case(
         "barycentre of Wasserstein", 100, 2, 10,
         lambda: plain.w2_barycentre(x, clouds, 10),
-        # The half squared distance falls fully in a step of size one.
-        descent(sum((Wasserstein(DiscreteMeasure(c)) for c in clouds), start=0) / (2.0 * len(clouds)), x, 1.0, 10),
+        # Half the squared distance is least after a step of size one.
+        descent(sum((Wasserstein(DiscreteMeasure(c)) for c in clouds), start=0) / len(clouds), x, 1.0, 10),
     )  # fmt: skip
     for n, k in ((2000, 50), (10000, 200)):
         data = cloud(n, 2, 1)
