@@ -1,5 +1,7 @@
 # make demo, make test: everything is set up on first use, in .venv, from the pinned set in requirements/dev.txt.
-PYTHON ?= python3.11
+# The first supported Python on the path.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -8,7 +10,9 @@ WORKERS ?= 2
 .PHONY: demo test test-slow lint format docs bench clean
 
 $(READY): requirements/dev.txt pyproject.toml
-	$(if $(wildcard $(BIN)/python),,$(shell command -v $(PYTHON) || command -v python3) -m venv $(VENV))
+	@test -n "$(PYTHON)" || { echo "ddeq needs Python 3.11 or later: none is on the path" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); \
+		echo "$(PYTHON) makes no environments: install its package venv (Debian: $(notdir $(PYTHON))-venv)" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
