@@ -1,4 +1,4 @@
-"""The command line: ``python -m ddeq demo``, and the experiments' ``fit``, ``validate``, ``test``, ``predict`` and ``export``."""
+"""The command line: ``demo``, ``info``, and the experiments' ``fit``, ``validate``, ``test``, ``predict`` and ``export``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from ddeq import __version__
 
 EXPERIMENTS = {
     "fit": "train a model as a configuration says",
@@ -19,7 +21,9 @@ EXPERIMENTS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="ddeq", description="Equilibria of maps on measures.")
+    parser.add_argument("--version", action="version", version=f"ddeq {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, devices and backends, for a report of a fault")
     demo = commands.add_parser("demo", help="train a small DDEQ on embedded digits, compare solvers, flow between digits")
     demo.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of pictures and numbers (%(default)s)")
     demo.add_argument("--epochs", type=int, default=None, help="training epochs (default: those of the reported numbers)")
@@ -33,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from ddeq.experiments import export
 
             export.main(arguments[1:])
+        elif options.command == "info":
+            from ddeq.info import report
+
+            print(report())
         elif options.command in EXPERIMENTS:
             from ddeq.experiments import command_line
 

@@ -43,3 +43,21 @@ def test_importing_costs_little_more_than_torch():
         return min(times)
 
     assert seconds("ddeq") < 1.5 * seconds("torch")
+
+
+def test_info_names_versions_and_says_of_each_backend_whether_it_runs():
+    def said(*arguments):
+        done = subprocess.run([sys.executable, "-m", "ddeq", *arguments], capture_output=True, text=True, check=True, timeout=300)
+        return done.stdout
+
+    assert said("--version") == f"ddeq {ddeq.__version__}\n"
+    lines = said("info").splitlines()
+    assert lines[0].startswith(f"ddeq {ddeq.__version__}, Python 3.")
+    assert "backend dense on cpu: runs" in lines
+    assert {line.split()[1] for line in lines if line.startswith("backend ")} >= {
+        "dense",
+        "products",
+        "compiled",
+        "keops",
+        "sorted",
+    }

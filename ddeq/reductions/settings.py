@@ -19,6 +19,7 @@ from ddeq.integers import whole
 __all__ = [
     "Setting",
     "backend",
+    "backends",
     "block_size",
     "blocks_are_below",
     "declare",
@@ -154,6 +155,11 @@ def block_size(numbers: int) -> Setting[int]:
 def declare(name: str) -> None:
     """Make the ``name`` of a backend known, so that `backend` accepts it."""
     _known[name] = None
+
+
+def backends() -> tuple[str, ...]:
+    """The names of all backends that are known, ``"auto"`` left out."""
+    return tuple(name for name in _known if name != "auto")
 
 
 def wanted_backend() -> str:

@@ -34,6 +34,7 @@ ORDER = [
     "flows",
     "solvers",
     "nn",
+    "info",
     "experiments",
 ]
 ALLOWED = {room: set(ORDER[: i + 1]) for i, room in enumerate(ORDER)}
