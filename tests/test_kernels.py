@@ -190,3 +190,11 @@ def test_forward_mode_within_forward_mode(kernel, order):
 
 def test_bandwidths_may_be_numbers_of_numpy():
     assert Gaussian(np.float32(0.5)).bandwidths == [0.5]
+
+
+@pytest.mark.parametrize("r", [0.5, 1.0, 1.5])
+def test_slopes_of_equal_distances_are_equal_to_the_last_bit(r):
+    """Wherever the pairs are stored: else rounding drives atoms apart that are at one place and repel each other."""
+    for n in range(1, 40):
+        _, slopes, _ = Riesz(r).profile_and_derivative(torch.full((n,), 0.3, dtype=torch.float64))
+        assert bool((slopes == slopes[0]).all())

@@ -294,12 +294,21 @@ class Riesz(RadialKernel):
         return -power(s, 0.5 * self.r)
 
     def profile_and_derivative(self, s: Tensor) -> tuple[Tensor, Tensor, float]:
-        k = s.sqrt() if self.r == 1.0 else s.pow(0.5 * self.r)
+        k = _half_power(s, self.r)
         slopes = k / s.clamp_min(torch.finfo(s.dtype).tiny)  # zero where the distance is
         return k.neg_(), slopes, -0.5 * self.r
 
     def extra_repr(self) -> str:
         return f"r={self.r}"
+
+
+def _half_power(s: Tensor, r: float) -> Tensor:
+    """``s ** (r / 2)``, by roots where that is possible: they are rounded alike everywhere, so that atoms at one place stay
+    together, which PyTorch's vectorised powers are not."""
+    if r not in (0.5, 1.0, 1.5):
+        return s.pow(0.5 * r)
+    root = s.sqrt()
+    return root if r == 1.0 else root.sqrt() if r == 0.5 else root * root.sqrt()
 
 
 def _scale(s: Symbolic, bandwidth: float | Tensor) -> Symbolic:
