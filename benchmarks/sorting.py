@@ -173,7 +173,7 @@ def main() -> None:
         "# Sorting",
         "",
         f"Seconds of value and Wasserstein gradient, single precision, {DIRECTIONS} directions in dimension 3 or on the line;",
-        "beside them a plain loop with `torch.sort`. Both measures have so many atoms each.",
+        "next to a plain loop with `torch.sort`. Both measures have so many atoms each.",
         "",
         "| functional | | atoms | threads | plain | ddeq | times faster | difference |",
         "|---|---|---|---|---|---|---|---|",

@@ -9,7 +9,7 @@ from ddeq.flows.reaction import Reaction
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.functionals.entropy import split_entropy
+from ddeq.functionals.entropy import entropy_share
 from ddeq.iteration import Stop
 from ddeq.measures import DiscreteMeasure
 from ddeq.spaces.space import Space
@@ -111,7 +111,7 @@ def _check_entropic_noise(name: str, functional: Dynamics, geometry: Geometry, r
             f"estimates no "
             "density; a matrix or a function that multiplies gradients is Preconditioned(...)"
         )
-    share = split_entropy(functional)[1] if isinstance(functional, Functional) else 0.0
+    share = entropy_share(functional) if isinstance(functional, Functional) else 0.0
     if not (isinstance(share, float) and share == 0.0):
         raise ValueError(
             name + "stands for the entropy, which is a part of the functional already, and would count twice: leave out "

@@ -24,7 +24,7 @@ from ddeq.flows.undirected import EulerOrHeun
 from ddeq.flows.varying import watched_callback
 from ddeq.functionals.base import Functional, Smoothness
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.functionals.entropy import split_entropy
+from ddeq.functionals.entropy import entropy_share
 from ddeq.iteration import (
     ConvergenceError,
     Equation,
@@ -324,7 +324,7 @@ def _check_options(
     assert isinstance(geometry, Geometry)
     assert isinstance(functional, Functional)
     if geometry.replaces_entropy:
-        share = split_entropy(functional)[1]
+        share = entropy_share(functional)
         if not (isinstance(share, float) and share == 0.0):
             raise ValueError(
                 f"geometry: {geometry.label} flows a functional with an entropy to another measure than the one where "

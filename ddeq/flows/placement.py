@@ -11,7 +11,7 @@ from ddeq.flows.noise import Noise
 from ddeq.flows.steppers import Stepper
 from ddeq.functionals.base import Functional
 from ddeq.functionals.dynamics import Dynamics
-from ddeq.functionals.entropy import split_entropy
+from ddeq.functionals.entropy import entropy_share
 from ddeq.measures import DiscreteMeasure
 from ddeq.spaces.euclidean import Euclidean
 from ddeq.spaces.space import Space
@@ -71,7 +71,7 @@ def _check_geometry(functional: Dynamics, mu0: DiscreteMeasure, geometry: Geomet
             f"geometry: {name} adds up vectors at different atoms, which the metric of {space!r} measures differently; use "
             "Wasserstein()"
         )
-    share = split_entropy(functional)[1] if geometry.replaces_entropy and isinstance(functional, Functional) else 0.0
+    share = entropy_share(functional) if geometry.replaces_entropy and isinstance(functional, Functional) else 0.0
     if isinstance(share, Tensor) or share != 0.0:
         raise ValueError(
             f"geometry: {name} integrates the entropy of the functional by parts, which is not known on {space!r}; use "

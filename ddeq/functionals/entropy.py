@@ -229,21 +229,13 @@ def gradient_without_entropy(functional: Functional, mu: DiscreteMeasure) -> Ten
     """The Wasserstein gradient of the ``G`` of `split_entropy` at the atoms; None if there is no such part."""
     if isinstance(functional, Entropy):
         return None
-    if not isinstance(functional, Scaled | Sum) or not _holds_entropy(functional):
-        gradient: Tensor = functional.wasserstein_gradient(mu)
-        return gradient
     if isinstance(functional, Scaled):
         rest = gradient_without_entropy(functional.functional, mu)
         factor = functional.factor
         return None if rest is None else (factor[..., None, None] if isinstance(factor, Tensor) else factor) * rest
-    parts = [gradient_without_entropy(part, mu) for part in (functional.first, functional.second)]
-    known = [part for part in parts if part is not None]
-    return sum(known[1:], start=known[0]) if known else None
-
-
-def _holds_entropy(functional: Functional) -> bool:
-    if isinstance(functional, Scaled):
-        return _holds_entropy(functional.functional)
     if isinstance(functional, Sum):
-        return _holds_entropy(functional.first) or _holds_entropy(functional.second)
-    return isinstance(functional, Entropy)
+        parts = [gradient_without_entropy(part, mu) for part in (functional.first, functional.second)]
+        known = [part for part in parts if part is not None]
+        return sum(known[1:], start=known[0]) if known else None
+    gradient: Tensor = functional.wasserstein_gradient(mu)
+    return gradient

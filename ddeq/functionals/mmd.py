@@ -72,12 +72,12 @@ class MMD(Discrepancy):
         self.smoothness = Smoothness.SMOOTH if self.kernel.smooth_on_the_diagonal else Smoothness.OFF_DIAGONAL
 
     def forward(self, mu: DiscreteMeasure) -> Float[Tensor, "*batch"]:
-        energy = energy_of_difference(self.kernel, mu, self._target_for(mu)) if mu.dim == 1 else None
+        nu = self._target_for(mu)
+        energy = energy_of_difference(self.kernel, mu, nu) if mu.dim == 1 else None
         if energy is not None:
             return energy
         own = self.target
         of_target = integrate(integrate_kernel(self.kernel, own.points, own), own)
-        nu = self._target_for(mu)
         # Of mu and - 2 nu: what is left of the integrals against (mu - nu) twice.
         rest = self._sum(integrate_kernel, mu.points, mu, nu, 2.0)
         return 0.5 * (integrate(rest, mu) + of_target)

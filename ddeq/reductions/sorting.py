@@ -189,7 +189,7 @@ def in_threads(work: Callable[[Any], Any], pieces: list[Any], numbers: int = PAR
     try:
         found = [[work(p) for p in shares[0]]]
     finally:
-        waited = [other.exception() for other in others]  # nobody writes into an array that the caller has given up
+        waited = [other.exception() for other in others]  # no thread still writes where the caller has failed
     del waited
     found += [other.result() for other in others]
     return [found[k % threads][k // threads] for k in range(len(pieces))]

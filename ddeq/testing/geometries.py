@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddeq.flows import Geometry
 from ddeq.functionals.base import Functional
-from ddeq.functionals.entropy import split_entropy
+from ddeq.functionals.entropy import entropy_share
 from ddeq.iteration import InnerProduct
 from ddeq.measures import DiscreteMeasure, unchecked
 from ddeq.testing.close import assert_close
@@ -60,7 +60,7 @@ def check_geometry(
     functional = Bowl() if functional is None else functional
     if measures is None:
         measures = [trial_batch(), *trial_measures(2)]
-    share = split_entropy(functional)[1] if geometry.replaces_entropy else 0.0
+    share = entropy_share(functional) if geometry.replaces_entropy else 0.0
     plain = not isinstance(share, Tensor) and share == 0.0
     for mu in [measures] if isinstance(measures, DiscreteMeasure) else measures:
         with torch.no_grad():
