@@ -16,7 +16,7 @@ from ddeq.flows.mirror_maps import ConvexFunction, MirrorMap
 from ddeq.flows.schedules import over_atoms
 from ddeq.flows.stein import Stein, repulsion
 from ddeq.functionals.base import Functional
-from ddeq.functionals.entropy import split_entropy
+from ddeq.functionals.entropy import entropy_share, gradient_without_entropy
 from ddeq.iteration import InnerProduct
 from ddeq.kernels import Kernel
 from ddeq.kernels.radial import Bandwidth
@@ -151,9 +151,9 @@ class Mirror(Geometry):
             return map.solve(at, -functional.wasserstein_gradient(mu, x))
         image, places = self._image(mu), map.dual(at)
         kernel = Stein(self.kernel).kernel_for(image)
-        rest, share = split_entropy(functional)
+        rest, share = gradient_without_entropy(functional, mu), entropy_share(functional)
         smoothed = torch.zeros_like(at)
-        force = torch.zeros_like(mu.points) if rest is None else -rest.wasserstein_gradient(mu)
+        force = torch.zeros_like(mu.points) if rest is None else -rest
         if isinstance(share, Tensor) or share != 0.0:
             # The density of the image has the determinant of the mirror map in it.
             force = force - over_atoms(share) * gradient(map.log_determinant, mu.points)

@@ -200,21 +200,8 @@ class KLDivergence(Sum):
         return f"KLDivergence(kernel={self.first.kernel!r})"
 
 
-def split_entropy(functional: Functional) -> tuple[Functional | None, float | Tensor]:
-    r"""``G`` and ``c`` of a functional :math:`F = G + c \int\log\rho\,\mathrm d\mu`, by how it was put together."""
-    if isinstance(functional, Entropy):
-        return None, 1.0
-    if isinstance(functional, Scaled):
-        rest, share = split_entropy(functional.functional)
-        return (None if rest is None else Scaled(rest, functional.factor)), functional.factor * share
-    if isinstance(functional, Sum):
-        (first, a), (second, b) = split_entropy(functional.first), split_entropy(functional.second)
-        return (first + second if first is not None and second is not None else first or second), a + b
-    return functional, 0.0
-
-
 def entropy_share(functional: Functional) -> float | Tensor:
-    r"""The ``c`` of a functional :math:`F = G + c \int\log\rho\,\mathrm d\mu`, as `split_entropy` has it."""
+    r"""The ``c`` of a functional :math:`F = G + c \int\log\rho\,\mathrm d\mu`, by how it was put together."""
     if isinstance(functional, Entropy):
         return 1.0
     if isinstance(functional, Scaled):
@@ -226,7 +213,7 @@ def entropy_share(functional: Functional) -> float | Tensor:
 
 
 def gradient_without_entropy(functional: Functional, mu: DiscreteMeasure) -> Tensor | None:
-    """The Wasserstein gradient of the ``G`` of `split_entropy` at the atoms; None if there is no such part."""
+    """The Wasserstein gradient of the ``G`` of `entropy_share` at the atoms; None if there is no such part."""
     if isinstance(functional, Entropy):
         return None
     if isinstance(functional, Scaled):

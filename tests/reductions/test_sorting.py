@@ -88,7 +88,7 @@ def test_many_numbers(dtype, shape):
 
 
 def test_values_that_agree_in_their_high_bits_are_put_right():
-    """Closer together than the bits that are left beside the number of each."""
+    """Closer together than the bits that the number of each leaves."""
     n = 5000
     x = torch.ones(n, dtype=torch.float64) + 2.0**-52 * torch.randperm(n, generator=torch.Generator().manual_seed(0))
     check(x)
